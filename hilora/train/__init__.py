@@ -1,0 +1,1 @@
+"""What has to be trained: adapters themselves. Routing needs no training."""
