@@ -1,0 +1,43 @@
+"""Routing over pools of LoRA adapters: each prompt is served by the adapters that fit it.
+
+from hilora import HiLoRA
+
+router = HiLoRA.from_pretrained(pool="pools/flan-mini")
+for answer in router.generate(["..."]):
+    print(answer.text, answer.adapters, answer.rocs)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Completion": "hilora.types",
+    "Embedder": "hilora.route.embed",
+    "HiLoRA": "hilora.generate",
+    "HiloraError": "hilora.errors",
+    "METHODS": "hilora.methods",
+    "Planner": "hilora.planner",
+    "Pool": "hilora.pool.pool",
+    "get_method": "hilora.methods",
+}
+
+__all__ = ["METHODS", "Completion", "Embedder", "HiLoRA", "HiloraError", "Planner", "Pool", "get_method"]
+
+if TYPE_CHECKING:
+    from hilora.errors import HiloraError
+    from hilora.generate import HiLoRA
+    from hilora.methods import METHODS, get_method
+    from hilora.planner import Planner
+    from hilora.pool.pool import Pool
+    from hilora.route.embed import Embedder
+    from hilora.types import Completion
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import hilora` alone loads neither torch nor transformers."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'hilora' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,12 +1,12 @@
 """Everything that hilora refuses, as one tree; each message says what, got, expected, remedy.
 
-    HiloraError
-    ├── AdapterError       an adapter folder that cannot be used, or not with this base model
-    ├── PoolError          a pool that cannot be opened, read or changed
-    │   └── MismatchError  a pool made for another base model, embedder or version
-    ├── ModelError         a base model or embedder that cannot be loaded or attached to
-    └── InputError         a prompt, option or name that the caller has to change
-        └── UnknownNameError   with the nearest known name
+HiloraError
+├── AdapterError       an adapter folder that cannot be used, or not with this base model
+├── PoolError          a pool that cannot be opened, read or changed
+│   └── MismatchError  a pool made for another base model, embedder or version
+├── ModelError         a base model or embedder that cannot be loaded or attached to
+└── InputError         a prompt, option or name that the caller has to change
+    └── UnknownNameError   with the nearest known name
 """
 
 from collections.abc import Iterable

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -67,13 +67,11 @@ class Route:
         ids: (batch, candidate) positions in the pool.
         scores: (batch, candidate) fp32, higher is better.
         weights: (batch, candidate) fp32, sums to 1 in a row; 0 = padding.
-        seen: (batch,) whether some adapter's own score says that it knows such prompts.
     """
 
     ids: Int[Tensor, "batch candidate"]
     scores: Float[Tensor, "batch candidate"]
     weights: Float[Tensor, "batch candidate"]
-    seen: Bool[Tensor, " batch"]
 
 
 @dataclass(frozen=True)
@@ -81,14 +79,14 @@ class Plan:
     """What each row of a batch does at every site; a zero means "not used".
 
     Attributes:
-        hashes: the adapters that the batch uses, as content hashes (`Site.owner` counts along them).
+        ids: the adapters that the batch uses, as positions in the pool (`Site.owner` counts along them).
         ranks: (adapter,) each one's largest rank, in which `rocs` is counted.
         weights: (batch, adapter) routing weights.
         rocs: (batch, adapter) how many ROCs a token may use of each adapter.
         scale: (batch,) factor on the whole output.
     """
 
-    hashes: tuple[str, ...]
+    ids: tuple[int, ...]
     ranks: Int[Tensor, " adapter"]
     weights: Float[Tensor, "batch adapter"]
     rocs: Int[Tensor, "batch adapter"]
@@ -105,7 +103,7 @@ class Choice:
         weight: its routing weight.
         rocs: the ROCs that each token used of it.
         rank: the ROCs that it has.
-        seen: whether its score says that it knows such prompts.
+        seen: whether its score says that it knows such prompts; None where no scores were compared.
     """
 
     name: str
@@ -113,7 +111,7 @@ class Choice:
     weight: float
     rocs: int
     rank: int
-    seen: bool
+    seen: bool | None
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,7 @@ def train_lora(
         raise InputError(f"{out} exists. Choose another --out, or delete it to train again.")
     examples = [e for e in encode_examples(rows, tokenizer) if len(e) <= recipe.max_tokens]
     if not examples:
-        raise InputError(
-            f"None of the {len(rows)} lines fits into {recipe.max_tokens} tokens. Raise --max-tokens."
-        )
+        raise InputError(f"None of the {len(rows)} lines fits into {recipe.max_tokens} tokens. Raise --max-tokens.")
     work = out.with_name(out.name + ".training")
     work.mkdir(parents=True, exist_ok=True)
 
@@ -198,7 +196,6 @@ def batches(examples: Sequence[Example], recipe: Recipe) -> Iterator[list[Exampl
 
 def completion_loss(model: Any, batch: Sequence[Example], pad: int) -> torch.Tensor:
     """Mean cross-entropy over the completions' tokens, logits taken at those positions only."""
-    import torch
     import torch.nn.functional as F
 
     device = model.device
@@ -209,9 +206,7 @@ def completion_loss(model: Any, batch: Sequence[Example], pad: int) -> torch.Ten
         return loss
     ids, mask = _pad([e.prompt + e.completion for e in batch], pad, device)
     # the position before a completion token predicts it
-    labels, _ = _pad(
-        [[IGNORED] * (len(e.prompt) - 1) + e.completion + [IGNORED] for e in batch], IGNORED, device
-    )
+    labels, _ = _pad([[IGNORED] * (len(e.prompt) - 1) + e.completion + [IGNORED] for e in batch], IGNORED, device)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     chosen = labels != IGNORED  # (batch, seq)
     if getattr(base.config, "final_logit_softcapping", None):  # Gemma 2 changes its logits afterwards
@@ -304,9 +299,7 @@ def save_checkpoint(
     partial.rename(work / "checkpoint.safetensors")
 
 
-def load_checkpoint(
-    work: Path, recipe: Recipe, named: dict[str, torch.nn.Parameter], optimiser: Any
-) -> int:
+def load_checkpoint(work: Path, recipe: Recipe, named: dict[str, torch.nn.Parameter], optimiser: Any) -> int:
     """Steps already done, with weights and moments restored in place; 0 without a checkpoint."""
     import torch
     from safetensors import safe_open
@@ -317,9 +310,7 @@ def load_checkpoint(
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         if json.loads(metadata["recipe"]) != json.loads(json.dumps(asdict(recipe))):
-            raise InputError(
-                f"{work} holds a run with another recipe. Give the same options, or delete the folder."
-            )
+            raise InputError(f"{work} holds a run with another recipe. Give the same options, or delete the folder.")
         step = int(metadata["step"])
         with torch.no_grad():
             for name, p in named.items():

@@ -1,0 +1,104 @@
+"""Hooks that add a plan's deltas to the sites of a transformers model, and go away without a trace.
+
+    with attach(model, sites, plan, gate):
+        model.generate(...)
+
+The base model's weights are never touched. A model carries one plan at a time: `attach` is not re-entrant.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hilora.compose.delta import Gate, add_delta
+from hilora.errors import ModelError
+from hilora.types import Plan, Site
+
+_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # guards against a second plan, holds no request
+
+
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(in, out) of each module that adapters may change: linear layers and GPT-2's Conv1D."""
+    shapes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            shapes[name] = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (int(module.nx), int(module.nf))
+    return shapes
+
+
+def placements(model: nn.Module) -> dict[str, tuple[torch.device, torch.dtype]]:
+    """Device and dtype in which each linear module computes; parts of a model may differ."""
+    found = {}
+    for name in linear_shapes(model):
+        module = model.get_submodule(name)
+        weight = next(module.parameters())
+        hook = getattr(module, "_hf_hook", None)  # accelerate runs offloaded modules on this device
+        where = getattr(hook, "execution_device", None)
+        device = torch.device(where) if where is not None else weight.device
+        dtype = weight.dtype if weight.is_floating_point() else getattr(model, "dtype", torch.float32)
+        found[name] = (device, dtype)  # quantised weights compute in the model's dtype
+    return found
+
+
+@contextmanager
+def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) -> Iterator[None]:
+    """Add the plan's deltas to every site's output while the context is open.
+
+    Inputs may be (batch, seq, in) or flattened row by row; a batch that is a multiple of the plan's rows
+    (beams, several answers per prompt) follows the prompts in their order.
+
+    Raises:
+        ModelError: the model already carries a plan, or lacks a site.
+    """
+    if model in _attached:
+        raise ModelError("This model already carries a plan; attach is not re-entrant. Leave the first one before.")
+    modules = dict(model.named_modules())
+    if missing := [name for name in sites if name not in modules]:
+        raise ModelError(f"The model has no module {missing[0]!r}; was the pool made for another base model?")
+    plans: dict[torch.device, Plan] = {}
+    handles = []
+    _attached.add(model)
+    try:
+        for name, site in sites.items():
+            where = site.down.device
+            if where not in plans:
+                plans[where] = _move(plan, where)
+            handles.append(modules[name].register_forward_hook(_hook(name, site, plans[where], gate)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        _attached.discard(model)
+
+
+def _hook(name: str, site: Site, plan: Plan, gate: Gate) -> Any:
+    rows = len(plan.scale)
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0].flatten(0, -2)  # (token, in)
+        tokens = x.shape[0]
+        if tokens % rows:
+            raise ModelError(
+                f"Site {name!r} got {tokens} tokens for a plan of {rows} rows; expected a multiple. "
+                f"Run the model with the batch that the plan was made for."
+            )
+        row = torch.arange(tokens, device=x.device) // (tokens // rows)
+        flat = output.flatten(0, -2)
+        return add_delta(flat, x, site, plan, row, gate).view(output.shape)
+
+    return add
+
+
+def _move(plan: Plan, where: torch.device) -> Plan:
+    tensors = {f: getattr(plan, f).to(where) for f in ("ranks", "weights", "rocs", "scale")}
+    return replace(plan, **tensors)

@@ -1,0 +1,318 @@
+"""Prompts in, answers with reasons out: the base model under the plan of each batch.
+
+router = HiLoRA.from_pretrained(pool="pools/flan-mini")
+for answer in router.generate(["...", "..."]):
+    print(answer.text, answer.adapters, answer.rocs)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from hilora.allocate import row_stream
+from hilora.attach import attach, placements
+from hilora.compose.delta import stack_sites
+from hilora.errors import InputError, ModelError, UnknownNameError
+from hilora.methods import get_method
+from hilora.models import first_line, load_base
+from hilora.planner import Planner, Routed
+from hilora.pool.pool import Pool
+from hilora.pool.view import PoolView
+from hilora.prompts import Prompt, encode_prompts, query_text, template_id
+from hilora.route.embed import Embedder
+from hilora.sampling import SeededSampling, split_sampling
+from hilora.types import Choice, Completion, Plan, Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STACKS_KEPT = 4
+"""Stacked adapter sets kept for the next batch that uses the same set."""
+
+
+class HiLoRA:
+    """A base model that answers each prompt with the adapters that fit it.
+
+    One call runs at a time (others wait): a model carries one plan. Use `from_pretrained`.
+
+    Args:
+        model: a transformers model in eval mode; it is never changed.
+        tokenizer: its tokenizer.
+        planner: routes prompts over a pool.
+
+    Raises:
+        MismatchError: the pool was made for another base model.
+        ModelError: the model is in training mode.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, planner: Planner) -> None:
+        if model.training:
+            raise ModelError("The model is in training mode. Call model.eval() first.")
+        planner.pool.base.check_model(model, template_id(tokenizer))
+        self.model: Any = model
+        self.tokenizer: Any = tokenizer
+        self.planner = planner
+        self._placements = placements(model)
+        self._stacks: OrderedDict[tuple[str, ...], dict[str, Site]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | PreTrainedModel | None = None,
+        pool: str | Path | PoolView = "flan-mini",
+        method: str = "hilora",
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        embedder: Embedder | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        **method_options: Any,
+    ) -> Self:
+        """Load a base model and a pool.
+
+        Args:
+            base: a name, a path or a loaded model; default: the base that the pool was made for.
+            pool: a pool folder, the name of an installed pool ("flan-mini"), or an opened pool.
+            method: a name in `hilora.METHODS`.
+            tokenizer: needed with a loaded model only.
+            embedder: the pool's, if loaded already.
+            dtype: of the base model; default: bf16 where it is fast, else fp32.
+            device_map: as in transformers.
+            method_options: options of the method, e.g. gamma=0.4.
+
+        Raises:
+            HiloraError: what is wrong, and what to do; nothing is half loaded.
+        """
+        built = get_method(method, **method_options)
+        opened = pool if isinstance(pool, PoolView) else Pool.open(find_pool(pool))
+        planner = Planner(opened, built, embedder)
+        if base is None or isinstance(base, str):
+            model, own = load_base(base or opened.base.name, dtype=dtype, device_map=device_map)
+            return cls(model, tokenizer or own, planner)
+        if tokenizer is None:
+            raise InputError("A loaded model needs its tokenizer: pass tokenizer=...")
+        return cls(base, tokenizer, planner)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int = 128,
+        seed: int = 0,
+        stop: str | Sequence[str] | None = None,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
+        batch_size: int = 32,
+        on_batch: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> list[Completion]:
+        """Answer prompts; each is routed by itself, batches may mix anything.
+
+        Args:
+            prompts: texts or chats (lists of {"role", "content"}); one alone may come without a list.
+            max_new_tokens: at most this many tokens per answer.
+            seed: of the ROC allocation and of sampling; the same seed and prompt give the same answer.
+            stop: texts that end an answer; they are not part of it.
+            allow, deny: adapters to keep to, or to leave out.
+            labels: the right adapter of each prompt, for the oracle.
+            batch_size: prompts per forward pass.
+            on_batch: called with (prompts done, prompts in all).
+            options: any other generation option of transformers (do_sample, temperature, num_beams,
+                num_return_sequences, repetition_penalty, streamer, ...).
+
+        Returns:
+            One completion per prompt in the prompts' order (`num_return_sequences` of them, in a row).
+
+        Raises:
+            InputError: an empty or too long prompt, or an option that does not exist; before anything runs.
+        """
+        listed = _as_list(prompts)
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
+        if labels is not None and len(labels) != len(listed):
+            raise InputError(f"labels name {len(labels)} adapters for {len(listed)} prompts; give one each.")
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
+        self._check_options(options)
+        texts = [query_text(prompt) for prompt in listed]
+        encoded = encode_prompts(listed, self.tokenizer)
+        self._check_lengths(encoded, max_new_tokens)
+        routed = self.planner.route(texts, labels=labels, allow=allow, deny=deny)
+
+        answers: dict[int, list[Completion]] = {}
+        order = sorted(range(len(listed)), key=lambda i: -len(encoded[i]))  # like lengths share a batch
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            found = self._batch(rows, routed, [encoded[r] for r in rows], seed, stops, max_new_tokens, options)
+            answers.update(zip(rows, found, strict=True))
+            if on_batch:
+                on_batch(len(answers), len(listed))
+        return [completion for i in range(len(listed)) for completion in answers[i]]
+
+    def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, Completion]:
+        """Answer one prompt piece by piece; the generator's return value is the completion."""
+        from transformers import TextIteratorStreamer
+
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        result: list[Completion] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                result.extend(self.generate([prompt], streamer=streamer, **options))
+            except BaseException as error:  # handed to the caller's thread below
+                failure.append(error)
+            finally:
+                streamer.end()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield from (piece for piece in streamer if piece)
+        thread.join()
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    def _batch(
+        self,
+        rows: Sequence[int],
+        routed: Routed,
+        encoded: Sequence[list[int]],
+        seed: int,
+        stops: Sequence[str],
+        max_new_tokens: int,
+        options: dict[str, Any],
+    ) -> list[list[Completion]]:
+        """Answers of one batch of rows."""
+        ids, mask = self._pad(encoded)
+        kwargs, sampling = split_sampling(options, self.model.generation_config)
+        answers = int(kwargs.get("num_return_sequences", 1))
+        if sampling is not None:
+            streams = [row_stream(seed, routed.texts[r], f"token {n}") for r in rows for n in range(answers)]
+            kwargs["logits_processor"] = [*kwargs.pop("logits_processor", []), SeededSampling(streams, **sampling)]
+            if answers > 1:  # greedy search returns one answer per row, so the rows are multiplied here
+                kwargs.pop("num_return_sequences")
+                ids, mask = ids.repeat_interleave(answers, 0), mask.repeat_interleave(answers, 0)
+        if stops:
+            kwargs |= {"stop_strings": list(stops), "tokenizer": self.tokenizer}
+        kwargs.setdefault("pad_token_id", self._pad_id)
+        choices: list[tuple[Choice, ...]] = [() for _ in rows]
+        attached: AbstractContextManager[None] = nullcontext()
+        if routed.route is not None:
+            plan = self.planner.plan(routed, rows, seed)
+            choices = self.planner.choices(routed, rows, plan)
+            assert self.planner.method.gate is not None
+            attached = attach(self.model, self._stack(plan), plan, self.planner.method.gate)
+        with self._lock, attached, torch.inference_mode():
+            try:
+                out = self.model.generate(
+                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, **kwargs
+                )
+            except ValueError as error:  # transformers' own checks of options that do not go together
+                raise InputError(f"The generation options do not fit together: {first_line(error)}") from error
+        new = out if self.model.config.is_encoder_decoder else out[:, ids.shape[1] :]
+        return [
+            [
+                self._completion(new[place * answers + n].tolist(), len(encoded[place]), stops, why, routed.note)
+                for n in range(answers)
+            ]
+            for place, why in enumerate(choices)
+        ]
+
+    def _completion(
+        self, new: list[int], prompt_tokens: int, stops: Sequence[str], why: tuple[Choice, ...], note: str
+    ) -> Completion:
+        """Text and finish reason of one row's new tokens."""
+        if self.model.config.is_encoder_decoder:
+            new = new[1:]  # the decoder's start token
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        length = next((i for i, token in enumerate(new) if token in ends), None)
+        kept = new if length is None else new[:length]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        cut = min((text.find(stop) for stop in stops if stop in text), default=None)
+        if cut is not None:
+            text = text[:cut]
+        reason = "length" if length is None and cut is None else "stop"
+        return Completion(text, reason, why, self.planner.method.name, prompt_tokens, len(kept), note)
+
+    def _stack(self, plan: Plan) -> dict[str, Site]:
+        """The plan's adapters stacked site by site, kept for the next batch that uses the same."""
+        key = tuple(self.planner.pool.entries[i].hash for i in plan.ids)
+        if key not in self._stacks:
+            factors = [self.planner.pool.factors(content) for content in key]
+            self._stacks[key] = stack_sites(factors, self._placements)
+            while len(self._stacks) > STACKS_KEPT:
+                self._stacks.popitem(last=False)
+        self._stacks.move_to_end(key)
+        return self._stacks[key]
+
+    @property
+    def _pad_id(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    def _pad(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (batch, seq); decoders are padded on the left, encoders on the right."""
+        longest = max(map(len, encoded))
+        left = not self.model.config.is_encoder_decoder
+        ids = torch.full((len(encoded), longest), self._pad_id)
+        mask = torch.zeros(len(encoded), longest, dtype=torch.long)
+        for row, tokens in enumerate(encoded):
+            where = slice(longest - len(tokens), None) if left else slice(len(tokens))
+            ids[row, where] = torch.tensor(tokens)
+            mask[row, where] = 1
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    def _check_lengths(self, encoded: Sequence[list[int]], max_new_tokens: int) -> None:
+        config = self.model.config
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        if limit is None or config.is_encoder_decoder:
+            return
+        for number, tokens in enumerate(encoded):
+            if len(tokens) + max_new_tokens > limit:
+                raise InputError(
+                    f"Prompt {number} has {len(tokens)} tokens; with max_new_tokens={max_new_tokens} the base "
+                    f"model's context of {limit} leaves {limit - max_new_tokens}. Shorten it, or lower max_new_tokens."
+                )
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        from transformers import GenerationConfig
+
+        known = {*GenerationConfig().to_dict(), "streamer", "logits_processor", "stopping_criteria"}
+        for name in options:
+            if name not in known:
+                raise UnknownNameError("generation option", name, known)
+        if options.get("do_sample") and (options.get("num_beams") or 1) > 1:
+            raise InputError("Sampling and beams do not go together here: choose do_sample or num_beams.")
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as a list; a text or a chat alone counts as one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    listed: list[Any] = list(prompts)
+    return [listed] if listed and isinstance(listed[0], dict) else listed
+
+
+def find_pool(pool: str | Path) -> Path:
+    """A pool folder, or the folder of an installed pool distribution ("flan-mini")."""
+    import importlib.util
+
+    path = Path(pool)
+    if not path.exists() and path.parent == Path():
+        spec = importlib.util.find_spec(f"hilora_{path.name.replace('-', '_')}")
+        if spec is not None and spec.submodule_search_locations:
+            return Path(next(iter(spec.submodule_search_locations)))
+    return path

@@ -1,0 +1,133 @@
+"""The method table: the name in its paper -> router, allocation, composer. Read this first.
+
+method        router                    budget                        token level
+hilora        Gaussian, Eq. 4           gamma * candidates' ROCs      top-o of each adapter
+hilora-gs     Gaussian, Eq. 4           all of the candidates' ROCs   -
+hilora-roc    everyone                  k                             top-k over the pool
+oracle        the label                 all of the adapter's ROCs     -
+base          -                         -                             -
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hilora.compose.delta import Gate
+from hilora.compose.rocs import PoolTopRocs, TopRocs
+from hilora.errors import InputError, UnknownNameError
+from hilora.route.router import Everyone, Gaussian, Oracle, Router
+
+ALLOCATIONS = ("sampled", "expected")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to serve prompts.
+
+    Attributes:
+        name: as in its paper.
+        router: which adapters; None serves the base model alone.
+        gate: the composer.
+        gamma: share of the candidates' ROCs in the budget.
+        allocation: "sampled" or "expected".
+        normalise: whether outputs are scaled by sqrt(mean rank / active ROCs).
+        active: ROCs that a token uses in all, where that is not the budget.
+    """
+
+    name: str
+    router: Router | None = None
+    gate: Gate | None = None
+    gamma: float = 1.0
+    allocation: str = "expected"
+    normalise: bool = False
+    active: int | None = None
+
+
+def hilora(
+    *,
+    gamma: float = 0.4,
+    k: int = 3,
+    covariance: str = "own",
+    candidates: str = "sign",
+    ridge: float | None = None,
+    shrinkage: float = 0.1,
+    allocation: str = "sampled",
+    criterion: str = "value",
+    normalise: bool = True,
+) -> Method:
+    """HiLoRA (arXiv 2510.12266): Gaussian candidates, a sampled budget of ROCs, top-o ROCs per token."""
+    if not 0 < gamma <= 1:
+        raise InputError(f"gamma is a share of the candidates' ROCs: got {gamma}, expected 0 < gamma <= 1.")
+    if allocation not in ALLOCATIONS:
+        raise UnknownNameError("allocation", allocation, ALLOCATIONS)
+    router = Gaussian(covariance, candidates, k, ridge, shrinkage)
+    return Method("hilora", router, TopRocs(criterion), gamma, allocation, normalise)
+
+
+def hilora_gs(
+    *,
+    k: int = 3,
+    covariance: str = "own",
+    candidates: str = "sign",
+    ridge: float | None = None,
+    shrinkage: float = 0.1,
+    normalise: bool = True,
+) -> Method:
+    """HiLoRA-GS: the sequence level alone; every ROC of the candidates is active."""
+    router = Gaussian(covariance, candidates, k, ridge, shrinkage)
+    return Method("hilora-gs", router, TopRocs(), normalise=normalise)
+
+
+def hilora_roc(*, k: int = 24, criterion: str = "value", normalise: bool = True) -> Method:
+    """HiLoRA-ROC: the token level alone; each token's k strongest ROCs of the whole pool."""
+    return Method("hilora-roc", Everyone(), PoolTopRocs(k, criterion), normalise=normalise, active=k)
+
+
+def oracle() -> Method:
+    """The adapter that the label names, whole: the papers' column LoRA, or perfect selection."""
+    return Method("oracle", Oracle(), TopRocs())
+
+
+def base() -> Method:
+    """The base model without adapters."""
+    return Method("base")
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "hilora": hilora,
+    "hilora-gs": hilora_gs,
+    "hilora-roc": hilora_roc,
+    "oracle": oracle,
+    "base": base,
+}
+
+
+def get_method(name: str, **options: Any) -> Method:
+    """Build a method by name.
+
+    Raises:
+        UnknownNameError: no such method, or no such option of it; suggests the nearest.
+        InputError: an option's value makes no sense.
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    known = inspect.signature(METHODS[name]).parameters
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of method {name!r}:", option, known)
+    return METHODS[name](**options)
+
+
+def method_table() -> list[dict[str, str]]:
+    """Name, options with defaults, and summary of every method."""
+    return [
+        {
+            "name": name,
+            "options": ", ".join(f"{p.name}={p.default}" for p in inspect.signature(build).parameters.values()),
+            "summary": inspect.getdoc(build) or "",
+        }
+        for name, build in METHODS.items()
+    ]

@@ -1,0 +1,141 @@
+"""Files of a pool: each is written whole or not at all.
+
+    POOL/pool.json                    the manifest: the only file that ever changes, replaced atomically
+    POOL/base.json                    the base model's modules and sketch, written when the pool is made
+    POOL/adapters/<hash>.safetensors  one adapter's factors, named by content, never changed
+    POOL/samples/<hash>.safetensors   embeddings of one adapter's samples, likewise
+
+A crash leaves at most files that no manifest names; `prune` deletes them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hilora.errors import MismatchError, PoolError
+
+FORMAT = 1
+MANIFEST = "pool.json"
+BASE = "base.json"
+ADAPTERS = "adapters"
+SAMPLES = "samples"
+
+_REMEDIES = {
+    errno.ENOSPC: "No space is left on the disk; free some and try again. Nothing was changed.",
+    errno.EDQUOT: "The disk quota is used up; free some and try again. Nothing was changed.",
+    errno.EROFS: "The file system is read-only; copy the pool to change it.",
+    errno.EACCES: "You may not write there; copy the pool to change it.",
+    errno.EPERM: "You may not write there; copy the pool to change it.",
+}
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn the operating system's refusals into PoolErrors with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, f"{error.strerror or error}.")
+        raise PoolError(f"Cannot {doing}: {remedy}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that readers see complete or not at all, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_manifest(pool: Path) -> dict[str, Any]:
+    """The manifest of a pool folder.
+
+    Raises:
+        PoolError: no pool there, or its manifest is damaged.
+        MismatchError: written by a newer version.
+    """
+    path = pool / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = int(manifest["format"])
+    except FileNotFoundError as error:
+        raise PoolError(
+            f"{pool} is no pool: it has no {MANIFEST}. Make one with: hilora pool add NAME FOLDER --pool {pool}"
+        ) from error
+    except NotADirectoryError as error:
+        raise PoolError(f"{pool} is a file; a pool is a folder with a {MANIFEST}.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PoolError(f"{path} cannot be read as a pool's manifest: {error}. Restore it from a copy.") from error
+    if version > FORMAT:
+        raise MismatchError(
+            f"{pool} was written by a newer hilora (format {version}, this version reads {FORMAT}). "
+            f"Run: pip install --upgrade hilora"
+        )
+    return manifest
+
+
+def write_manifest(pool: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest: the one moment at which a change becomes true."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    write_whole(pool / MANIFEST, text.encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors under a name that stands for their content; an existing file is that content."""
+    from safetensors.torch import save
+
+    if not path.exists():
+        write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, memory-mapped: pages are read from disk when they are used.
+
+    Raises:
+        PoolError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise PoolError(
+            f"{path} is missing or damaged ({error}). Run: hilora pool check; then remove and add the adapter again."
+        ) from error
+
+
+def prune(pool: Path, used: set[str]) -> list[Path]:
+    """Delete data files that the manifest does not name, and what a crash left; returns them."""
+    gone = []
+    for folder in (ADAPTERS, SAMPLES):
+        for path in sorted((pool / folder).glob("*")):
+            if path.name.removesuffix(".safetensors") not in used:
+                path.unlink()
+                gone.append(path)
+    for path in pool.glob(".partial-*"):
+        path.unlink()
+        gone.append(path)
+    return gone

@@ -1,0 +1,169 @@
+"""Reading a pool: its manifest when it is opened, weights and embeddings when a route first needs them.
+
+A view keeps what it opened, whatever others do to the folder meanwhile; `reload` takes the present state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hilora.errors import MismatchError, PoolError, UnknownNameError
+from hilora.fingerprint import BaseInfo
+from hilora.pool import store
+from hilora.types import Factors
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter in the manifest.
+
+    Attributes:
+        name: unique in the pool.
+        hash: content hash of its factors, names its file.
+        samples: content hash of its samples' embeddings, names their file.
+        rank: its largest rank; `num_sites` modules adapted, `num_parameters` in all.
+        base_model: the base that its config names.
+        num_samples: m.
+        enabled: whether it may be routed to.
+        added: UTC time.
+    """
+
+    name: str
+    hash: str
+    samples: str
+    rank: int
+    num_sites: int
+    num_parameters: int
+    base_model: str
+    num_samples: int
+    enabled: bool
+    added: str
+
+
+@dataclass(frozen=True)
+class EmbedderInfo:
+    """The embedder that a pool's statistics were made with."""
+
+    name: str
+    dim: int
+    instruction: str
+    fingerprint: str
+
+
+class PoolView:
+    """What a pool folder held when it was opened.
+
+    Attributes:
+        path: the folder.
+        entries: the adapters, ordered by content hash (so that the order of adding changes nothing).
+        embedder: what its samples were embedded with.
+        ridge: for the own-covariance Gaussian, chosen on the samples.
+        version: counts the changes.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self._take(manifest)
+
+    def _take(self, manifest: Mapping[str, Any]) -> None:
+        try:
+            entries = (Entry(**raw) for raw in manifest["adapters"])
+            self.entries = tuple(sorted(entries, key=lambda entry: (entry.hash, entry.name)))
+            self.embedder = EmbedderInfo(**manifest["embedder"])
+            self.ridge = float(manifest["ridge"])
+            self.tuned_on = int(manifest["tuned_on"])
+            self.version = int(manifest["version"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PoolError(f"{self.path / store.MANIFEST} is damaged: {error!r}. Restore it from a copy.") from error
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a pool folder, reading its manifest only.
+
+        Raises:
+            PoolError: there is no pool, or it is damaged.
+            MismatchError: it was written by a newer version.
+        """
+        return cls(Path(path), store.read_manifest(Path(path)))
+
+    def reload(self) -> None:
+        """Take the folder's present state."""
+        self._take(store.read_manifest(self.path))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def base(self) -> BaseInfo:
+        """The base model that the adapters were checked against."""
+        try:
+            return BaseInfo.from_json((self.path / store.BASE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PoolError(f"{self.path / store.BASE} cannot be read: {error!r}. Restore it from a copy.") from error
+
+    @property
+    def names(self) -> list[str]:
+        """Adapter names in the pool's order."""
+        return [entry.name for entry in self.entries]
+
+    def index(self, name: str) -> int:
+        """Position of an adapter.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        names = self.names
+        if name not in names:
+            raise UnknownNameError("adapter", name, names)
+        return names.index(name)
+
+    def allowed(
+        self, allow: Sequence[str] | None = None, deny: Sequence[str] | None = None
+    ) -> Bool[Tensor, " adapter"]:
+        """Which adapters may be routed to: enabled ones, of the allow list if given, not of the deny list.
+
+        Raises:
+            UnknownNameError: a list names an adapter that the pool does not have.
+        """
+        mask = torch.tensor([entry.enabled for entry in self.entries], dtype=torch.bool)
+        if allow is not None:
+            listed = torch.zeros_like(mask)
+            listed[[self.index(name) for name in allow]] = True
+            mask &= listed
+        mask[[self.index(name) for name in deny or ()]] = False
+        return mask
+
+    def factors(self, content: str) -> Factors:
+        """An adapter's factors by content hash, memory-mapped."""
+        tensors = store.map_tensors(self.path / store.ADAPTERS / f"{content}.safetensors")
+        sites = {key.rsplit("|", 1)[0] for key in tensors}
+        return {site: (tensors[f"{site}|down"], tensors[f"{site}|up"]) for site in sorted(sites)}
+
+    def embeddings(self) -> list[Float[Tensor, "sample dim"]]:
+        """Embeddings of all adapters' samples, in the pool's order."""
+        return [self._samples(entry) for entry in self.entries]
+
+    def _samples(self, entry: Entry) -> Float[Tensor, "sample dim"]:
+        return store.map_tensors(self.path / store.SAMPLES / f"{entry.samples}.safetensors")["embeddings"]
+
+    def check_embedder(self, embedder: EmbedderInfo) -> None:
+        """Refuse embeddings of another model than the pool's.
+
+        Raises:
+            MismatchError: says which model built the pool, and how to rebuild it.
+        """
+        if embedder != self.embedder:
+            mine, other = self.embedder, embedder
+            raise MismatchError(
+                f"The pool was embedded with {mine.name!r} (dim {mine.dim}, {mine.fingerprint}), not with "
+                f"{other.name!r} (dim {other.dim}, {other.fingerprint}). Use that embedder, or run: "
+                f"hilora pool reembed --pool {self.path} --embedder {other.name} --samples DIR"
+            )

@@ -1,0 +1,1 @@
+"""Sequence level: from a prompt's embedding to the adapters that may serve it."""

@@ -1,0 +1,46 @@
+"""Which adapters a score lets through: scores (batch, adapter) -> Route.
+
+HiLoRA Eq. 4 ("sign") and the fixed number of the retrieval papers ("top").
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hilora.types import Route
+
+
+def sign_sizes(scores: Float[Tensor, "batch adapter"], k: int) -> Float[Tensor, " batch"]:
+    """How many adapters Eq. 4 keeps in each row.
+
+    All with a positive score where there is one; else the best c = max(|max s|, k), rounded up.
+    """
+    best = scores.max(1).values
+    broad = torch.clamp(best.abs().ceil(), min=k)
+    size = torch.where(best > 0, (scores > 0).sum(1).float(), broad)
+    return torch.minimum(size, torch.isfinite(scores).sum(1).float())
+
+
+def select(
+    scores: Float[Tensor, "batch adapter"],
+    sizes: Float[Tensor, " batch"],
+    allowed: Bool[Tensor, " adapter"],
+) -> Route:
+    """The `sizes` best allowed adapters of each row, with softmax weights over them (pi in the paper).
+
+    Args:
+        scores: -inf or any number where an adapter is not allowed.
+        sizes: adapters to keep in each row.
+        allowed: adapters that may be chosen at all.
+    """
+    scores = scores.float().masked_fill(~allowed, -torch.inf)
+    width = max(1, min(int(sizes.max()), int(allowed.sum())))
+    # a stable sort: equal scores keep the pool's own order, whatever else is in the batch
+    ordered, ids = torch.sort(scores, dim=1, descending=True, stable=True)
+    ordered, ids = ordered[:, :width], ids[:, :width]
+    chosen = torch.arange(width, device=scores.device)[None] < sizes[:, None]
+    weights = torch.softmax(ordered.masked_fill(~chosen, -torch.inf), dim=1)
+    weights = weights.clamp_min(torch.finfo(torch.float32).tiny) * chosen  # 0 means padding, not "unlikely"
+    return Route(ids, ordered, weights)

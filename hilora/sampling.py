@@ -1,0 +1,67 @@
+"""Sampling whose draws belong to the prompt, not to the batch.
+
+transformers draws a whole batch from one global stream, so that a row's answer depends on its neighbours.
+Adding Gumbel noise to the warped log-probabilities and taking the largest is the same distribution; here the
+noise of each row comes from a stream keyed by (seed, prompt), so that an answer can be had again in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+_WARPERS: dict[str, Any] = {
+    "temperature": TemperatureLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+}
+"""Generation options that shape the distribution, in the order in which transformers applies them."""
+
+_NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None}
+
+
+class SeededSampling(LogitsProcessor):  # type: ignore[misc]
+    """Turns the greedy choice into a draw: warp the scores, add each row's own Gumbel noise.
+
+    Args:
+        streams: one random stream per row of the batch.
+        options: temperature, top_k, top_p, min_p.
+    """
+
+    def __init__(self, streams: Sequence[np.random.Generator], **options: Any) -> None:
+        self.streams = streams
+        active = {name: value for name, value in options.items() if value not in (None, _NEUTRAL[name])}
+        self.warpers = LogitsProcessorList([_WARPERS[name](active[name]) for name in _WARPERS if name in active])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (row, vocabulary) whose largest entry is a sample."""
+        warped = torch.log_softmax(self.warpers(input_ids, scores.float()), dim=-1)
+        noise = np.stack([stream.gumbel(size=scores.shape[1]) for stream in self.streams])
+        return warped + torch.from_numpy(noise).to(warped)
+
+
+def split_sampling(options: dict[str, Any], defaults: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Options for transformers, and those for `SeededSampling`, None when the choice is greedy.
+
+    Args:
+        options: generation options as the caller gave them.
+        defaults: the model's generation config.
+    """
+    options = dict(options)
+    given = {name: options.pop(name, getattr(defaults, name, None)) for name in _WARPERS}
+    if not options.pop("do_sample", getattr(defaults, "do_sample", False)):
+        return options, None
+    return options, given
