@@ -104,7 +104,7 @@ def describe_base(name: str) -> BaseInfo:
     from hilora.prompts import template_id
 
     config = load_config(name)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
         skeleton = auto.from_config(config)
     sites = linear_shapes(skeleton)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class HiLoRA:
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         **method_options: Any,
-    ) -> Self:
+    ) -> HiLoRA:
         """Load a base model and a pool.
 
         Args:

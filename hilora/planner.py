@@ -139,11 +139,10 @@ class Planner:
             out.append(tuple(found))
         return out
 
-    def explain(self, texts: Sequence[str], seed: int = 0, **lists: Sequence[str] | None) -> list[tuple[Choice, ...]]:
-        """Route and plan prompts, for people: the choices of each. `lists`: labels, allow, deny."""
-        routed = self.route(texts, **lists)
+    def explain(self, routed: Routed, seed: int = 0) -> list[tuple[Choice, ...]]:
+        """The choices of every routed prompt, as `generate` would serve it with that seed."""
         if routed.route is None:
-            return [() for _ in texts]
+            return [() for _ in routed.texts]
         rows = range(len(routed.texts))
         return self.choices(routed, rows, self.plan(routed, rows, seed))
 

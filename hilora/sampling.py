@@ -8,7 +8,7 @@ noise of each row comes from a stream keyed by (seed, prompt), so that an answer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ _WARPERS: dict[str, Any] = {
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None}
 
 
-class SeededSampling(LogitsProcessor):  # type: ignore[misc]
+class SeededSampling(LogitsProcessor):
     """Turns the greedy choice into a draw: warp the scores, add each row's own Gumbel noise.
 
     Args:
@@ -48,7 +48,7 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (row, vocabulary) whose largest entry is a sample."""
-        warped = torch.log_softmax(self.warpers(input_ids, scores.float()), dim=-1)
+        warped = torch.log_softmax(self.warpers(cast("Any", input_ids), cast("Any", scores.float())), dim=-1)
         noise = np.stack([stream.gumbel(size=scores.shape[1]) for stream in self.streams])
         return warped + torch.from_numpy(noise).to(warped)
 

@@ -10,7 +10,8 @@ Dimensions, named once for the whole project:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -56,7 +57,7 @@ class Site:
     down: Float[Tensor, "roc in"]
     up: Float[Tensor, "out roc"]
     owner: Int[Tensor, " roc"]
-    blocks: tuple[tuple[int, Int[Tensor, " column"]], ...]
+    blocks: tuple[tuple[int, Int[Tensor, "_"]], ...]
 
 
 @dataclass(frozen=True)
@@ -144,3 +145,7 @@ class Completion:
     def rocs(self) -> dict[str, int]:
         """ROCs per token, by adapter."""
         return {choice.name: choice.rocs for choice in self.choices}
+
+    def to_json(self) -> str:
+        """One line of JSON with all fields."""
+        return json.dumps(asdict(self), ensure_ascii=False)

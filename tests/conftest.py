@@ -187,3 +187,20 @@ def shared_pool(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tup
         return made[kind]
 
     return get
+
+
+class Tiny:
+    """The makers above, for tests that need their own."""
+
+    model = staticmethod(tiny_model)
+    pool = staticmethod(make_pool)
+    adapter = staticmethod(write_adapter)
+    sites = staticmethod(target_sites)
+    texts = staticmethod(task_texts)
+    tokenizer = staticmethod(tiny_tokenizer)
+    tasks = tuple(WORDS)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> type[Tiny]:
+    return Tiny

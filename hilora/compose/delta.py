@@ -9,7 +9,7 @@ the R ROCs that the batch uses; no per-adapter output is ever materialised.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from torch import Tensor
 from hilora.types import Factors, Plan, Site
 
 
+@runtime_checkable
 class Gate(Protocol):
     """A composer: fills the gate from the projections of a site's ROCs."""
 

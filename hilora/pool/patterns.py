@@ -1,8 +1,8 @@
 """Matches module names against PEFT's regular expressions when a stranger wrote them.
 
-Python's `re` backtracks, so a short pattern can run for years. Here a parsed pattern is run on *sets* of positions,
-where nothing is tried twice, with laziness and greed alike (only whether it matches counts), and the steps
-are counted: a pattern that needs too many is refused, on every machine the same one.
+Python's `re` backtracks, so a short pattern can run for years. Here a parsed pattern is run on *sets* of
+positions, where nothing is tried twice (lazy or greedy is all one: only whether it matches counts), and the
+steps are counted: a pattern that needs too many is refused, on every machine the same one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Matcher:
         steps: how many pattern nodes may be visited over all names and patterns.
     """
 
-    def __init__(self, steps: int = 1_000_000) -> None:
+    def __init__(self, steps: int = 400_000) -> None:
         self.steps = steps
-        self._parsed: dict[str, Any] = {}
+        self._parsed: dict[tuple[str, str], Any] = {}
 
     def fullmatch(self, pattern: str, name: str) -> bool:
         """Whether `re.fullmatch(pattern, name)` would match, as PEFT asks for `target_modules`.
@@ -55,8 +55,8 @@ class Matcher:
         return default
 
     def _parse(self, pattern: str, whole: str) -> Any:
-        if whole in self._parsed:
-            return self._parsed[whole]
+        if (pattern, whole) in self._parsed:
+            return self._parsed[pattern, whole]
         if len(pattern) > MAX_LENGTH:
             raise AdapterError(f"pattern {pattern[:40]!r}… has {len(pattern)} characters; at most {MAX_LENGTH}")
         try:
@@ -66,9 +66,9 @@ class Matcher:
                 parsed = _parser.parse(whole)
                 if parsed.state.flags != int(re.UNICODE):
                     raise AdapterError(f"pattern {pattern[:80]!r} sets flags; write it without (?…) flags")
-        except (re.error, OverflowError, RecursionError) as error:
+        except (re.error, OverflowError, RecursionError, FutureWarning) as error:
             raise AdapterError(f"pattern {pattern[:80]!r} is no valid regular expression: {error}") from error
-        self._parsed[whole] = parsed
+        self._parsed[pattern, whole] = parsed
         return parsed
 
     def _run(self, parsed: Any, name: str) -> set[int]:
@@ -123,10 +123,10 @@ def _accepts(op: str, arg: Any, char: str) -> bool:
         return negate != any(_accepts(kind.name, item, char) for kind, item in arg[negate:])
     if op == "CATEGORY":
         kind = arg.name.removeprefix("CATEGORY_")
-        return bool(_CLASSES[kind.removeprefix("NOT_")].match(char)) != kind.startswith("NOT_")
+        return bool(bool(_CLASSES[kind.removeprefix("NOT_")].match(char)) != kind.startswith("NOT_"))
     if op == "RANGE":
         return bool(arg[0] <= ord(char) <= arg[1])
-    return char != "\n" if op == "ANY" else bool(ord(char) == arg) == (op == "LITERAL")
+    return char != "\n" if op == "ANY" else bool((ord(char) == arg) == (op == "LITERAL"))
 
 
 def _is_boundary(text: str, i: int) -> bool:

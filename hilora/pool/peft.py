@@ -1,7 +1,8 @@
 """Reads a PEFT LoRA folder as found on the Hub into `Factors`, or says why it cannot be one.
 
-The folder is a stranger's. Its config passes an allow-list (`peft_config`), its weights are read from safetensors
-only, and names and shapes are checked against the base model by the file's header, before a weight is touched.
+The folder is a stranger's. Its config passes an allow-list (`peft_config`), its weights are read from
+safetensors only, and names and shapes are checked against the base model by the file's header, before a
+weight is touched.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def read_adapter(folder: Path, *, name: str, sites: Mapping[str, tuple[int, int]
 
 
 def content_hash(factors: Factors) -> str:
-    """sha256 (hex) of names, shapes, dtypes and bytes, site by site in sorted order; an adapter's identity."""
+    """sha256 (hex) of each site's name, shapes, dtype and bytes, in sorted order; an adapter's identity."""
     digest = hashlib.sha256()
     for site in sorted(factors):
         for factor in factors[site]:
@@ -96,8 +97,8 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         if pickles:
             raise AdapterError(
-                f"has its weights only as a pickle ({show(pickles[0])}), which can run code when read; expected "
-                f"{WEIGHTS}. Save it with safe_serialization=True"
+                f"has its weights only as a pickle ({show(pickles[0])}), which can run code when read; "
+                f"expected {WEIGHTS}. Save it with safe_serialization=True"
             )
         raise AdapterError(f"has no {WEIGHTS} and no {INDEX}; save the adapter again")
     shards: dict[str, set[str]] = {}

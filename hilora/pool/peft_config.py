@@ -1,7 +1,7 @@
 """What adapter_config.json may say: an allow-list, read as data, with the reason for everything refused.
 
-A stranger wrote it. Nothing that it names is loaded; an unknown field that is set is refused, since it may change
-what the weights mean.
+A stranger wrote it. Nothing that it names is loaded; an unknown field that is set is refused, since it may
+change what the weights mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from hilora.errors import AdapterError
 
 CONFIG = "adapter_config.json"
-MAX_JSON, MAX_RANK, MAX_PATTERNS = 16 * 2**20, 1024, 2048
+MAX_JSON, MAX_RANK, MAX_PATTERNS, MAX_TEXT = 16 * 2**20, 1024, 2048, 4096
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")  # they leave the base weights as they are
 
 
@@ -27,7 +27,7 @@ def _any(value: object) -> bool:
 
 
 def _unset(value: object) -> bool:
-    return value is None or value is False or value == [] or value == {}
+    return value is None or value is False or value in ([], {})
 
 
 def _flag(value: object) -> bool:
@@ -35,7 +35,7 @@ def _flag(value: object) -> bool:
 
 
 def _text(value: object) -> bool:
-    return value is None or isinstance(value, str)
+    return value is None or (isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable())
 
 
 def _rank(value: object) -> bool:
@@ -72,7 +72,7 @@ FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "alpha_pattern": (_pattern(_alpha), f"expected {{module: finite number}}, at most {MAX_PATTERNS}"),
     "use_rslora": (_flag, "expected true or false"),
     "fan_in_fan_out": (_flag, "expected true or false"),  # the base's layout; A and B stay as they are
-    "base_model_name_or_path": (_text, "expected a model's name"),
+    "base_model_name_or_path": (_text, f"expected a model's name, printable, at most {MAX_TEXT} characters"),
     "target_modules": (_targets, "expected a list of module names or a regular expression"),
     "bias": (lambda value: value in (None, "none"), "it changes base biases; train with bias='none'"),
     "init_lora_weights": (
@@ -97,7 +97,7 @@ FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "arrow_config": (_unset, "it is a router over adapters, not an adapter; add its experts one by one"),
     "megatron_config": (_unset, "Megatron's parallel layers are not this base's; train on the plain base"),
 }
-# Notes, and settings of training that leave no trace in the forward pass. For the layer fields the weights decide.
+# Notes, and settings of training that leave no trace in the forward pass. Which layers: the weights decide.
 FIELDS |= dict.fromkeys(
     (
         *("auto_mapping", "inference_mode", "peft_version", "revision", "task_type"),
@@ -148,8 +148,8 @@ def parse_config(folder: Path) -> dict[str, Any]:
     for field, value in raw.items():
         if field not in FIELDS and not _unset(value):
             raise AdapterError(
-                f"field {show(field)} is {show(value)}, which hilora does not know and which may change what the "
-                "weights mean; set it to null if it does not"
+                f"field {show(field)} is {show(value)}, which hilora does not know and which may change "
+                "what the weights mean; set it to null if it does not"
             )
     return {field: value for field, value in raw.items() if field in FIELDS}
 
@@ -168,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Path of a file whose link, if it is one, stays in the folder or in the Hub cache that the folder is part of."""
+    """Path of a file that, if a link, stays in the folder, or in the blobs of the Hub cache around it."""
     home = folder.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     try:

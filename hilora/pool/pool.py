@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -36,7 +35,7 @@ class Pool(PoolView):
     """A pool folder that can be changed. Reading is inherited from `PoolView`."""
 
     @classmethod
-    def create(cls, path: str | Path, base: BaseInfo, embedder: EmbedderInfo) -> Self:
+    def create(cls, path: str | Path, base: BaseInfo, embedder: EmbedderInfo) -> Pool:
         """Make an empty pool.
 
         Raises:

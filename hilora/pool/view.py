@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +19,9 @@ from hilora.errors import MismatchError, PoolError, UnknownNameError
 from hilora.fingerprint import BaseInfo
 from hilora.pool import store
 from hilora.types import Factors
+
+
+V = TypeVar("V", bound="PoolView")  # typing.Self would do, but the run-time shape checks cannot read it
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class PoolView:
             raise PoolError(f"{self.path / store.MANIFEST} is damaged: {error!r}. Restore it from a copy.") from error
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls: type[V], path: str | Path) -> V:
         """Open a pool folder, reading its manifest only.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,6 +36,7 @@ class Query:
     labels: Int[Tensor, " batch"] | None = None
 
 
+@runtime_checkable
 class Router(Protocol):
     """One call from query to route.
 
@@ -47,7 +48,7 @@ class Router(Protocol):
     needs_embedding: bool
     seen_above_: float | None
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Self:
+    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Router:
         """Learn from the samples of each adapter, in the pool's order."""
         ...
 
@@ -91,7 +92,7 @@ class Gaussian:
         if self.k < 1:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Self:
+    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Gaussian:
         """Fit one Gaussian per adapter."""
         self.model_ = self._fresh().fit(embeddings)
         self.seen_above_ = 0.0
@@ -124,7 +125,7 @@ class Everyone:
     seen_above_: float | None = field(default=None, init=False)
     num_adapters_: int = field(init=False, default=0)
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Self:
+    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Everyone:
         """Count the adapters."""
         self.num_adapters_ = len(embeddings)
         return self
@@ -142,7 +143,7 @@ class Oracle:
     needs_embedding: bool = field(default=False, init=False)
     seen_above_: float | None = field(default=None, init=False)
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Self:
+    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Oracle:
         """Nothing to learn."""
         return self
 

@@ -1,0 +1,146 @@
+"""The top of the command line: route, generate, methods, demo; groups pool and train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hilora.cli import pool, train
+from hilora.cli.options import parse_settings, quiet_transformers, read_prompts
+from hilora.cli.show import console, show_completion, show_methods, show_route, status
+
+app = typer.Typer(
+    name="hilora",
+    help="Route prompts over a pool of LoRA adapters, without labels and without training.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(pool.app, name="pool")
+app.add_typer(train.app, name="train")
+
+Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts; '-' reads lines from standard input.")]
+File = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", help="Prompts: JSON Lines with inputs, prompt or messages; or plain text."),
+]
+PoolOption = Annotated[str, typer.Option("--pool", help="Pool folder, or an installed pool's name.")]
+MethodOption = Annotated[str, typer.Option("--method", "-m", help="See: hilora methods")]
+Settings = Annotated[list[str] | None, typer.Option("--option", "-o", help="Method option, e.g. -o gamma=0.3")]
+Seed = Annotated[int, typer.Option(help="Seed of allocation and sampling.")]
+Allow = Annotated[list[str] | None, typer.Option("--allow", help="Use only this adapter (may be repeated).")]
+Deny = Annotated[list[str] | None, typer.Option("--deny", help="Leave this adapter out (may be repeated).")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+@app.command()
+def route(
+    prompts: Prompts = None,
+    *,
+    file: File = None,
+    pool: PoolOption = "flan-mini",
+    method: MethodOption = "hilora",
+    option: Settings = None,
+    seed: Seed = 0,
+    allow: Allow = None,
+    deny: Deny = None,
+    as_json: Json = False,
+) -> None:
+    """Say which adapters would serve each prompt, and why. No base model is loaded."""
+    from dataclasses import asdict
+
+    from hilora.generate import find_pool
+    from hilora.methods import get_method
+    from hilora.planner import Planner
+    from hilora.pool import Pool
+    from hilora.prompts import query_text
+
+    listed = [query_text(prompt) for prompt in read_prompts(prompts, file)]
+    built = get_method(method, **parse_settings(option))
+    opened = Pool.open(find_pool(pool))
+    quiet_transformers()
+    with status(f"Routing over {len(opened)} adapters"):
+        planner = Planner(opened, built)
+        routed = planner.route(listed, allow=allow, deny=deny)
+        why = planner.explain(routed, seed)
+    for text, choices in zip(listed, why, strict=True):
+        if as_json:
+            row = {"prompt": text, "method": built.name, "note": routed.note, "choices": [asdict(c) for c in choices]}
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            show_route(text, choices, routed.note)
+
+
+@app.command()
+def generate(
+    prompts: Prompts = None,
+    *,
+    file: File = None,
+    pool: PoolOption = "flan-mini",
+    base: Annotated[str | None, typer.Option(help="Base model; default: the pool's.")] = None,
+    method: MethodOption = "hilora",
+    option: Settings = None,
+    seed: Seed = 0,
+    allow: Allow = None,
+    deny: Deny = None,
+    max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens per answer.")] = 128,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer (may be repeated).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; default: greedy.")] = None,
+    generation: Annotated[
+        list[str] | None, typer.Option("--generation", "-g", help="transformers option, e.g. -g num_beams=4")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 32,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes (one prompt).")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer prompts, each with the adapters that fit it."""
+    from hilora.cli.show import print_stream, progress
+    from hilora.errors import InputError
+    from hilora.generate import HiLoRA
+
+    listed = read_prompts(prompts, file)
+    if stream and (len(listed) > 1 or as_json):
+        raise InputError("--stream prints one prompt's answer as it comes; give one prompt, and no --json.")
+    options: dict[str, Any] = parse_settings(generation)
+    if temperature is not None:
+        options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    options |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": stop, "allow": allow, "deny": deny}
+    quiet_transformers()
+    with status("Loading the base model"):
+        router = HiLoRA.from_pretrained(base, pool, method, dtype=dtype, **parse_settings(option))
+    if stream:
+        show_completion(None, print_stream(router.stream(listed[0], **options)), text=False)
+        return
+    with progress(len(listed), "prompts") as advance:
+        answers = router.generate(listed, batch_size=batch_size, on_batch=lambda done, _: advance(done), **options)
+    per_prompt = len(answers) // len(listed)
+    for i, answer in enumerate(answers):
+        if as_json:
+            print(answer.to_json())
+        else:
+            show_completion(listed[i // per_prompt], answer)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods, their options and where they come from."""
+    from hilora.methods import method_table
+
+    table = method_table()
+    if as_json:
+        console.print_json(json.dumps(table))
+    else:
+        show_methods(table)
+
+
+@app.command()
+def demo(pool: PoolOption = "flan-mini") -> None:
+    """Route and answer prompts of several tasks with the embedded default, and show why."""
+    from hilora.cli.demo import run
+
+    quiet_transformers()
+    run(pool)

@@ -1,0 +1,79 @@
+"""Turning what people type into what the API takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hilora.errors import InputError
+from hilora.prompts import Prompt
+
+
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+    """name=value pairs; values are read as JSON where they are JSON (numbers, true, null), else as text.
+
+    Raises:
+        InputError: a setting without "=".
+    """
+    parsed: dict[str, Any] = {}
+    for setting in settings or ():
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"Expected name=value, got {setting!r}.")
+        try:
+            parsed[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            parsed[name.strip().replace("-", "_")] = value
+    return parsed
+
+
+def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
+    """Prompts from the command line, a file, or standard input.
+
+    Raises:
+        InputError: there are none, or the file cannot be read.
+    """
+    given: list[Prompt] = []
+    for prompt in prompts or ():
+        given += _parse_lines(sys.stdin.read()) if prompt == "-" else [prompt]
+    if file is not None:
+        try:
+            given += _parse_lines(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"Cannot read the prompts {file}: {error}.") from error
+    if not given and file is None and not prompts and not sys.stdin.isatty():
+        given = _parse_lines(sys.stdin.read())
+    if not given:
+        raise InputError("There is no prompt. Give one as an argument, with --file, or on standard input.")
+    return given
+
+
+def _parse_lines(text: str) -> list[Prompt]:
+    """One prompt a line: a JSON object with inputs, prompt, text or messages; else the line itself."""
+    found: list[Prompt] = []
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = line
+        if isinstance(row, dict):
+            known = next((row[f] for f in ("messages", "inputs", "prompt", "text") if f in row), None)
+            if known is None:
+                raise InputError(f"A prompt line needs inputs, prompt, text or messages; got {line:.60}")
+            found.append(known)
+        else:
+            found.append(row if isinstance(row, str) else line)
+    return found
+
+
+def quiet_transformers() -> None:
+    """Our own bars and messages instead of transformers'."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

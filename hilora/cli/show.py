@@ -1,0 +1,136 @@
+"""What people see: tables, bars and explanations, with rich. Results go to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hilora.prompts import Prompt, query_text
+from hilora.types import Choice, Completion
+
+console = Console()
+errors = Console(stderr=True)
+BAR = 20
+SEEN = {True: "[green]seen[/]", False: "[yellow]unseen[/]", None: "-"}
+
+
+@contextmanager
+def status(message: str) -> Iterator[None]:
+    """A spinner on stderr while something loads."""
+    with errors.status(message + " …"):
+        yield
+
+
+class Advance(Protocol):
+    """Moves a bar."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Set what is done, with a note beside the bar."""
+        ...
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Advance]:
+    """A bar on stderr with the time left; yields the function that moves it."""
+    note = TextColumn("{task.fields[note]}")
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(unit, total=total, note="")
+
+        def advance(done: int, note: str = "") -> None:
+            bar.update(task, completed=done, note=note)
+
+        yield advance
+
+
+def choices_table(choices: Sequence[Choice]) -> Table:
+    """Adapters of one row: score, weight, ROCs, seen or unseen."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("adapter", "score", "weight", "", "ROCs", ""):
+        table.add_column(heading, justify="right" if heading in ("score", "weight", "ROCs") else "left")
+    for choice in choices:
+        bar = "█" * round(choice.weight * BAR)
+        table.add_row(
+            f"[bold]{escape(choice.name)}[/]",
+            f"{choice.score:.2f}",
+            f"{choice.weight:.2f}",
+            f"[cyan]{bar}[/]",
+            f"{choice.rocs} of {choice.rank}",
+            SEEN[choice.seen],
+        )
+    return table
+
+
+def show_route(prompt: Prompt, choices: Sequence[Choice], note: str = "") -> None:
+    """One prompt and the adapters that would serve it."""
+    console.print(f"[dim]›[/] {escape(shorten(query_text(prompt)))}")
+    if choices:
+        console.print(choices_table(choices))
+    if note:
+        console.print(f"[yellow]{escape(note)}[/]")
+    console.print()
+
+
+def show_completion(prompt: Prompt | None, answer: Completion, *, text: bool = True) -> None:
+    """One prompt, its answer, and why."""
+    if prompt is not None:
+        console.print(f"[dim]›[/] {escape(shorten(query_text(prompt)))}")
+    if text:
+        console.print(Panel.fit(escape(answer.text.strip() or "(empty)"), border_style="green"))
+    if answer.choices:
+        console.print(choices_table(answer.choices))
+    if answer.note:
+        console.print(f"[yellow]{escape(answer.note)}[/]")
+    console.print()
+
+
+def print_stream(pieces: Generator[str, None, Completion]) -> Completion:
+    """Print pieces as they come; returns the completion."""
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            print()
+            answer: Completion = end.value
+            return answer
+
+
+def show_methods(table: Sequence[dict[str, str]]) -> None:
+    """The method table."""
+    out = Table("method", "what it does", "options", box=None, header_style="dim")
+    for row in table:
+        out.add_row(f"[bold]{row['name']}[/]", escape(row["summary"]), f"[dim]{escape(row['options'])}[/]")
+    console.print(out)
+
+
+def show_adapters(entries: Sequence[Any]) -> None:
+    """The adapters of a pool."""
+    out = Table(box=None, header_style="dim")
+    for heading in ("adapter", "rank", "sites", "parameters", "samples", "hash", ""):
+        out.add_column(heading, justify="left" if heading in ("adapter", "hash", "") else "right")
+    for entry in sorted(entries, key=lambda e: e.name):
+        state = "" if entry.enabled else "[yellow]disabled[/]"
+        size = f"{entry.num_parameters:,}"
+        out.add_row(
+            f"[bold]{escape(entry.name)}[/]",
+            str(entry.rank),
+            str(entry.num_sites),
+            size,
+            str(entry.num_samples),
+            entry.hash[:12],
+            state,
+        )
+    console.print(out)
+
+
+def shorten(text: str, width: int = 100) -> str:
+    """One line of a text."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

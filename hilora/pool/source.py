@@ -1,0 +1,72 @@
+"""Where an adapter and its samples come from: a folder, or a repository on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hilora.errors import AdapterError, InputError
+from hilora.models import first_line
+
+SAMPLES_FILE = "samples.jsonl"
+TEXT_FIELDS = ("inputs", "prompt", "text")
+
+
+def adapter_folder(source: str) -> Path:
+    """A local folder as it is; anything else is fetched from the Hub: configuration and safetensors only.
+
+    Raises:
+        AdapterError: neither a folder nor a repository that can be reached.
+    """
+    if Path(source).exists() or source.startswith((".", "/", "~")):
+        return Path(source).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["adapter_config.json", "adapter_model*.safetensors*", SAMPLES_FILE]
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise AdapterError(
+            f"{source!r} is no folder here, and cannot be had from the Hugging Face Hub: {first_line(error)}"
+        ) from error
+
+
+def read_samples(path: Path) -> list[str]:
+    """Sample texts from JSON Lines: {"inputs": ...} (or "prompt", "text"), or a JSON string a line.
+
+    Raises:
+        InputError: the file cannot be read, or a line is something else (names the line).
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the samples {path}: {error}.") from error
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is no JSON: {line:.60}") from error
+        text = next((row[f] for f in TEXT_FIELDS if f in row), None) if isinstance(row, dict) else row
+        if not isinstance(text, str):
+            raise InputError(f'{path}, line {number}: expected {{"inputs": "..."}} or a string, got {line:.60}')
+        texts.append(text)
+    return texts
+
+
+def samples_for(name: str, folder: Path, samples: Path | None) -> list[str]:
+    """The samples given, else those that lie in the adapter's folder.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = samples or folder / SAMPLES_FILE
+    if not path.exists():
+        raise InputError(
+            f"Adapter {name!r} has no samples: give --samples FILE with about 20 lines of its training data as "
+            f'{{"inputs": "..."}}, or put them at {folder / SAMPLES_FILE}. Only their embeddings are kept.'
+        )
+    return read_samples(path)

@@ -1,0 +1,187 @@
+"""The token-level kernels against scalar loops written from the papers."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hilora.compose.delta import add_delta, stack_sites
+from hilora.compose.rocs import CRITERIA, SORT_ABOVE, PoolTopRocs, TopRocs, among_strongest
+from hilora.errors import HiloraError
+from hilora.types import Factors, Plan
+
+CPU = torch.device("cpu")
+IN, OUT = 12, 10
+
+
+def random_adapters(ranks: list[int], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Factors]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "site": (
+                torch.randn(rank, IN, generator=generator, dtype=torch.float64).to(dtype),
+                torch.randn(OUT, rank, generator=generator, dtype=torch.float64).to(dtype),
+            )
+        }
+        for rank in ranks
+    ]
+
+
+def random_plan(ranks: list[int], batch: int, load: str, seed: int = 0) -> Plan:
+    """A plan under one of the loads that servers meet: which adapters the rows use."""
+    generator = torch.Generator().manual_seed(seed)
+    rocs = torch.stack([torch.randint(0, rank + 1, (batch,), generator=generator) for rank in ranks], dim=1)
+    users = {
+        "identical": torch.zeros(batch, dtype=torch.long),
+        "distinct": torch.arange(batch) % len(ranks),
+        "uniform": torch.randint(0, len(ranks), (batch,), generator=generator),
+        "zipf": (torch.rand(batch, generator=generator) ** 3 * len(ranks)).long(),
+    }
+    if load != "all":
+        rocs = rocs * torch.nn.functional.one_hot(users[load], len(ranks))
+    scale = torch.rand(batch, generator=generator) + 0.5
+    return Plan(tuple(range(len(ranks))), torch.tensor(ranks), (rocs > 0).float(), rocs, scale)
+
+
+def strongest(values: list[float], keep: int) -> set[int]:
+    return set(sorted(range(len(values)), key=lambda j: (-values[j], j))[:keep])
+
+
+def hilora_loop(x: Tensor, adapters: list[Factors], plan: Plan, row: Tensor, criterion: str) -> Tensor:
+    """HiLoRA section 3.3, one token, one adapter, one ROC at a time."""
+    y = torch.zeros(len(x), OUT, dtype=torch.float64)
+    for t in range(len(x)):
+        for i, factors in enumerate(adapters):
+            down, up = (f.double() for f in factors["site"])
+            a_x = [float(down[j] @ x[t].double()) for j in range(len(down))]
+            strength = {
+                "value": a_x,
+                "magnitude": [abs(v) for v in a_x],
+                "contribution": [abs(v) * float(up[:, j].norm()) for j, v in enumerate(a_x)],
+            }[criterion]
+            for j in strongest(strength, int(plan.rocs[row[t], i])):
+                y[t] += float(plan.scale[row[t]]) * up[:, j] * a_x[j]
+    return y
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("load", ["all", "identical", "distinct", "uniform", "zipf"])
+def test_delta_equals_the_papers_loop(criterion: str, load: str) -> None:
+    ranks = [4, 2, 4, 6, 1]
+    adapters, plan = random_adapters(ranks), random_plan(ranks, 6, load)
+    x = torch.randn(24, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    row = torch.arange(24) // 4
+    site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
+    base = torch.randn(24, OUT, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    got = add_delta(base, x, site, plan, row, TopRocs(criterion))
+    torch.testing.assert_close(got, base + hilora_loop(x, adapters, plan, row, criterion))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_errs_at_most_twice_as_much_as_the_naive_form(dtype: torch.dtype) -> None:
+    ranks = [4, 4]
+    adapters = random_adapters(ranks, dtype)
+    plan = random_plan(ranks, 4, "all")
+    plan = Plan(plan.ids, plan.ranks, plan.weights, torch.full((4, 2), 4), torch.ones(4))  # rounding must not choose
+    x = torch.randn(32, IN, generator=torch.Generator().manual_seed(1)).to(dtype)
+    row = torch.arange(32) // 8
+    site = stack_sites(adapters, {"site": (CPU, dtype)})["site"]
+    exact = hilora_loop(x, adapters, plan, row, "value")
+    fast = add_delta(torch.zeros(32, OUT, dtype=dtype), x, site, plan, row, TopRocs())
+    naive = sum((x @ f["site"][0].T) @ f["site"][1].T for f in adapters)
+    error, naive_error = (fast.double() - exact).abs().max(), (naive.double() - exact).abs().max()
+    assert error <= 2 * naive_error
+
+
+def test_pool_top_rocs_equal_the_loop_over_all_rocs() -> None:
+    ranks, k = [4, 2, 4, 6], 5
+    adapters, plan = random_adapters(ranks), random_plan(ranks, 3, "all")
+    x = torch.randn(12, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    row = torch.arange(12) // 4
+    site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
+    got = add_delta(torch.zeros(12, OUT, dtype=torch.float64), x, site, plan, row, PoolTopRocs(k))
+    want = torch.zeros(12, OUT, dtype=torch.float64)
+    for t in range(12):
+        usable = [i for i in range(len(ranks)) if plan.rocs[row[t], i] > 0]
+        rocs = [
+            (float(d @ x[t]), u) for i in usable for d, u in zip(adapters[i]["site"][0], adapters[i]["site"][1].T)
+        ]
+        for j in strongest([z for z, _ in rocs], k):
+            want[t] += float(plan.scale[row[t]]) * rocs[j][0] * rocs[j][1]
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8, SORT_ABOVE, SORT_ABOVE + 1, 64])
+def test_counting_and_sorting_keep_the_same_rocs_with_ties_to_the_earlier(rank: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    strength = torch.randint(0, 4, (20, 3, rank), generator=generator).float()  # many ties
+    keep = torch.randint(0, rank + 1, (20, 3), generator=generator)
+    got = among_strongest(strength, keep)
+    for t in range(20):
+        for c in range(3):
+            want = strongest(strength[t, c].tolist(), int(keep[t, c]))
+            assert set(got[t, c].nonzero().flatten().tolist()) == want
+
+
+def test_a_token_uses_as_many_rocs_as_its_row_is_given() -> None:
+    strength = torch.randn(50, 4, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    keep = torch.randint(0, 9, (50, 4), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(among_strongest(strength, keep).sum(-1), keep)
+
+
+def test_no_rank_is_padded_to_another() -> None:
+    site = stack_sites(random_adapters([8, 1, 8, 2]), {"site": (CPU, torch.float64)})["site"]
+    assert site.down.shape == (19, IN)
+    assert site.up.shape == (OUT, 19)
+    assert [(rank, columns.tolist()) for rank, columns in site.blocks] == [(1, [1]), (2, [3]), (8, [0, 2])]
+    assert site.owner.tolist() == [1, 3, 3, *[0] * 8, *[2] * 8]
+
+
+def test_a_site_of_lower_rank_gets_its_share_of_the_budget() -> None:
+    # rank_pattern: the adapter has rank 8 elsewhere and 2 here; 4 of 8 ROCs are 1 of 2
+    adapters = random_adapters([2])
+    site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
+    plan = Plan((0,), torch.tensor([8]), torch.ones(1, 1), torch.tensor([[4]]), torch.ones(1))
+    z = torch.tensor([[3.0, 5.0]], dtype=torch.float64)
+    assert TopRocs()(z, site, plan, torch.zeros(1, dtype=torch.long)).tolist() == [[0.0, 5.0]]
+
+
+def test_a_full_budget_with_scale_one_is_the_whole_adapter() -> None:
+    adapters = random_adapters([4])
+    site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
+    plan = Plan((0,), torch.tensor([4]), torch.ones(1, 1), torch.tensor([[4]]), torch.ones(1))
+    x = torch.randn(5, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    down, up = adapters[0]["site"]
+    got = add_delta(
+        torch.zeros(5, OUT, dtype=torch.float64), x, site, plan, torch.zeros(5, dtype=torch.long), TopRocs()
+    )
+    torch.testing.assert_close(got, x @ down.T @ up.T)
+
+
+def test_signs_change_the_papers_criterion_and_not_magnitude() -> None:
+    (down, up), plan = random_adapters([4])[0]["site"], random_plan([4], 1, "all", seed=3)
+    plan = Plan((0,), torch.tensor([4]), plan.weights, torch.tensor([[2]]), torch.ones(1))
+    x = torch.randn(30, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    row, zeros = torch.zeros(30, dtype=torch.long), torch.zeros(30, OUT, dtype=torch.float64)
+    sites = [stack_sites([{"site": (s * down, s * up)}], {"site": (CPU, torch.float64)})["site"] for s in (1.0, -1.0)]
+    by_value = [add_delta(zeros, x, site, plan, row, TopRocs("value")) for site in sites]
+    by_size = [add_delta(zeros, x, site, plan, row, TopRocs("magnitude")) for site in sites]
+    assert not torch.allclose(*by_value)
+    torch.testing.assert_close(*by_size)
+
+
+def test_unknown_criterion_suggests_the_near_one() -> None:
+    with pytest.raises(HiloraError, match="Did you mean 'magnitude'"):
+        TopRocs("magnitud")
+    with pytest.raises(HiloraError, match="expected at least 1"):
+        PoolTopRocs(0)
+
+
+def test_variance_grows_with_the_rocs_and_the_factor_takes_it_back() -> None:
+    # Lemma 2: the sum of O independent ROC outputs has variance proportional to O
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(4000, 32, generator=generator)  # (draw, roc)
+    for count in (1, 4, 16, 32):
+        spread = float((math.sqrt(8 / count) * outputs[:, :count].sum(1)).std())
+        assert spread == pytest.approx(math.sqrt(8), rel=0.1)
