@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 def row_stream(seed: int, text: str, purpose: str) -> np.random.Generator:
     """A random stream that depends on the seed, the prompt and what it is used for, nothing else."""
-    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{text}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{text}".encode(errors="surrogatepass"), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 

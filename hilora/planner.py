@@ -6,7 +6,8 @@ This is what `hilora route` runs, and what `HiLoRA` runs in front of the base mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,13 +51,13 @@ class Planner:
         if embedder is not None:
             pool.check_embedder(describe_embedder(embedder))
         self.pool = pool
-        self.method = method
+        self.method = method = replace(method, router=deepcopy(method.router))  # fitted to this pool only
         self._embedder = embedder
         self._entries = pool.entries
         if method.router is not None and self._entries:
             if isinstance(method.router, Gaussian) and method.router.ridge is None:
                 method.router.ridge = pool.ridge
-            method.router.fit(pool.embeddings() if method.router.needs_embedding else [torch.empty(0)] * len(pool))
+            method.router.fit(pool.embeddings() if method.router.needs_embedding else [torch.empty(0, 0)] * len(pool))
 
     @property
     def embedder(self) -> Embedder:

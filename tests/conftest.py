@@ -16,11 +16,14 @@ from torch import Tensor
 from hilora.fingerprint import describe_model
 from hilora.planner import describe_embedder
 from hilora.pool.pool import Pool
+from hilora.route.embed import Embedder
+
+torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
 CHARS = "".join(chr(c) for c in range(32, 127)) + "\n"
 
 
-class FakeEmbedder:
+class FakeEmbedder(Embedder):
     """Texts to unit vectors: a fixed random projection of their letter counts."""
 
     name, instruction, fingerprint, dim = "fake", "embed", "0000", 24

@@ -20,7 +20,6 @@ from hilora.fingerprint import BaseInfo
 from hilora.pool import store
 from hilora.types import Factors
 
-
 V = TypeVar("V", bound="PoolView")  # typing.Self would do, but the run-time shape checks cannot read it
 
 
@@ -150,7 +149,7 @@ class PoolView:
         sites = {key.rsplit("|", 1)[0] for key in tensors}
         return {site: (tensors[f"{site}|down"], tensors[f"{site}|up"]) for site in sorted(sites)}
 
-    def embeddings(self) -> list[Float[Tensor, "sample dim"]]:
+    def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Embeddings of all adapters' samples, in the pool's order."""
         return [self._samples(entry) for entry in self.entries]
 

@@ -69,7 +69,11 @@ class OwnGaussian:
     owner_: Int[Tensor, " direction"] = field(init=False, repr=False)
     log_det_: Float[Tensor, " adapter"] = field(init=False, repr=False)
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> OwnGaussian:
+    def __post_init__(self) -> None:
+        if not self.ridge > 0:
+            raise InputError(f"ridge is a variance: got {self.ridge}, expected a number above 0, such as 1e-4.")
+
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> OwnGaussian:
         """Learn means and low-rank covariances, one adapter's samples each."""
         dim = embeddings[0].shape[1]
         means, precisions, directions, gains, owners, log_dets, few = [], [], [], [], [], [], []
@@ -101,18 +105,19 @@ class OwnGaussian:
             precision[few] *= torch.exp(-shift / dim)[:, None]
             log_det[few] += shift
         mean = torch.stack(means)
-        self.mean_, self.precision_, self.log_det_ = mean.float(), precision.float(), log_det.float()
-        self.directions_ = torch.cat([*directions, torch.empty(0, dim)]).float()
-        self.gain_ = torch.cat([*gains, torch.empty(0)]).float()
+        self.mean_, self.precision_, self.log_det_ = mean, precision, log_det
+        self.directions_ = torch.cat([*directions, torch.empty(0, dim, dtype=torch.float64)])
+        self.gain_ = torch.cat([*gains, torch.empty(0, dtype=torch.float64)])
         self.owner_ = torch.cat([*owners, torch.empty(0, dtype=torch.long)])
         self.offset_ = (self.directions_ * self.mean_[self.owner_]).sum(1)
         return self
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
-        """(1/dim) log p_i(query) for every adapter, fp32."""
+        """(1/dim) log p_i(query) for every adapter, fp32, worked out in fp64."""
         dim = query.shape[1]
-        z = query.float()
-        # sum_d precision (z - mean)^2, expanded so that it is two matrix products
+        z = query.double()
+        # sum_d precision (z - mean)^2, expanded into matrix products; the terms cancel, hence fp64: in fp32 a
+        # score near 0 would depend on the batch, and with it the candidates
         distance = (
             z.square() @ self.precision_.T
             - 2 * z @ (self.precision_ * self.mean_).T
@@ -120,7 +125,7 @@ class OwnGaussian:
         )
         along = (z @ self.directions_.T - self.offset_).square() * self.gain_  # (batch, direction)
         distance = distance.index_add(1, self.owner_, along, alpha=-1)
-        return -0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)
+        return (-0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)).float()
 
 
 @dataclass
@@ -137,14 +142,18 @@ class TiedGaussian:
     mean_: Float[Tensor, "adapter dim"] = field(init=False, repr=False)
     log_det_: float = field(init=False)
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> TiedGaussian:
+    def __post_init__(self) -> None:
+        if not 0 < self.shrinkage <= 1:
+            raise InputError(f"shrinkage is a share: got {self.shrinkage}, expected 0 < shrinkage <= 1.")
+
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> TiedGaussian:
         """Learn means and the pooled within-adapter covariance."""
         means = torch.stack([samples.double().mean(0) for samples in embeddings])
         centred = torch.cat([s.double() - m for s, m in zip(embeddings, means, strict=True)])
         freedom = max(1, len(centred) - len(means))
         pooled = centred.T @ centred / freedom
         dim = pooled.shape[0]
-        level = float(pooled.diagonal().mean()) or 1e-4  # all samples alike: any positive number will do
+        level = max(float(pooled.diagonal().mean()), 1e-6)  # samples may be all alike
         pooled = (1 - self.shrinkage) * pooled + self.shrinkage * level * torch.eye(dim, dtype=torch.float64)
         values, vectors = torch.linalg.eigh(pooled)
         self.whitening_ = (vectors / values.sqrt()).float()  # (dim, whitened)

@@ -28,7 +28,7 @@ MOST_QUERIES = 400
 
 
 def held_out_scores(
-    embeddings: Sequence[Float[Tensor, "sample dim"]],
+    embeddings: Sequence[Float[Tensor, "_ dim"]],
     fresh: Callable[[], OwnGaussian | TiedGaussian],
 ) -> tuple[Float[Tensor, " held"], Float[Tensor, "held adapter"]]:
     """Scores of samples that neither mean nor covariance has seen, by cross-fitting.
@@ -46,7 +46,7 @@ def held_out_scores(
 
 
 def _folds(
-    embeddings: Sequence[Float[Tensor, "sample dim"]],
+    embeddings: Sequence[Float[Tensor, "_ dim"]],
     fresh: Callable[[], OwnGaussian | TiedGaussian],
 ) -> list[tuple[Int[Tensor, " held"], Float[Tensor, "held adapter"]]]:
     """(owner, scores) per fold; adapters with too few samples to spare are never held out."""
@@ -66,11 +66,11 @@ def _folds(
 
 
 def choose_ridge(
-    embeddings: Sequence[Float[Tensor, "sample dim"]], *, k: int = 3, gamma: float = 0.4, rank: int = 8
+    embeddings: Sequence[Float[Tensor, "_ dim"]], *, k: int = 3, gamma: float = 0.4, rank: int = 8
 ) -> float:
     """The ridge that gives held-out samples' own adapters the largest expected share of the budget.
 
-    Large pools are judged on the first `MOST_ADAPTERS` adapters and `MOST_QUERIES` samples. Without enough
+    Large pools are judged on the first `MOST_ADAPTERS` adapters and about `MOST_QUERIES` of their samples. Without enough
     samples to hold some out, the answer is `RIDGE`.
 
     Args:
@@ -84,13 +84,14 @@ def choose_ridge(
     return max(r for r, share in shares.items() if share >= best - 1e-3) if best > 0 else RIDGE
 
 
-def _share(embeddings: Sequence[Float[Tensor, "sample dim"]], ridge: float, k: int, gamma: float, rank: int) -> float:
+def _share(embeddings: Sequence[Float[Tensor, "_ dim"]], ridge: float, k: int, gamma: float, rank: int) -> float:
     """Mean expected share of the budget that goes to the right adapter, over held-out samples."""
     shares: list[float] = []
     allowed = torch.ones(len(embeddings), dtype=torch.bool)
     for owner, scores in _folds(embeddings, lambda: OwnGaussian(ridge)):
         route = select(scores, sign_sizes(scores, k), allowed)
-        for row in range(min(len(owner), MOST_QUERIES // FOLDS)):
+        stride = -(-len(owner) * FOLDS // MOST_QUERIES)  # rows lie adapter by adapter: take from all of them
+        for row in range(0, len(owner), stride):
             chosen = route.weights[row] > 0
             ids, pi = route.ids[row][chosen], route.weights[row][chosen].double().numpy()
             capacity = np.full(len(ids), rank)

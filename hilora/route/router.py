@@ -48,7 +48,7 @@ class Router(Protocol):
     needs_embedding: bool
     seen_above_: float | None
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Router:
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Router:
         """Learn from the samples of each adapter, in the pool's order."""
         ...
 
@@ -91,8 +91,9 @@ class Gaussian:
             )
         if self.k < 1:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
+        self._fresh()  # refuses a ridge or a shrinkage that makes no sense
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Gaussian:
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Gaussian:
         """Fit one Gaussian per adapter."""
         self.model_ = self._fresh().fit(embeddings)
         self.seen_above_ = 0.0
@@ -125,7 +126,7 @@ class Everyone:
     seen_above_: float | None = field(default=None, init=False)
     num_adapters_: int = field(init=False, default=0)
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Everyone:
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Everyone:
         """Count the adapters."""
         self.num_adapters_ = len(embeddings)
         return self
@@ -143,7 +144,7 @@ class Oracle:
     needs_embedding: bool = field(default=False, init=False)
     seen_above_: float | None = field(default=None, init=False)
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "sample dim"]]) -> Oracle:
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Oracle:
         """Nothing to learn."""
         return self
 

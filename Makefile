@@ -1,0 +1,39 @@
+# make demo: a fresh machine to routed answers.   make test: the tests.   make lint: what CI also checks.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format clean
+
+demo: .venv/.demo
+	$(BIN)/hilora demo --pool pools/flan-mini
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch is pinned and comes first, so that nothing else decides which build of it is installed
+.venv/.demo: pyproject.toml requirements-default.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hilora needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv (a few minutes the first time) ..."
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[default]'
+	$(PIP) --no-deps --require-hashes --requirement requirements-default.txt
+	touch $@
+
+.venv/.dev: .venv/.demo
+	$(PIP) --editable '.[default,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

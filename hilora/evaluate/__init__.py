@@ -1,0 +1,1 @@
+"""Measuring answers: metrics as in the papers."""

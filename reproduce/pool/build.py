@@ -1,0 +1,73 @@
+"""Make a pool of trained adapters, with a card for each.
+
+    python reproduce/pool/build.py --adapters runs/adapters --pool pools/flan-mini
+
+Adapters that the pool has already are left as they are. The cards' texts about data come from `DATA`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from hilora.fingerprint import describe_base
+from hilora.planner import describe_embedder
+from hilora.pool import Pool
+from hilora.pool.source import samples_for
+from hilora.pool.store import MANIFEST
+from hilora.route.embed import Embedder
+
+# task -> (what it asks, data set, what its publishers state about its licence)
+DATA = {
+    "sst2": ("sentiment of a movie review's sentence", "Stanford Sentiment Treebank, two classes", "not stated"),
+    "snli": ("does a premise entail a hypothesis", "SNLI", "CC BY-SA 4.0"),
+    "mnli_matched": ("does a premise entail a hypothesis", "MultiNLI", "OANC and Creative Commons, by source"),
+    "yelp_polarity_reviews": ("sentiment of a business review", "Yelp polarity reviews", "Yelp's terms of use"),
+    "cola": ("is a sentence acceptable English", "CoLA", "not stated"),
+    "trec": ("what kind of answer a question asks for", "TREC question classification", "not stated"),
+    "common_gen": ("a sentence from given words", "CommonGen", "MIT"),
+    "arithmetic": ("sums, differences, products", "generated", "none needed"),
+    "anli_r1": ("does a passage entail a hypothesis", "Adversarial NLI, round 1", "CC BY-NC 4.0 (non-commercial)"),
+    "ag_news_subset": ("topic or title of a news text", "AG's news corpus", "non-commercial use"),
+    "glue_qqp": ("do two questions ask the same", "Quora question pairs", "Quora's terms of use"),
+    "e2e_nlg": ("a restaurant's description from attributes", "E2E NLG, cleaned", "CC BY-SA 4.0"),
+}
+
+
+def card(name: str, folder: Path) -> str:
+    recipe = json.loads((folder / "recipe.json").read_text())
+    losses = [json.loads(line)["loss"] for line in (folder / "training.jsonl").read_text().splitlines()]
+    task, data, licence = DATA[name]
+    return f"""# {name}
+
+LoRA adapter for SmolLM2-135M-Instruct: {task}.
+
+* Trained on: {data}, in instruction-style prompts; licence of the data: {licence}.
+* Recipe: {", ".join(recipe["targets"])}; rank {recipe["rank"]}, alpha {recipe["alpha"]}; {recipe["steps"]} steps of
+  {recipe["batch"]} examples up to {recipe["max_tokens"]} tokens; learning rate {recipe["lr"]}; seed {recipe["seed"]}.
+* Loss on completions, mean of the first and of the last ten steps: {sum(losses[:10]) / 10:.2f}, {sum(losses[-10:]) / 10:.2f}.
+* Made with `reproduce/pool/train.py`. Meant for trying hilora, not for use in earnest: the base has 135M weights.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--adapters", type=Path, default=Path("runs/adapters"))
+    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    args = parser.parse_args()
+    embedder = Embedder()
+    if (args.pool / MANIFEST).exists():
+        pool = Pool.open(args.pool)
+    else:
+        pool = Pool.create(args.pool, describe_base("smollm2-135m"), describe_embedder(embedder))
+    for name in DATA:
+        folder = args.adapters / name
+        if folder.exists() and name not in pool.names:
+            pool.add(name, folder, samples_for(name, folder, None), embedder)
+            (args.pool / "cards").mkdir(exist_ok=True)
+            (args.pool / "cards" / f"{name}.md").write_text(card(name, folder))
+            print(f"{name}: added")
+    print(f"ridge {pool.tune(always=True):.2g}, {len(pool)} adapters")
+
+
+if __name__ == "__main__":
+    main()
