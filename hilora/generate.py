@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,24 +164,11 @@ class HiLoRA:
         from transformers import TextIteratorStreamer
 
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        result: list[Completion] = []
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                result.extend(self.generate([prompt], streamer=streamer, **options))
-            except BaseException as error:  # handed to the caller's thread below
-                failure.append(error)
-            finally:
-                streamer.end()
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        yield from (piece for piece in streamer if piece)
-        thread.join()
-        if failure:
-            raise failure[0]
-        return result[0]
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            answers = worker.submit(self.generate, [prompt], streamer=streamer, **options)
+            answers.add_done_callback(lambda _: streamer.end())  # also when it failed
+            yield from (piece for piece in streamer if piece)
+            return answers.result()[0]
 
     def _batch(
         self,
@@ -283,8 +271,8 @@ class HiLoRA:
         for number, tokens in enumerate(encoded):
             if len(tokens) + max_new_tokens > limit:
                 raise InputError(
-                    f"Prompt {number} has {len(tokens)} tokens; with max_new_tokens={max_new_tokens} the base "
-                    f"model's context of {limit} leaves {limit - max_new_tokens}. Shorten it, or lower max_new_tokens."
+                    f"Prompt {number} has {len(tokens)} tokens; the base model's context of {limit} leaves "
+                    f"{limit - max_new_tokens} beside max_new_tokens={max_new_tokens}. Shorten it, or lower that."
                 )
 
     def _check_options(self, options: dict[str, Any]) -> None:

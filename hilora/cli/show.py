@@ -70,7 +70,7 @@ def choices_table(choices: Sequence[Choice]) -> Table:
 
 def show_route(prompt: Prompt, choices: Sequence[Choice], note: str = "") -> None:
     """One prompt and the adapters that would serve it."""
-    console.print(f"[dim]›[/] {escape(shorten(query_text(prompt)))}")
+    console.print(f"[dim]>[/] {escape(shorten(query_text(prompt)))}")
     if choices:
         console.print(choices_table(choices))
     if note:
@@ -81,7 +81,7 @@ def show_route(prompt: Prompt, choices: Sequence[Choice], note: str = "") -> Non
 def show_completion(prompt: Prompt | None, answer: Completion, *, text: bool = True) -> None:
     """One prompt, its answer, and why."""
     if prompt is not None:
-        console.print(f"[dim]›[/] {escape(shorten(query_text(prompt)))}")
+        console.print(f"[dim]>[/] {escape(shorten(query_text(prompt)))}")
     if text:
         console.print(Panel.fit(escape(answer.text.strip() or "(empty)"), border_style="green"))
     if answer.choices:

@@ -57,8 +57,8 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+        os.chmod(partial, 0o644)  # noqa: PTH101
+        os.replace(partial, path)  # noqa: PTH105
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise

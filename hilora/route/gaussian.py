@@ -77,8 +77,7 @@ class OwnGaussian:
         """Learn means and low-rank covariances, one adapter's samples each."""
         dim = embeddings[0].shape[1]
         means, precisions, directions, gains, owners, log_dets, few = [], [], [], [], [], [], []
-        for i, samples in enumerate(embeddings):
-            samples = samples.double()
+        for i, samples in enumerate(vectors.double() for vectors in embeddings):
             mean = samples.mean(0)
             means.append(mean)
             if len(samples) < MIN_SAMPLES:

@@ -70,7 +70,7 @@ def choose_ridge(
 ) -> float:
     """The ridge that gives held-out samples' own adapters the largest expected share of the budget.
 
-    Large pools are judged on the first `MOST_ADAPTERS` adapters and about `MOST_QUERIES` of their samples. Without enough
+    Large pools are judged on their first `MOST_ADAPTERS` adapters, by about `MOST_QUERIES` samples. Without enough
     samples to hold some out, the answer is `RIDGE`.
 
     Args:

@@ -111,10 +111,8 @@ class Gaussian:
         """Score all adapters, keep the candidates, weigh them by softmax."""
         assert query.embedding is not None
         scores = self.model_.score(query.embedding).masked_fill(~allowed, -torch.inf)
-        if self.candidates == "sign":
-            sizes = sign_sizes(scores, self.k)
-        else:
-            sizes = torch.full((len(scores),), float(self.k))
+        fixed = torch.full((len(scores),), float(self.k))
+        sizes = sign_sizes(scores, self.k) if self.candidates == "sign" else fixed
         return select(scores, sizes, allowed)
 
 

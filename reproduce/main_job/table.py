@@ -48,7 +48,8 @@ def main() -> None:
     print(f"| **mean of tasks** | {len(ids)} | | " + " | ".join(macro) + " |\n")
 
     print(
-        "| method | mean over prompts (95 % interval) | right adapter first | right adapter used | adapters | ROCs | tokens/s |"
+        "| method | mean over prompts (95 % interval) | right adapter first | right adapter used "
+        "| adapters | ROCs | tokens/s |"
     )
     print("|---|---|---|---|---|---|---|")
     for method in methods:
@@ -57,9 +58,8 @@ def main() -> None:
         cells = [f"{100 * scores.mean():.1f} ({interval(scores)})"]
         if any(row.get("route") for row in mine):
             cells.append(f"{100 * np.mean([row['route'][0][0] == row['task'] for row in mine]):.1f}")
-            cells.append(
-                f"{100 * np.mean([any(r[0] == row['task'] and r[3] for r in row['route']) for row in mine]):.1f}"
-            )
+            used = [any(r[0] == row["task"] and r[3] for r in row["route"]) for row in mine]
+            cells.append(f"{100 * np.mean(used):.1f}")
             cells.append(f"{np.mean([len(row['route']) for row in mine]):.2f}")
             cells.append(f"{np.mean([sum(r[3] for r in row['route']) for row in mine]):.1f}")
         else:

@@ -34,17 +34,18 @@ DATA = {
 
 
 def card(name: str, folder: Path) -> str:
-    recipe = json.loads((folder / "recipe.json").read_text())
+    r = json.loads((folder / "recipe.json").read_text())
     losses = [json.loads(line)["loss"] for line in (folder / "training.jsonl").read_text().splitlines()]
+    first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
     task, data, licence = DATA[name]
     return f"""# {name}
 
 LoRA adapter for SmolLM2-135M-Instruct: {task}.
 
 * Trained on: {data}, in instruction-style prompts; licence of the data: {licence}.
-* Recipe: {", ".join(recipe["targets"])}; rank {recipe["rank"]}, alpha {recipe["alpha"]}; {recipe["steps"]} steps of
-  {recipe["batch"]} examples up to {recipe["max_tokens"]} tokens; learning rate {recipe["lr"]}; seed {recipe["seed"]}.
-* Loss on completions, mean of the first and of the last ten steps: {sum(losses[:10]) / 10:.2f}, {sum(losses[-10:]) / 10:.2f}.
+* Recipe: {", ".join(r["targets"])}; rank {r["rank"]}, alpha {r["alpha"]}; {r["steps"]} steps of {r["batch"]}
+  examples up to {r["max_tokens"]} tokens; learning rate {r["lr"]}; seed {r["seed"]}.
+* Loss on completions, mean of the first and of the last ten steps: {first:.2f}, {last:.2f}.
 * Made with `reproduce/pool/train.py`. Meant for trying hilora, not for use in earnest: the base has 135M weights.
 """
 
