@@ -118,4 +118,6 @@ def make_plan(
         plan_weights[row, columns] = torch.from_numpy(pi).float()
         if normalise:
             scale[row] = float(np.sqrt(capacity.mean() / min(active or total, total)))
-    return Plan(tuple(used), torch.from_numpy(all_ranks[used]), plan_weights, rocs, scale)
+    used_ranks = torch.from_numpy(all_ranks[used])
+    whole = bool(((rocs == 0) | (rocs == used_ranks)).all())
+    return Plan(tuple(used), used_ranks, plan_weights, rocs, scale, whole)

@@ -85,6 +85,7 @@ class Plan:
         weights: (batch, adapter) routing weights.
         rocs: (batch, adapter) how many ROCs a token may use of each adapter.
         scale: (batch,) factor on the whole output.
+        whole: every adapter is used whole or not at all, so that there is nothing to choose for a token.
     """
 
     ids: tuple[int, ...]
@@ -92,6 +93,7 @@ class Plan:
     weights: Float[Tensor, "batch adapter"]
     rocs: Int[Tensor, "batch adapter"]
     scale: Float[Tensor, " batch"]
+    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
@@ -21,30 +21,31 @@ Strength = Callable[[Tensor, Site], Tensor]
 CRITERIA: dict[str, Strength] = {
     "value": lambda z, site: z,
     "magnitude": lambda z, site: z.abs(),
-    "contribution": lambda z, site: z.abs() * site.up.norm(dim=0),
+    "contribution": lambda z, site: z.abs() * site.up.norm(dim=0)[:, None],
 }
 """How strong a ROC is for a token: the paper's signed a.x, its size, or the size of what the ROC adds."""
 
 SORT_ABOVE = 24
-"""Ranks above this are ordered by sorting; below, counting comparisons is faster."""
+"""Ranks above this are ordered by sorting, whose cost grows more slowly with the rank."""
+SORT_BELOW = 2**13
+"""So few projections (a decoding step) are sorted too: few operations matter more than cheap ones."""
 
 
-def among_strongest(
-    strength: Float[Tensor, "token column rank"], keep: Int[Tensor, "token column"]
-) -> Bool[Tensor, "token column rank"]:
-    """Whether each ROC is one of the `keep` strongest of its adapter; ties go to the earlier ROC."""
-    rank = strength.shape[-1]
-    if rank > SORT_ABOVE:
-        order = strength.argsort(dim=-1, descending=True, stable=True)
-        place = torch.empty_like(order).scatter_(-1, order, torch.arange(rank, device=order.device).expand_as(order))
-        return place < keep[..., None]
-    # place = how many are stronger; filled one rival at a time, so that nothing is rank times larger
-    place = torch.zeros(strength.shape, dtype=torch.int8, device=strength.device)
-    for rival in range(rank):
-        other = strength[..., rival : rival + 1]
-        place[..., :rival] += other > strength[..., :rival]
-        place[..., rival + 1 :] += other >= strength[..., rival + 1 :]
-    return place < keep[..., None]
+def places(strength: Float[Tensor, "column rank token"]) -> Int[Tensor, "column rank token"]:
+    """How many ROCs of its adapter are stronger than each ROC; of equal ones the earlier is the stronger."""
+    columns, rank, tokens = strength.shape
+    if rank > SORT_ABOVE or strength.numel() <= SORT_BELOW:
+        order = strength.argsort(dim=1, descending=True, stable=True)
+        numbers = torch.arange(rank, device=order.device)[:, None].expand_as(order)
+        return torch.empty_like(order).scatter_(1, order, numbers)
+    # count: each ROC starts behind all later ones, and comparing it with them corrects both sides
+    place = torch.arange(rank - 1, -1, -1, dtype=torch.int8, device=strength.device)[:, None]
+    place = place.repeat(columns, 1, tokens)
+    for roc in range(rank - 1):
+        wins = (strength[:, roc : roc + 1] >= strength[:, roc + 1 :]).view(torch.int8)  # (column, later, token)
+        place[:, roc + 1 :] += wins
+        place[:, roc] -= wins.sum(1, dtype=torch.int8)
+    return place
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,23 @@ class TopRocs:
             raise UnknownNameError("criterion", self.criterion, CRITERIA)
 
     def __call__(
-        self, z: Float[Tensor, "token roc"], site: Site, plan: Plan, row: Int[Tensor, " token"]
-    ) -> Float[Tensor, "token roc"]:
+        self, z: Float[Tensor, "roc token"], site: Site, plan: Plan, row: Int[Tensor, " token"]
+    ) -> Float[Tensor, "roc token"]:
         """Projections of the kept ROCs, scaled; 0 for the others."""
         strength = CRITERIA[self.criterion](z, site)
-        kept, start = [], 0
+        gates, start = [], 0
         for rank, columns in site.blocks:
             stop = start + rank * len(columns)
             # a site whose rank is below the adapter's largest (rank_pattern) gets its share of the budget
             largest = plan.ranks[columns]
             keep = (plan.rocs[:, columns] * rank + largest - 1) // largest  # (batch, column), rounded up
-            part = among_strongest(strength[:, start:stop].unflatten(1, (-1, rank)), keep[row])
-            kept.append(part.flatten(1))
+            keep = keep.T.to(torch.int16)[:, None, row]  # (column, 1, token)
+            part = strength[start:stop].unflatten(0, (-1, rank))  # (column, rank, token)
+            gate = (keep > 0).expand_as(part) if plan.whole else places(part) < keep
+            gates.append(gate.flatten(0, 1))
             start = stop
-        gate = torch.cat(kept, dim=1) if len(kept) > 1 else kept[0]
-        return z * gate * plan.scale[row, None].to(z.dtype)
+        gate = torch.cat(gates) if len(gates) > 1 else gates[0]
+        return z * gate * plan.scale.to(z.dtype)[row]
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,11 @@ class PoolTopRocs:
             raise InputError(f"k is the number of ROCs that a token uses: got {self.k}, expected at least 1.")
 
     def __call__(
-        self, z: Float[Tensor, "token roc"], site: Site, plan: Plan, row: Int[Tensor, " token"]
-    ) -> Float[Tensor, "token roc"]:
+        self, z: Float[Tensor, "roc token"], site: Site, plan: Plan, row: Int[Tensor, " token"]
+    ) -> Float[Tensor, "roc token"]:
         """Projections of the kept ROCs, scaled; 0 for the others."""
-        usable = (plan.rocs > 0)[:, site.owner][row]
+        usable = (plan.rocs > 0).T[site.owner][:, row]
         strength = CRITERIA[self.criterion](z, site).masked_fill(~usable, -torch.inf)
-        chosen = strength.topk(min(self.k, z.shape[1]), dim=1).indices
-        gate = torch.zeros_like(usable).scatter_(1, chosen, True) & usable
-        return z * gate * plan.scale[row, None].to(z.dtype)
+        chosen = strength.topk(min(self.k, len(z)), dim=0).indices
+        gate = torch.zeros_like(usable).scatter_(0, chosen, True) & usable
+        return z * gate * plan.scale.to(z.dtype)[row]

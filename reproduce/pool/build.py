@@ -28,8 +28,6 @@ DATA = {
     "arithmetic": ("sums, differences, products", "generated", "none needed"),
     "anli_r1": ("does a passage entail a hypothesis", "Adversarial NLI, round 1", "CC BY-NC 4.0 (non-commercial)"),
     "ag_news_subset": ("topic or title of a news text", "AG's news corpus", "non-commercial use"),
-    "glue_qqp": ("do two questions ask the same", "Quora question pairs", "Quora's terms of use"),
-    "e2e_nlg": ("a restaurant's description from attributes", "E2E NLG, cleaned", "CC BY-SA 4.0"),
 }
 
 

