@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,22 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hilora"
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' bars and its report of unused weights, which say nothing to a user here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def resolve_base(name: str) -> str:
     """A transformers name or path for a base; the embedded default is converted on its first use."""
     return str(_converted(name, BASES[name])) if name in BASES else name
@@ -88,9 +106,10 @@ def _converted(name: str, embedded: Embedded) -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                source.parent, gguf_file=source.name, dtype=torch.float32
-            )
+            with quiet_loading():
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    source.parent, gguf_file=source.name, dtype=torch.float32
+                )
         except ImportError as error:
             raise ModelError(
                 f"Reading {source.name} needs the package gguf. Run: pip install 'hilora[default]'"
@@ -101,7 +120,8 @@ def _converted(name: str, embedded: Embedded) -> Path:
         model.is_quantized = False
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        model.to(torch.bfloat16).save_pretrained(partial)
+        with quiet_loading():
+            model.to(torch.bfloat16).save_pretrained(partial)
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
         partial.rename(target)
     return target
@@ -168,7 +188,8 @@ def load_base(
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     path = resolve_base(name)
     try:
-        model = auto.from_pretrained(path, dtype=dtype, device_map=device_map)
+        with quiet_loading():
+            model = auto.from_pretrained(path, dtype=dtype, device_map=device_map)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"The base model {name!r} cannot be loaded: {first_line(error)}") from error

@@ -6,13 +6,12 @@ This is what `hilora route` runs, and what `HiLoRA` runs in front of the base mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 
 import torch
 
 from hilora.allocate import make_plan, row_stream
-from hilora.errors import UnknownNameError
 from hilora.methods import Method
 from hilora.pool.view import EmbedderInfo, PoolView
 from hilora.route.embed import Embedder
@@ -50,11 +49,10 @@ class Planner:
     def __init__(self, pool: PoolView, method: Method, embedder: Embedder | None = None) -> None:
         if embedder is not None:
             pool.check_embedder(describe_embedder(embedder))
-        self.pool = pool
+        self.pool = copy(pool)  # a view of its own: routes count along its entries
         self.method = method = replace(method, router=deepcopy(method.router))  # fitted to this pool only
         self._embedder = embedder
-        self._entries = pool.entries
-        if method.router is not None and self._entries:
+        if method.router is not None and self.pool.entries:
             if isinstance(method.router, Gaussian) and method.router.ridge is None:
                 method.router.ridge = pool.ridge
             method.router.fit(pool.embeddings() if method.router.needs_embedding else [torch.empty(0, 0)] * len(pool))
@@ -92,17 +90,11 @@ class Planner:
             return Routed(texts, None)
         allowed = self.pool.allowed(allow, deny)
         if not bool(allowed.any()):
-            why = "no adapter is allowed" if self._entries else "the pool is empty"
+            why = "no adapter is allowed" if self.pool.entries else "the pool is empty"
             return Routed(texts, None, f"{why}: the base model answered alone")
-        positions = None if labels is None else torch.tensor([self._position(name) for name in labels])
+        positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         vectors = self.embedder(texts) if router.needs_embedding else None
         return Routed(texts, router(Query(texts, vectors, positions), allowed))
-
-    def _position(self, name: str) -> int:
-        names = [entry.name for entry in self._entries]
-        if name not in names:
-            raise UnknownNameError("adapter", name, names)
-        return names.index(name)
 
     def plan(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Plan:
         """The plan of some of the routed rows: their shares of the budget.
@@ -114,7 +106,7 @@ class Planner:
         part = Route(route.ids[index], route.scores[index], route.weights[index])
         return make_plan(
             part,
-            [entry.rank for entry in self._entries],
+            [entry.rank for entry in self.pool.entries],
             gamma=method.gamma,
             allocation=method.allocation,
             normalise=method.normalise,
@@ -133,7 +125,7 @@ class Planner:
             for i, adapter in enumerate(route.ids[row].tolist()):
                 weight = float(route.weights[row, i])
                 if weight > 0:
-                    entry, score = self._entries[adapter], float(route.scores[row, i])
+                    entry, score = self.pool.entries[adapter], float(route.scores[row, i])
                     rocs = int(plan.rocs[place, column[adapter]])
                     seen = None if threshold is None else score > threshold
                     found.append(Choice(entry.name, score, weight, rocs, entry.rank, seen))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from rich.rule import Rule
 
@@ -27,7 +28,7 @@ PROMPTS = [
 """Our own words, in the style of the pool's tasks; the last one belongs to none of them."""
 
 
-def run(pool: str) -> None:
+def run(pool: str, prompts: Sequence[str] = PROMPTS) -> None:
     """Load, route, answer and explain; says how long each part took."""
     from hilora.generate import HiLoRA
 
@@ -35,13 +36,12 @@ def run(pool: str) -> None:
     with status("Loading the embedded base model (converted once on its first use, about 30 s)"):
         router = HiLoRA.from_pretrained(pool=pool)
     loaded = time.perf_counter()
-    with status(f"Routing and answering {len(PROMPTS)} prompts in one batch"):
-        answers = router.generate(PROMPTS, max_new_tokens=32)
+    with status(f"Routing and answering {len(prompts)} prompts in one batch"):
+        answers = router.generate(prompts, max_new_tokens=32)
     done = time.perf_counter()
-    names = ", ".join(sorted(router.planner.pool.names))
-    console.print(Rule(f"{len(PROMPTS)} prompts, no labels, {len(router.planner.pool)} adapters"))
-    console.print(f"[dim]pool: {names}[/]\n")
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
+    console.print(Rule(f"{len(prompts)} prompts, no labels, {len(router.planner.pool)} adapters"))
+    console.print(f"[dim]pool: {', '.join(sorted(router.planner.pool.names))}[/]\n")
+    for prompt, answer in zip(prompts, answers, strict=True):
         show_completion(prompt, answer)
     tokens = sum(answer.completion_tokens for answer in answers)
     console.print(

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.errors import ModelError
-from hilora.models import Embedded, first_line
+from hilora.models import Embedded, first_line, quiet_loading
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
@@ -100,7 +100,8 @@ def _transformers_encoder(path: Path, device: str) -> Any:
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False).eval().to(device)
+    with quiet_loading():
+        model = AutoModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
     longest = _read_json(path / "sentence_bert_config.json").get("max_seq_length") or tokenizer.model_max_length
 
     def encode(texts: list[str]) -> Tensor:

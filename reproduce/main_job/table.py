@@ -48,10 +48,9 @@ def main() -> None:
     print(f"| **mean of tasks** | {len(ids)} | | " + " | ".join(macro) + " |\n")
 
     print(
-        "| method | mean over prompts (95 % interval) | right adapter first | right adapter used "
-        "| adapters | ROCs | tokens/s |"
+        "| method | mean over prompts (95 % interval) | right adapter first | right adapter used | adapters | ROCs |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|")
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
         scores = np.array([row["score"] for row in mine])
@@ -67,12 +66,6 @@ def main() -> None:
         if method == "hilora-roc":
             cells[1] = "-"  # it ranks no adapters
             cells[4] = "24"
-        if method == "constant":
-            cells.append("-")
-        else:
-            batches = {row["batch_seconds"]: 0 for row in mine}
-            tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in mine)
-            cells.append(f"{tokens / sum(batches):.0f}")
         print(f"| {method} | " + " | ".join(cells) + " |")
 
 

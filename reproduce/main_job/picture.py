@@ -1,0 +1,26 @@
+"""The README's picture: what `hilora demo` prints, as SVG.
+
+python reproduce/main_job/picture.py --out docs/demo.svg
+"""
+
+import argparse
+from pathlib import Path
+
+from hilora.cli import demo, show
+from hilora.cli.options import quiet_transformers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pool", default="pools/flan-mini")
+    parser.add_argument("--out", type=Path, default=Path("docs/demo.svg"))
+    args = parser.parse_args()
+    quiet_transformers()
+    show.console.record = True
+    show.console.width = 100
+    demo.run(args.pool, demo.PROMPTS[:4])
+    show.console.save_svg(str(args.out), title="hilora demo")
+
+
+if __name__ == "__main__":
+    main()
