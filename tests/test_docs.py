@@ -1,0 +1,51 @@
+"""What documents say is what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import typer.main
+
+import hilora
+from hilora.cli.app import app
+from hilora.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands() -> set[str]:
+    """Every command of the program, as people type it."""
+    found = set()
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", {})
+        found |= {f"hilora {name} {sub}" for sub in inner} or {f"hilora {name}"}
+    return found
+
+
+def test_every_command_is_documented_and_every_documented_command_exists() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    known = commands()
+    assert [command for command in sorted(known) if f"`{command}" not in text] == []
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        for line in re.findall(r"hilora ((?:pool|train) [a-z-]+|route|generate|methods|demo)\b", page.read_text()):
+            assert f"hilora {line}" in known, page
+
+
+def test_every_method_is_in_its_modules_table() -> None:
+    text = (ROOT / "hilora" / "methods.py").read_text().split('"""')[1]
+    assert all(f"\n{name} " in text for name in METHODS)
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(hilora.__all__) == [
+        "Completion",
+        "Embedder",
+        "HiLoRA",
+        "HiloraError",
+        "METHODS",
+        "Planner",
+        "Pool",
+        "get_method",
+    ]
+    assert all(getattr(hilora, name) is not None for name in hilora.__all__)
