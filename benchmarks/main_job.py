@@ -9,7 +9,6 @@ embedding is given apart. Run it with nothing else on the machine. `--profile` p
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
-import hilora
 from hilora import HiLoRA, Pool, get_method
+from hilora.evaluate.setup import setup
 from hilora.models import load_base
 from hilora.planner import Planner
 from hilora.route.embed import Embedder
@@ -100,7 +98,7 @@ def main() -> None:
     base = routers["base"]
     fixed = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "batch_size": args.batch}
 
-    from hilora.prompts import encode_prompts
+    from hilora.prompts import encode_prompts, pad_id
 
     ids, mask = base._pad(encode_prompts(texts, tokenizer))
 
@@ -110,7 +108,7 @@ def main() -> None:
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=False,
-                pad_token_id=base._pad_id,
+                pad_token_id=pad_id(tokenizer),
                 max_new_tokens=args.new_tokens,
                 min_new_tokens=args.new_tokens,
             )
@@ -137,25 +135,20 @@ def main() -> None:
         print(f"round {round_number}: " + ", ".join(f"{n} {t[-1]:.2f} s" for n, t in times.items() if t), flush=True)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     answers = routers["hilora"].generate(texts, **fixed)
-    result = {
-        "benchmark": "main_job",
-        "hilora": hilora.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "dtype": args.dtype,
-        "batch": args.batch,
-        "prompt_tokens": int(mask.sum()),
-        "new_tokens": args.new_tokens * args.batch,
-        "rounds": args.rounds,
-        "adapters_in_batch": len({name for answer in answers for name in answer.adapters}),
-        "seconds": {name: [round(s, 4) for s in seconds] for name, seconds in times.items()},
-        "median_seconds": {name: round(s, 4) for name, s in medians.items()},
-        "hilora_over_base": round(medians["base"] / medians["hilora"], 4),
-        "hilora_without_embedding_over_base": round(medians["base"] / (medians["hilora"] - medians["embedding"]), 4),
-        "hilora_over_peft_single": round(medians["peft_single"] / medians["hilora"], 4),
-    }
+    result = setup(
+        "benchmarks/main_job.py",
+        dtype=args.dtype,
+        batch=args.batch,
+        prompt_tokens=int(mask.sum()),
+        new_tokens=args.new_tokens * args.batch,
+        rounds=args.rounds,
+        adapters_in_batch=len({name for answer in answers for name in answer.adapters}),
+        seconds={name: [round(s, 4) for s in seconds] for name, seconds in times.items()},
+        median_seconds={name: round(s, 4) for name, s in medians.items()},
+        hilora_over_base=round(medians["base"] / medians["hilora"], 4),
+        hilora_without_embedding_over_base=round(medians["base"] / (medians["hilora"] - medians["embedding"]), 4),
+        hilora_over_peft_single=round(medians["peft_single"] / medians["hilora"], 4),
+    )
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

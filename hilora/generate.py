@@ -21,15 +21,25 @@ from torch import Tensor
 from hilora.allocate import row_stream
 from hilora.attach import attach, placements
 from hilora.compose.delta import stack_sites
-from hilora.errors import InputError, ModelError, UnknownNameError
+from hilora.errors import InputError, ModelError
 from hilora.methods import get_method
 from hilora.models import first_line, load_base
 from hilora.planner import Planner, Routed
 from hilora.pool.pool import Pool
+from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView
-from hilora.prompts import Prompt, encode_prompts, query_text, template_id
+from hilora.prompts import (
+    Prompt,
+    as_list,
+    check_lengths,
+    encode_prompts,
+    pad_batch,
+    pad_id,
+    query_text,
+    template_id,
+)
 from hilora.route.embed import Embedder
-from hilora.sampling import SeededSampling, split_sampling
+from hilora.sampling import SeededSampling, check_options, split_sampling
 from hilora.types import Choice, Completion, Plan, Site
 
 if TYPE_CHECKING:
@@ -137,16 +147,16 @@ class HiLoRA:
         Raises:
             InputError: an empty or too long prompt, or an option that does not exist; before anything runs.
         """
-        listed = _as_list(prompts)
+        listed = as_list(prompts)
         stops = [stop] if isinstance(stop, str) else list(stop or ())
         if labels is not None and len(labels) != len(listed):
             raise InputError(f"labels name {len(labels)} adapters for {len(listed)} prompts; give one each.")
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
-        self._check_options(options)
+        check_options(options)
         texts = [query_text(prompt) for prompt in listed]
         encoded = encode_prompts(listed, self.tokenizer)
-        self._check_lengths(encoded, max_new_tokens)
+        check_lengths(encoded, max_new_tokens, self.model.config)
         routed = self.planner.route(texts, labels=labels, allow=allow, deny=deny)
 
         answers: dict[int, list[Completion]] = {}
@@ -192,7 +202,7 @@ class HiLoRA:
                 ids, mask = ids.repeat_interleave(answers, 0), mask.repeat_interleave(answers, 0)
         if stops:
             kwargs |= {"stop_strings": list(stops), "tokenizer": self.tokenizer}
-        kwargs.setdefault("pad_token_id", self._pad_id)
+        kwargs.setdefault("pad_token_id", pad_id(self.tokenizer))
         choices: list[tuple[Choice, ...]] = [() for _ in rows]
         attached: AbstractContextManager[None] = nullcontext()
         if routed.route is not None:
@@ -233,6 +243,11 @@ class HiLoRA:
         reason = "length" if length is None and cut is None else "stop"
         return Completion(text, reason, why, self.planner.method.name, prompt_tokens, len(kept), note)
 
+    def _pad(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        left = not self.model.config.is_encoder_decoder
+        ids, mask = pad_batch(encoded, pad_id(self.tokenizer), left=left)
+        return ids.to(self.model.device), mask.to(self.model.device)
+
     def _stack(self, plan: Plan) -> dict[str, Site]:
         """The plan's adapters stacked site by site, kept for the next batch that uses the same."""
         key = tuple(self.planner.pool.entries[i].hash for i in plan.ids)
@@ -243,64 +258,3 @@ class HiLoRA:
                 self._stacks.popitem(last=False)
         self._stacks.move_to_end(key)
         return self._stacks[key]
-
-    @property
-    def _pad_id(self) -> int:
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        return 0
-
-    def _pad(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Ids and mask (batch, seq); decoders are padded on the left, encoders on the right."""
-        longest = max(map(len, encoded))
-        left = not self.model.config.is_encoder_decoder
-        ids = torch.full((len(encoded), longest), self._pad_id)
-        mask = torch.zeros(len(encoded), longest, dtype=torch.long)
-        for row, tokens in enumerate(encoded):
-            where = slice(longest - len(tokens), None) if left else slice(len(tokens))
-            ids[row, where] = torch.tensor(tokens)
-            mask[row, where] = 1
-        return ids.to(self.model.device), mask.to(self.model.device)
-
-    def _check_lengths(self, encoded: Sequence[list[int]], max_new_tokens: int) -> None:
-        config = self.model.config
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        if limit is None or config.is_encoder_decoder:
-            return
-        for number, tokens in enumerate(encoded):
-            if len(tokens) + max_new_tokens > limit:
-                raise InputError(
-                    f"Prompt {number} has {len(tokens)} tokens; the base model's context of {limit} leaves "
-                    f"{limit - max_new_tokens} beside max_new_tokens={max_new_tokens}. Shorten it, or lower that."
-                )
-
-    def _check_options(self, options: dict[str, Any]) -> None:
-        from transformers import GenerationConfig
-
-        known = {*GenerationConfig().to_dict(), "streamer", "logits_processor", "stopping_criteria"}
-        for name in options:
-            if name not in known:
-                raise UnknownNameError("generation option", name, known)
-        if options.get("do_sample") and (options.get("num_beams") or 1) > 1:
-            raise InputError("Sampling and beams do not go together here: choose do_sample or num_beams.")
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """The prompts as a list; a text or a chat alone counts as one."""
-    if isinstance(prompts, str):
-        return [prompts]
-    listed: list[Any] = list(prompts)
-    return [listed] if listed and isinstance(listed[0], dict) else listed
-
-
-def find_pool(pool: str | Path) -> Path:
-    """A pool folder, or the folder of an installed pool distribution ("flan-mini")."""
-    import importlib.util
-
-    path = Path(pool)
-    if not path.exists() and path.parent == Path():
-        spec = importlib.util.find_spec(f"hilora_{path.name.replace('-', '_')}")
-        if spec is not None and spec.submodule_search_locations:
-            return Path(next(iter(spec.submodule_search_locations)))
-    return path

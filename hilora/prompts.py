@@ -11,6 +11,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from hilora.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,3 +69,46 @@ def template_id(tokenizer: PreTrainedTokenizerBase) -> str:
     if not template:
         return "plain"
     return "chat-" + hashlib.sha256(str(template).encode()).hexdigest()[:12]
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as a list; a text or a chat alone counts as one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    listed: list[Any] = list(prompts)
+    return [listed] if listed and isinstance(listed[0], dict) else listed
+
+
+def check_lengths(encoded: Sequence[list[int]], max_new_tokens: int, config: Any) -> None:
+    """Refuse prompts that leave no room for the answer in the model's context.
+
+    Raises:
+        InputError: names the prompt, its length and the room there is.
+    """
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if limit is None or config.is_encoder_decoder:
+        return
+    for number, tokens in enumerate(encoded):
+        if len(tokens) + max_new_tokens > limit:
+            raise InputError(
+                f"Prompt {number} has {len(tokens)} tokens; the base model's context of {limit} leaves "
+                f"{limit - max_new_tokens} beside max_new_tokens={max_new_tokens}. Shorten it, or lower that."
+            )
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills batches: the padding token, else the end token; the mask hides it."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return int(next((token for token in found if token is not None), 0))
+
+
+def pad_batch(encoded: Sequence[list[int]], fill: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Ids and mask (batch, seq); decoders continue on the right and are padded on the left."""
+    longest = max(map(len, encoded))
+    ids = torch.full((len(encoded), longest), fill)
+    mask = torch.zeros(len(encoded), longest, dtype=torch.long)
+    for row, tokens in enumerate(encoded):
+        where = slice(longest - len(tokens), None) if left else slice(len(tokens))
+        ids[row, where] = torch.tensor(tokens)
+        mask[row, where] = 1
+    return ids, mask

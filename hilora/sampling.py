@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -21,6 +22,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from hilora.errors import InputError, UnknownNameError
 
 _WARPERS: dict[str, Any] = {
     "temperature": TemperatureLogitsWarper,
@@ -65,3 +68,18 @@ def split_sampling(options: dict[str, Any], defaults: Any) -> tuple[dict[str, An
     if not options.pop("do_sample", getattr(defaults, "do_sample", False)):
         return options, None
     return options, given
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse generation options that transformers does not have, or that do not go together.
+
+    Raises:
+        UnknownNameError: no such option; suggests the nearest.
+        InputError: sampling with beams, whose draws could not be kept apart by prompt.
+    """
+    known = {*GenerationConfig().to_dict(), "streamer", "logits_processor", "stopping_criteria"}
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("generation option", name, known)
+    if options.get("do_sample") and (options.get("num_beams") or 1) > 1:
+        raise InputError("Sampling and beams do not go together here: choose do_sample or num_beams.")

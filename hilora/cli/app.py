@@ -52,10 +52,10 @@ def route(
     """Say which adapters would serve each prompt, and why. No base model is loaded."""
     from dataclasses import asdict
 
-    from hilora.generate import find_pool
     from hilora.methods import get_method
     from hilora.planner import Planner
     from hilora.pool import Pool
+    from hilora.pool.source import find_pool
     from hilora.prompts import query_text
 
     listed = [query_text(prompt) for prompt in read_prompts(prompts, file)]

@@ -25,8 +25,8 @@ DEFAULT_BASE = "smollm2-135m"
 
 
 def _open(path: str) -> Any:
-    from hilora.generate import find_pool
     from hilora.pool import Pool
+    from hilora.pool.source import find_pool
 
     return Pool.open(find_pool(path))
 

@@ -37,7 +37,9 @@ def lora(
 ) -> None:
     """Train one LoRA adapter and draw its routing samples. An interrupted run resumes."""
     from hilora.models import load_base
-    from hilora.train.lora import Recipe, read_lines, train_lora
+    from hilora.train.data import read_lines
+    from hilora.train.lora import train_lora
+    from hilora.train.recipe import Recipe
 
     rows = read_lines(task)
     recipe = Recipe(

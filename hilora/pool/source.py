@@ -1,7 +1,8 @@
-"""Where an adapter and its samples come from: a folder, or a repository on the Hugging Face Hub."""
+"""Where pools, adapters and samples come from: folders, installed packages, the Hugging Face Hub."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -70,3 +71,13 @@ def samples_for(name: str, folder: Path, samples: Path | None) -> list[str]:
             f'{{"inputs": "..."}}, or put them at {folder / SAMPLES_FILE}. Only their embeddings are kept.'
         )
     return read_samples(path)
+
+
+def find_pool(pool: str | Path) -> Path:
+    """A pool folder, or the folder of an installed pool distribution ("flan-mini")."""
+    path = Path(pool)
+    if not path.exists() and path.parent == Path():
+        spec = importlib.util.find_spec(f"hilora_{path.name.replace('-', '_')}")
+        if spec is not None and spec.submodule_search_locations:
+            return Path(next(iter(spec.submodule_search_locations)))
+    return path

@@ -11,17 +11,14 @@ file by: python reproduce/main_job/table.py
 import argparse
 import hashlib
 import json
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
 
-import hilora
 from hilora import HiLoRA, Pool, get_method
 from hilora.evaluate.metrics import METRICS, metric_for, most_frequent
+from hilora.evaluate.setup import setup
 from hilora.models import load_base
 from hilora.planner import Planner
 from hilora.route.embed import Embedder
@@ -64,22 +61,16 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as out:
         if not done:
-            setup = {
-                "setup": "reproduce/main_job/evaluate.py",
-                "hilora": hilora.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "device": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
-                "dtype": args.dtype,
-                "seed": args.seed,
-                "batch_size": args.batch_size,
-                "max_new_tokens": args.max_new_tokens,
-                "pool_version": pool.version,
-                "ridge": pool.ridge,
-                "adapters": {entry.name: entry.hash for entry in pool.entries},
-            }
-            out.write(json.dumps(setup) + "\n")
+            header = setup(
+                "reproduce/main_job/evaluate.py",
+                dtype=args.dtype,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                max_new_tokens=args.max_new_tokens,
+                ridge=pool.ridge,
+                adapters={entry.name: entry.hash for entry in pool.entries},
+            )
+            out.write(json.dumps(header) + "\n")
             references: dict[str, list[str]] = {}
             for row in rows:
                 references.setdefault(row["task"], []).append(row["targets"])

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 from hilora.models import load_base
-from hilora.train.lora import Recipe, read_lines, train_lora
+from hilora.train.data import read_lines
+from hilora.train.lora import train_lora
+from hilora.train.recipe import Recipe
 
 # Steps by how soon the loss settles; ranks differ so that mixed ranks are real.
 RECIPES = {

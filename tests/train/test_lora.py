@@ -14,7 +14,9 @@ from hilora.attach import linear_shapes
 from hilora.errors import InputError, ModelError
 from hilora.pool.peft import read_adapter
 from hilora.pool.source import read_samples
-from hilora.train.lora import Recipe, completion_loss, encode_examples, read_lines, train_lora
+from hilora.train.data import completion_loss, encode_examples, read_lines
+from hilora.train.lora import train_lora
+from hilora.train.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 

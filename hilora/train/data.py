@@ -1,0 +1,124 @@
+"""Training lines -> examples -> batches -> the loss on their completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hilora.errors import InputError
+from hilora.prompts import encode_prompts
+from hilora.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # label of a position that the loss leaves out
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and its completion, the end token included."""
+
+    prompt: list[int]
+    completion: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+def read_lines(path: Path) -> list[dict[str, str]]:
+    """Rows with "inputs" and "targets" from a JSON Lines file.
+
+    Raises:
+        InputError: no such file, no rows, or a row without the two fields (names the line).
+    """
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append({"inputs": row["inputs"], "targets": row["targets"]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f'{path}, line {number}: expected {{"inputs": ..., "targets": ...}}, got {line:.60}'
+            ) from error
+    if not rows:
+        raise InputError(f"{path} holds no training lines.")
+    return rows
+
+
+def encode_examples(rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Token ids of each row; the completion ends with the end token."""
+    prompts = encode_prompts([row["inputs"] for row in rows], tokenizer)
+    targets: Any = tokenizer([row["targets"] for row in rows], add_special_tokens=False)["input_ids"]
+    end = [tokenizer.eos_token_id]
+    return [Example(p, list(t) + end) for p, t in zip(prompts, targets, strict=True)]
+
+
+def write_samples(rows: Sequence[dict[str, str]], path: Path, recipe: Recipe) -> None:
+    """Draw m of the training inputs, the texts that will represent the adapter when it is routed to."""
+    import numpy as np
+
+    chosen = np.random.default_rng(recipe.seed).permutation(len(rows))[: recipe.num_samples]
+    lines = [json.dumps({"inputs": rows[i]["inputs"]}, ensure_ascii=False) for i in chosen]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def batches(examples: Sequence[Example], recipe: Recipe) -> Iterator[list[Example]]:
+    """Endless batches of like length: shuffle, sort within stretches of 16 batches, shuffle those."""
+    import numpy as np
+
+    rng = np.random.default_rng(recipe.seed)
+    lengths = np.array([len(e) for e in examples])
+    stretch = 16 * recipe.batch
+    while True:
+        order = rng.permutation(len(examples))
+        for start in range(0, len(order), stretch):
+            part = order[start : start + stretch]
+            part = part[np.argsort(lengths[part], kind="stable")]
+            groups = [part[i : i + recipe.batch] for i in range(0, len(part), recipe.batch)]
+            for g in rng.permutation(len(groups)):
+                yield [examples[i] for i in groups[g]]
+
+
+def completion_loss(model: Any, batch: Sequence[Example], pad: int) -> torch.Tensor:
+    """Mean cross-entropy over the completions' tokens, logits taken at those positions only."""
+    import torch.nn.functional as F
+
+    device = model.device
+    if model.config.is_encoder_decoder:
+        ids, mask = _pad([e.prompt for e in batch], pad, device)
+        labels, _ = _pad([e.completion for e in batch], IGNORED, device)
+        loss: torch.Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        return loss
+    ids, mask = _pad([e.prompt + e.completion for e in batch], pad, device)
+    # the position before a completion token predicts it
+    labels, _ = _pad([[IGNORED] * (len(e.prompt) - 1) + e.completion + [IGNORED] for e in batch], IGNORED, device)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    chosen = labels != IGNORED  # (batch, seq)
+    if getattr(base.config, "final_logit_softcapping", None):  # Gemma 2 changes its logits afterwards
+        logits = base(input_ids=ids, attention_mask=mask).logits[chosen]
+    else:
+        backbone = getattr(base, base.base_model_prefix)
+        hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, seq, dim)
+        logits = base.get_output_embeddings()(hidden[chosen])  # (token, vocabulary)
+    return F.cross_entropy(logits.float(), labels[chosen])
+
+
+def _pad(rows: Sequence[list[int]], fill: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids and their mask, both (batch, seq)."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, mask
