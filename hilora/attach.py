@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hilora.compose.delta import Gate, add_delta
+from hilora.compose.delta import Gate, Gated, add_delta
 from hilora.errors import ModelError
 from hilora.types import Plan, Site
 
@@ -73,7 +73,8 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
             where = site.down.device
             if where not in plans:
                 plans[where] = _move(plan, where)
-            handles.append(modules[name].register_forward_hook(_hook(name, site, plans[where], gate)))
+            bound = gate(site, plans[where])
+            handles.append(modules[name].register_forward_hook(_hook(name, site, bound, len(plan.scale))))
         yield
     finally:
         for handle in handles:
@@ -81,9 +82,7 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
         _attached.discard(model)
 
 
-def _hook(name: str, site: Site, plan: Plan, gate: Gate) -> Any:
-    rows = len(plan.scale)
-
+def _hook(name: str, site: Site, gated: Gated, rows: int) -> Any:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].flatten(0, -2)  # (token, in)
         tokens = x.shape[0]
@@ -92,9 +91,12 @@ def _hook(name: str, site: Site, plan: Plan, gate: Gate) -> Any:
                 f"Site {name!r} got {tokens} tokens for a plan of {rows} rows; expected a multiple. "
                 f"Run the model with the batch that the plan was made for."
             )
-        row = torch.arange(tokens, device=x.device) // (tokens // rows)
-        flat = output.flatten(0, -2)
-        return add_delta(flat, x, site, plan, row, gate).view(output.shape)
+        each = tokens // rows  # tokens of a row lie together
+
+        def spread(of_rows: Tensor) -> Tensor:
+            return of_rows if each == 1 else of_rows.repeat_interleave(each, -1)
+
+        return add_delta(output.flatten(0, -2), x, site, gated, spread).view(output.shape)
 
     return add
 

@@ -3,7 +3,8 @@
     delta = ((x @ down.T) * gate) @ up.T        x (token, in)  gate (token, roc)  delta (token, out)
 
 In memory gate and projections are transposed, (roc, token): ROCs of one adapter are then compared along long
-contiguous runs of tokens, which is several times faster than comparing 8 neighbours at a time.
+contiguous runs of tokens, which is several times faster than comparing 8 neighbours at a time. A site is bound
+to the batch's plan once (`Gate`), so that a forward pass does nothing that depends on the plan alone.
 
 Every token-level and sequence-level method is a way to fill `gate`. Cost per token is in * R + R * out for
 the R ROCs that the batch uses; no per-adapter output is ever materialised.
@@ -11,30 +12,35 @@ the R ROCs that the batch uses; no per-adapter output is ever materialised.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from hilora.types import Factors, Plan, Site
 
+Spread = Callable[[Tensor], Tensor]
+"""What each row has, (..., batch) -> what each of its tokens has, (..., token): says which row a token is of."""
+
+Gated = Callable[[Tensor, Spread], Tensor]
+"""(z (roc, token), spread) -> gate * z, of the same shape."""
+
 
 @runtime_checkable
 class Gate(Protocol):
-    """A composer: fills the gate from the projections of a site's ROCs."""
+    """A composer: how much of each ROC's projection a token gets."""
 
-    def __call__(
-        self, z: Float[Tensor, "roc token"], site: Site, plan: Plan, row: Int[Tensor, " token"]
-    ) -> Float[Tensor, "roc token"]:
-        """Gated projections, gate * z.
+    def __call__(self, site: Site, plan: Plan) -> Gated:
+        """Bind the gate to a site and a plan; what depends on them alone is worked out here, once a batch.
 
         Args:
-            z: down @ x.T, the projection of each token on each ROC.
             site: the stacked ROCs.
             plan: what each row may use.
-            row: the row that each token belongs to.
+
+        Returns:
+            the function that gates projections z = down @ x.T, called for every forward pass.
         """
         ...
 
@@ -43,12 +49,11 @@ def add_delta(
     output: Float[Tensor, "token out"],
     x: Float[Tensor, "token in"],
     site: Site,
-    plan: Plan,
-    row: Int[Tensor, " token"],
-    gate: Gate,
+    gated: Gated,
+    spread: Spread,
 ) -> Float[Tensor, "token out"]:
     """output + ((x @ down.T) * gate) @ up.T, as one fused product and sum; in the output's dtype."""
-    z = gate(site.down @ x.to(site.down.dtype).T, site, plan, row)  # (roc, token)
+    z = gated(site.down @ x.to(site.down.dtype).T, spread)  # (roc, token)
     if z.dtype != output.dtype:
         return output + (z.T @ site.up.T).to(output.dtype)
     return torch.addmm(output, z.T, site.up.T)

@@ -6,13 +6,14 @@ HiLoRA-ROC ranks all ROCs of the pool together and keeps k of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from hilora.compose.delta import Gated, Spread
 from hilora.errors import InputError, UnknownNameError
 from hilora.types import Plan, Site
 
@@ -25,27 +26,82 @@ CRITERIA: dict[str, Strength] = {
 }
 """How strong a ROC is for a token: the paper's signed a.x, its size, or the size of what the ROC adds."""
 
-SORT_ABOVE = 24
-"""Ranks above this are ordered by sorting, whose cost grows more slowly with the rank."""
-SORT_BELOW = 2**13
-"""So few projections (a decoding step) are sorted too: few operations matter more than cheap ones."""
+SORT_ABOVE = 32
+"""Adapters of a higher rank are ordered by sorting; below, comparing all pairs of their ROCs is cheaper."""
+CHUNK = 2**16
+"""Adapters are compared together while the matrix (roc, pair) for that has no more entries."""
+
+Placed = Callable[[Tensor], Tensor]
+"""Strengths (roc, token) -> place of each ROC among those of its adapter, 0 = the strongest."""
 
 
-def places(strength: Float[Tensor, "column rank token"]) -> Int[Tensor, "column rank token"]:
-    """How many ROCs of its adapter are stronger than each ROC; of equal ones the earlier is the stronger."""
-    columns, rank, tokens = strength.shape
-    if rank > SORT_ABOVE or strength.numel() <= SORT_BELOW:
-        order = strength.argsort(dim=1, descending=True, stable=True)
-        numbers = torch.arange(rank, device=order.device)[:, None].expand_as(order)
-        return torch.empty_like(order).scatter_(1, order, numbers)
-    # count: each ROC starts behind all later ones, and comparing it with them corrects both sides
-    place = torch.arange(rank - 1, -1, -1, dtype=torch.int8, device=strength.device)[:, None]
-    place = place.repeat(columns, 1, tokens)
-    for roc in range(rank - 1):
-        wins = (strength[:, roc : roc + 1] >= strength[:, roc + 1 :]).view(torch.int8)  # (column, later, token)
-        place[:, roc + 1 :] += wins
-        place[:, roc] -= wins.sum(1, dtype=torch.int8)
-    return place
+def by_sorting(strength: Float[Tensor, "roc token"]) -> Float[Tensor, "roc token"]:
+    """Places in one adapter by a stable sort: of equal ROCs the earlier counts as stronger."""
+    order = strength.argsort(dim=0, descending=True, stable=True)
+    numbers = torch.arange(len(order), device=order.device, dtype=strength.dtype)[:, None].expand_as(order)
+    return torch.empty_like(strength).scatter_(0, order, numbers)
+
+
+def by_pairs(ranks: Sequence[int], like: Tensor) -> Placed:
+    """Places in several adapters of these ranks, by comparing each pair of ROCs of one adapter.
+
+    A ROC starts behind all later ones of its adapter; each comparison that it wins against a later one moves it
+    one place forward, and the later one back by one. Comparisons are kept in the dtype of the strengths: PyTorch
+    compares half precision several times faster into half precision than into bool.
+    """
+    first, second, behind, start = [], [], [], 0
+    for rank in ranks:
+        earlier, later = torch.triu_indices(rank, rank, 1)
+        first.append(earlier + start)
+        second.append(later + start)
+        behind.append(torch.arange(rank - 1, -1, -1))
+        start += rank
+    one, other = torch.cat(first).to(like.device), torch.cat(second).to(like.device)
+    pairs = torch.arange(len(one), device=like.device)
+    moves = torch.zeros(start, len(one), dtype=like.dtype, device=like.device)  # (roc, pair)
+    moves[one, pairs], moves[other, pairs] = -1, 1
+    begin = torch.cat(behind).to(like)[:, None]
+
+    def placed(strength: Tensor) -> Tensor:
+        wins = strength.index_select(0, one).ge_(strength.index_select(0, other))  # (pair, token)
+        return (moves @ wins).add_(begin)
+
+    return placed
+
+
+def chunks(ranks: Sequence[int]) -> list[list[int]]:
+    """Adapters' ranks cut into runs that are compared together; a high rank stands alone."""
+    runs: list[list[int]] = [[]]
+    for rank in ranks:
+        run = [*runs[-1], rank]
+        if max(run) > SORT_ABOVE or sum(run) * sum(r * (r - 1) // 2 for r in run) > CHUNK:
+            runs.append([rank])
+        else:
+            runs[-1] = run
+    return [run for run in runs if run]
+
+
+def top_gate(site: Site, plan: Plan) -> Gated:
+    """(strength (roc, token), spread) -> 1 on each adapter's strongest ROCs, as many as the row may use, else 0."""
+    keeps = []
+    for rank, columns in site.blocks:
+        # a site whose rank is below the adapter's largest (rank_pattern) gets its share of the budget
+        largest = plan.ranks[columns]
+        keep = ((plan.rocs[:, columns] * rank + largest - 1) // largest).T  # (column, batch)
+        keeps.append(keep.repeat_interleave(rank, 0))
+    keep = torch.cat(keeps).to(site.down.dtype)  # (roc, batch)
+    runs, spans, start = chunks([rank for rank, columns in site.blocks for _ in columns]), [], 0
+    for run in runs:
+        placed = by_sorting if run[0] > SORT_ABOVE else by_pairs(run, site.down)
+        spans.append((start, start + sum(run), placed))
+        start += sum(run)
+
+    def gate(strength: Tensor, spread: Spread) -> Tensor:
+        places = [placed(strength[start:stop]) for start, stop, placed in spans]
+        place = places[0] if len(places) == 1 else torch.cat(places)
+        return place.lt_(spread(keep))
+
+    return gate
 
 
 @dataclass(frozen=True)
@@ -62,24 +118,14 @@ class TopRocs:
         if self.criterion not in CRITERIA:
             raise UnknownNameError("criterion", self.criterion, CRITERIA)
 
-    def __call__(
-        self, z: Float[Tensor, "roc token"], site: Site, plan: Plan, row: Int[Tensor, " token"]
-    ) -> Float[Tensor, "roc token"]:
-        """Projections of the kept ROCs, scaled; 0 for the others."""
-        strength = CRITERIA[self.criterion](z, site)
-        gates, start = [], 0
-        for rank, columns in site.blocks:
-            stop = start + rank * len(columns)
-            # a site whose rank is below the adapter's largest (rank_pattern) gets its share of the budget
-            largest = plan.ranks[columns]
-            keep = (plan.rocs[:, columns] * rank + largest - 1) // largest  # (batch, column), rounded up
-            keep = keep.T.to(torch.int16)[:, None, row]  # (column, 1, token)
-            part = strength[start:stop].unflatten(0, (-1, rank))  # (column, rank, token)
-            gate = (keep > 0).expand_as(part) if plan.whole else places(part) < keep
-            gates.append(gate.flatten(0, 1))
-            start = stop
-        gate = torch.cat(gates) if len(gates) > 1 else gates[0]
-        return z * gate * plan.scale.to(z.dtype)[row]
+    def __call__(self, site: Site, plan: Plan) -> Gated:
+        """Bind to a site and a plan."""
+        scale, measure = plan.scale.to(site.down.dtype), CRITERIA[self.criterion]
+        if plan.whole:
+            factor = (plan.rocs > 0).T[site.owner] * scale  # (roc, batch)
+            return lambda z, spread: z * spread(factor)
+        gate = top_gate(site, plan)
+        return lambda z, spread: gate(measure(z, site), spread).mul_(z).mul_(spread(scale))
 
 
 @dataclass(frozen=True)
@@ -100,12 +146,15 @@ class PoolTopRocs:
         if self.k < 1:
             raise InputError(f"k is the number of ROCs that a token uses: got {self.k}, expected at least 1.")
 
-    def __call__(
-        self, z: Float[Tensor, "roc token"], site: Site, plan: Plan, row: Int[Tensor, " token"]
-    ) -> Float[Tensor, "roc token"]:
-        """Projections of the kept ROCs, scaled; 0 for the others."""
-        usable = (plan.rocs > 0).T[site.owner][:, row]
-        strength = CRITERIA[self.criterion](z, site).masked_fill(~usable, -torch.inf)
-        chosen = strength.topk(min(self.k, len(z)), dim=0).indices
-        gate = torch.zeros_like(usable).scatter_(0, chosen, True) & usable
-        return z * gate * plan.scale.to(z.dtype)[row]
+    def __call__(self, site: Site, plan: Plan) -> Gated:
+        """Bind to a site: which ROCs each row may use."""
+        usable, scale = (plan.rocs > 0).T[site.owner], plan.scale.to(site.down.dtype)  # (roc, batch)
+        measure, k = CRITERIA[self.criterion], min(self.k, len(site.owner))
+
+        def gated(z: Tensor, spread: Spread) -> Tensor:
+            may = spread(usable)
+            chosen = measure(z, site).masked_fill(~may, -torch.inf).topk(k, dim=0).indices
+            gate = torch.zeros_like(may).scatter_(0, chosen, True) & may
+            return z * gate * spread(scale)
+
+        return gated

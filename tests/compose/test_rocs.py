@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hilora.compose.delta import add_delta, stack_sites
-from hilora.compose.rocs import CRITERIA, SORT_ABOVE, SORT_BELOW, PoolTopRocs, TopRocs, places
+from hilora.compose.delta import Spread, add_delta, stack_sites
+from hilora.compose.rocs import CHUNK, CRITERIA, SORT_ABOVE, PoolTopRocs, TopRocs, by_pairs, by_sorting, chunks
 from hilora.errors import HiloraError
 from hilora.types import Factors, Plan
 
@@ -44,6 +44,11 @@ def random_plan(ranks: list[int], batch: int, load: str, seed: int = 0) -> Plan:
     return Plan(tuple(range(len(ranks))), torch.tensor(ranks), (rocs > 0).float(), rocs, scale)
 
 
+def by(row: Tensor) -> Spread:
+    """Rows by index: any token may be of any row."""
+    return lambda of_rows: of_rows[..., row]
+
+
 def strongest(values: list[float], keep: int) -> set[int]:
     return set(sorted(range(len(values)), key=lambda j: (-values[j], j))[:keep])
 
@@ -74,7 +79,7 @@ def test_delta_equals_the_papers_loop(criterion: str, load: str) -> None:
     row = torch.arange(24) // 4
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
     base = torch.randn(24, OUT, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    got = add_delta(base, x, site, plan, row, TopRocs(criterion))
+    got = add_delta(base, x, site, TopRocs(criterion)(site, plan), by(row))
     torch.testing.assert_close(got, base + hilora_loop(x, adapters, plan, row, criterion))
 
 
@@ -88,7 +93,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_the_naive_form(dtype: torc
     row = torch.arange(32) // 8
     site = stack_sites(adapters, {"site": (CPU, dtype)})["site"]
     exact = hilora_loop(x, adapters, plan, row, "value")
-    fast = add_delta(torch.zeros(32, OUT, dtype=dtype), x, site, plan, row, TopRocs())
+    fast = add_delta(torch.zeros(32, OUT, dtype=dtype), x, site, TopRocs()(site, plan), by(row))
     naive = sum((x @ f["site"][0].T) @ f["site"][1].T for f in adapters)
     error, naive_error = (fast.double() - exact).abs().max(), (naive.double() - exact).abs().max()
     assert error <= 2 * naive_error
@@ -100,7 +105,7 @@ def test_pool_top_rocs_equal_the_loop_over_all_rocs() -> None:
     x = torch.randn(12, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     row = torch.arange(12) // 4
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
-    got = add_delta(torch.zeros(12, OUT, dtype=torch.float64), x, site, plan, row, PoolTopRocs(k))
+    got = add_delta(torch.zeros(12, OUT, dtype=torch.float64), x, site, PoolTopRocs(k)(site, plan), by(row))
     want = torch.zeros(12, OUT, dtype=torch.float64)
     for t in range(12):
         usable = [i for i in range(len(ranks)) if plan.rocs[row[t], i] > 0]
@@ -111,23 +116,40 @@ def test_pool_top_rocs_equal_the_loop_over_all_rocs() -> None:
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("rank", [1, 3, 8, SORT_ABOVE, SORT_ABOVE + 1, 64])
-def test_counting_and_sorting_keep_the_same_rocs_with_ties_to_the_earlier(rank: int) -> None:
+@pytest.mark.parametrize("ranks", [[1], [3], [8, 8], [SORT_ABOVE], [1, 2, 5]])
+def test_sorting_and_comparing_pairs_place_rocs_alike_with_ties_to_the_earlier(ranks: list[int]) -> None:
+    generator = torch.Generator().manual_seed(sum(ranks))
+    strength = torch.randint(0, 4, (sum(ranks), 20), generator=generator).bfloat16()  # many ties
+    paired, start = by_pairs(ranks, strength)(strength), 0
+    for rank in ranks:
+        part = strength[start : start + rank]
+        assert torch.equal(paired[start : start + rank], by_sorting(part))
+        for t in range(20):
+            want = [j for _, j in sorted((-value, j) for j, value in enumerate(part[:, t].tolist()))]
+            assert [int(paired[start + j, t]) for j in want] == list(range(rank))
+        start += rank
+
+
+def test_chunks_keep_the_order_and_bound_the_matrix() -> None:
+    ranks = [4, 8, 8, 64, 16, 16, 16, 40, 2] + [8] * 40
+    runs = chunks(ranks)
+    assert [rank for run in runs for rank in run] == ranks
+    for run in runs:
+        assert len(run) == 1 or (max(run) <= SORT_ABOVE and sum(run) * sum(r * (r - 1) // 2 for r in run) <= CHUNK)
+
+
+@pytest.mark.parametrize("rank", [8, SORT_ABOVE + 1, 64])
+@pytest.mark.parametrize("tokens", [4, 40])
+def test_a_token_uses_as_many_rocs_as_its_row_is_given(rank: int, tokens: int) -> None:
     generator = torch.Generator().manual_seed(rank)
-    for tokens in (2, SORT_BELOW // rank + 1):  # sorted, and counted
-        strength = torch.randint(0, 4, (3, rank, tokens), generator=generator).float()  # many ties
-        got = places(strength)
-        for t in range(min(tokens, 20)):
-            for c in range(3):
-                values = strength[c, :, t].tolist()
-                order = [j for _, j in sorted((-value, j) for j, value in enumerate(values))]
-                assert [int(got[c, j, t]) for j in order] == list(range(rank))
-
-
-def test_a_token_uses_as_many_rocs_as_its_row_is_given() -> None:
-    strength = torch.randn(4, 8, 50, generator=torch.Generator().manual_seed(0)).bfloat16()  # ties are common
-    keep = torch.randint(0, 9, (4, 50), generator=torch.Generator().manual_seed(1))
-    assert torch.equal((places(strength) < keep[:, None]).sum(1), keep)
+    rocs = torch.randint(0, rank + 1, (4, 2), generator=generator)
+    adapters = [{"site": (torch.ones(rank, 1), torch.ones(1, rank))} for _ in range(2)]
+    site = stack_sites(adapters, {"site": (CPU, torch.bfloat16)})["site"]
+    plan = Plan((0, 1), torch.tensor([rank, rank]), (rocs > 0).float(), rocs, torch.ones(4))
+    z = torch.randn(2 * rank, tokens, generator=generator).bfloat16() + 9  # all positive; ties are common
+    row = torch.arange(tokens) // (tokens // 4)
+    used = (TopRocs()(site, plan)(z, by(row)) > 0).unflatten(0, (2, rank)).sum(1)  # (adapter, token)
+    assert torch.equal(used, rocs.T[:, row])
 
 
 def test_a_whole_plan_is_the_same_without_choosing() -> None:
@@ -139,8 +161,20 @@ def test_a_whole_plan_is_the_same_without_choosing() -> None:
     outputs = []
     for whole in (True, False):
         plan = Plan((0, 1), torch.tensor([4, 2]), (rocs > 0).float(), rocs, torch.ones(3), whole)
-        outputs.append(TopRocs()(z, site, plan, row))
+        outputs.append(TopRocs()(site, plan)(z, by(row)))
     assert torch.equal(*outputs)
+
+
+def test_adapters_are_compared_together_or_apart_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ranks in ([4, 2, 40, 4, 6], [4, 2, 6]):
+        adapters, plan = random_adapters(ranks), random_plan(ranks, 3, "all")
+        site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
+        z = torch.randn(sum(ranks), 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        outputs = []
+        for limit in (0, 10**6):
+            monkeypatch.setattr("hilora.compose.rocs.CHUNK", limit)
+            outputs.append(TopRocs()(site, plan)(z, by(torch.arange(12) // 4)))
+        assert torch.equal(*outputs)
 
 
 def test_no_rank_is_padded_to_another() -> None:
@@ -157,7 +191,7 @@ def test_a_site_of_lower_rank_gets_its_share_of_the_budget() -> None:
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
     plan = Plan((0,), torch.tensor([8]), torch.ones(1, 1), torch.tensor([[4]]), torch.ones(1))
     z = torch.tensor([[3.0], [5.0]], dtype=torch.float64)
-    assert TopRocs()(z, site, plan, torch.zeros(1, dtype=torch.long)).tolist() == [[0.0], [5.0]]
+    assert TopRocs()(site, plan)(z, by(torch.zeros(1, dtype=torch.long))).tolist() == [[0.0], [5.0]]
 
 
 def test_a_full_budget_with_scale_one_is_the_whole_adapter() -> None:
@@ -166,10 +200,8 @@ def test_a_full_budget_with_scale_one_is_the_whole_adapter() -> None:
     plan = Plan((0,), torch.tensor([4]), torch.ones(1, 1), torch.tensor([[4]]), torch.ones(1))
     x = torch.randn(5, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     down, up = adapters[0]["site"]
-    got = add_delta(
-        torch.zeros(5, OUT, dtype=torch.float64), x, site, plan, torch.zeros(5, dtype=torch.long), TopRocs()
-    )
-    torch.testing.assert_close(got, x @ down.T @ up.T)
+    row, zeros = torch.zeros(5, dtype=torch.long), torch.zeros(5, OUT, dtype=torch.float64)
+    torch.testing.assert_close(add_delta(zeros, x, site, TopRocs()(site, plan), by(row)), x @ down.T @ up.T)
 
 
 def test_signs_change_the_papers_criterion_and_not_magnitude() -> None:
@@ -178,8 +210,8 @@ def test_signs_change_the_papers_criterion_and_not_magnitude() -> None:
     x = torch.randn(30, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     row, zeros = torch.zeros(30, dtype=torch.long), torch.zeros(30, OUT, dtype=torch.float64)
     sites = [stack_sites([{"site": (s * down, s * up)}], {"site": (CPU, torch.float64)})["site"] for s in (1.0, -1.0)]
-    by_value = [add_delta(zeros, x, site, plan, row, TopRocs("value")) for site in sites]
-    by_size = [add_delta(zeros, x, site, plan, row, TopRocs("magnitude")) for site in sites]
+    by_value = [add_delta(zeros, x, site, TopRocs("value")(site, plan), by(row)) for site in sites]
+    by_size = [add_delta(zeros, x, site, TopRocs("magnitude")(site, plan), by(row)) for site in sites]
     assert not torch.allclose(*by_value)
     torch.testing.assert_close(*by_size)
 

@@ -266,7 +266,6 @@ def test_prune_deletes_what_no_adapter_uses_and_nothing_else(pool: Pool, add: Ad
     assert pool.prune() == []
 
 
-@pytest.mark.xfail(strict=True, reason="Planner and HiLoRA look at pool.entries again after the router was fitted")
 def test_a_router_keeps_the_pool_it_was_built_on(
     pool: Pool, base: Any, tiny: Any, tokenizer: Any, embedder: Any, add: Add
 ) -> None:
@@ -413,6 +412,7 @@ def test_a_change_that_the_disk_refuses_leaves_the_old_state(
 ) -> None:
     add(pool, "one", 0)
     add(pool, "two", 1)
+    monkeypatch.setattr("hilora.pool.pool.choose_ridge", lambda _: 2e-3)
     before = contents(pool.path)
     with monkeypatch.context() as patch:
         break_step(patch, step, code)
@@ -465,6 +465,7 @@ def test_after_a_failed_change_the_object_agrees_with_the_folder_and_the_change_
 ) -> None:
     add(pool, "one", 0)
     add(pool, "two", 1)
+    monkeypatch.setattr("hilora.pool.pool.choose_ridge", lambda _: 2e-3)
     state = (pool.entries, pool.version, pool.ridge, pool.tuned_on, pool.embedder)
     with monkeypatch.context() as patch:
         break_step(patch, "manifest", errno.ENOSPC)
@@ -499,7 +500,7 @@ def test_a_pool_that_cannot_be_made_leaves_none(
         break_step(patch, step, errno.ENOSPC)
         with pytest.raises(PoolError, match="free some"):
             Pool.create(tmp_path / "pool", base[1], describe_embedder(embedder))
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.rglob("pool.json"))
     assert not list(tmp_path.rglob(".partial-*"))
     assert len(Pool.create(tmp_path / "pool", base[1], describe_embedder(embedder))) == 0
 
