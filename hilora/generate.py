@@ -31,6 +31,7 @@ from hilora.pool.view import PoolView
 from hilora.prompts import (
     Prompt,
     as_list,
+    as_texts,
     check_lengths,
     encode_prompts,
     pad_batch,
@@ -39,7 +40,7 @@ from hilora.prompts import (
     template_id,
 )
 from hilora.route.embed import Embedder
-from hilora.sampling import SeededSampling, check_options, split_sampling
+from hilora.sampling import SeededSampling, check_options, split_sampling, until_stop
 from hilora.types import Choice, Completion, Plan, Site
 
 if TYPE_CHECKING:
@@ -148,12 +149,17 @@ class HiLoRA:
             InputError: an empty or too long prompt, or an option that does not exist; before anything runs.
         """
         listed = as_list(prompts)
-        stops = [stop] if isinstance(stop, str) else list(stop or ())
+        stops = as_texts(stop)
         if labels is not None and len(labels) != len(listed):
             raise InputError(f"labels name {len(labels)} adapters for {len(listed)} prompts; give one each.")
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
+        for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if number < 1:
+                raise InputError(f"{name} must be at least 1; got {number}.")
+        if "" in stops:
+            raise InputError("A stop text is empty, and would end every answer before it begins. Leave it out.")
         check_options(options)
+        if not listed:
+            return []
         texts = [query_text(prompt) for prompt in listed]
         encoded = encode_prompts(listed, self.tokenizer)
         check_lengths(encoded, max_new_tokens, self.model.config)
@@ -177,7 +183,7 @@ class HiLoRA:
         with ThreadPoolExecutor(max_workers=1) as worker:
             answers = worker.submit(self.generate, [prompt], streamer=streamer, **options)
             answers.add_done_callback(lambda _: streamer.end())  # also when it failed
-            yield from (piece for piece in streamer if piece)
+            yield from until_stop(streamer, as_texts(options.get("stop")))
             return answers.result()[0]
 
     def _batch(
@@ -236,6 +242,8 @@ class HiLoRA:
         ends = set(ends if isinstance(ends, list) else [ends])
         length = next((i for i, token in enumerate(new) if token in ends), None)
         kept = new if length is None else new[:length]
+        while kept and kept[-1] == pad_id(self.tokenizer):  # behind a stop text, while others went on
+            kept = kept[:-1]
         text = self.tokenizer.decode(kept, skip_special_tokens=True)
         cut = min((text.find(stop) for stop in stops if stop in text), default=None)
         if cut is not None:

@@ -21,6 +21,14 @@ from hilora.errors import InputError, UnknownNameError
 from hilora.route.router import Everyone, Gaussian, Oracle, Router
 
 ALLOCATIONS = ("sampled", "expected")
+KINDS: dict[str, tuple[type, ...]] = {
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+}
+"""What an option's annotation lets through; options also come from the command line."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +123,12 @@ def get_method(name: str, **options: Any) -> Method:
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
     known = inspect.signature(METHODS[name]).parameters
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise UnknownNameError(f"option of method {name!r}:", option, known)
+        kind = known[option].annotation
+        if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
+            raise InputError(f"Option {option} of method {name!r} is a {kind}; got {value!r}.")
     return METHODS[name](**options)
 
 

@@ -86,13 +86,13 @@ class Planner:
         """
         texts = list(texts)
         router = self.method.router
+        allowed = self.pool.allowed(allow, deny)
+        positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         if router is None:
             return Routed(texts, None)
-        allowed = self.pool.allowed(allow, deny)
         if not bool(allowed.any()):
             why = "no adapter is allowed" if self.pool.entries else "the pool is empty"
             return Routed(texts, None, f"{why}: the base model answered alone")
-        positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         vectors = self.embedder(texts) if router.needs_embedding else None
         return Routed(texts, router(Query(texts, vectors, positions), allowed))
 

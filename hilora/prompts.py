@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hilora.errors import InputError
+from hilora.models import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,27 +33,39 @@ def query_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         text = prompt
     else:
-        try:
-            turns = [turn["content"] for turn in prompt if turn["role"] == "user"]
-        except (TypeError, KeyError) as error:
-            raise InputError(
-                f"A prompt is a text or a list of {{'role', 'content'}} messages; got {prompt!r:.80}."
-            ) from error
-        if not turns:
+        turns = _turns(prompt)
+        if "user" not in (role for role, _ in turns):
             raise InputError("The chat has no message with role 'user' to route on. Add one.")
-        text = turns[-1]
-        if not isinstance(text, str):
-            raise InputError(f"Message content must be a text; got {type(text).__name__}.")
+        text = next(content for role, content in reversed(turns) if role == "user")
     if not text.strip():
         raise InputError("The prompt is empty. Give some text to route on and to answer.")
     return text
+
+
+def _turns(chat: Messages) -> list[tuple[str, str]]:
+    """(role, content) of each message of a chat."""
+    try:
+        turns = [(turn["role"], turn["content"]) for turn in chat]
+    except (TypeError, KeyError, IndexError) as error:
+        raise InputError(
+            f"A prompt is a text or a list of {{'role', 'content'}} messages; got {chat!r:.80}."
+        ) from error
+    for _, content in turns:
+        if not isinstance(content, str):
+            raise InputError(f"Message content must be a text; got {type(content).__name__}.")
+    return turns
 
 
 def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """What the base model reads, ready to be tokenised without further special tokens if templated."""
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        from jinja2 import TemplateError
+
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise InputError(f"The base model's chat template refuses the chat: {first_line(error)}") from error
     return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
 
 
@@ -77,6 +90,11 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     listed: list[Any] = list(prompts)
     return [listed] if listed and isinstance(listed[0], dict) else listed
+
+
+def as_texts(stop: str | Sequence[str] | None) -> list[str]:
+    """Stop texts as a list."""
+    return [stop] if isinstance(stop, str) else list(stop or ())
 
 
 def check_lengths(encoded: Sequence[list[int]], max_new_tokens: int, config: Any) -> None:

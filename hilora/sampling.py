@@ -7,7 +7,7 @@ noise of each row comes from a stream keyed by (seed, prompt), so that an answer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from hilora.errors import InputError, UnknownNameError
+from hilora.models import first_line
 
 _WARPERS: dict[str, Any] = {
     "temperature": TemperatureLogitsWarper,
@@ -47,7 +48,10 @@ class SeededSampling(LogitsProcessor):
     def __init__(self, streams: Sequence[np.random.Generator], **options: Any) -> None:
         self.streams = streams
         active = {name: value for name, value in options.items() if value not in (None, _NEUTRAL[name])}
-        self.warpers = LogitsProcessorList([_WARPERS[name](active[name]) for name in _WARPERS if name in active])
+        try:
+            self.warpers = LogitsProcessorList([_WARPERS[name](active[name]) for name in _WARPERS if name in active])
+        except ValueError as error:
+            raise InputError(f"A sampling option makes no sense: {first_line(error)}") from error
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (row, vocabulary) whose largest entry is a sample."""
@@ -83,3 +87,22 @@ def check_options(options: dict[str, Any]) -> None:
             raise UnknownNameError("generation option", name, known)
     if options.get("do_sample") and (options.get("num_beams") or 1) > 1:
         raise InputError("Sampling and beams do not go together here: choose do_sample or num_beams.")
+
+
+def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """A stream's pieces up to the first stop text; what may become one is held back until it is clear."""
+    held, stopped = "", False
+    for piece in pieces:
+        if stopped:
+            continue  # the model ends its step; what comes after a stop text is no part of the answer
+        held += piece
+        cut = min((held.find(stop) for stop in stops if stop in held), default=None)
+        if cut is not None:
+            held, stopped = held[:cut], True
+        hold = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        ready = held if stopped else held[: len(held) - hold]
+        held = held[len(ready) :]
+        if ready:
+            yield ready
+    if held:
+        yield held

@@ -160,9 +160,7 @@ def make_pool(path: Path, kind: str, model: Any, embedder: FakeEmbedder, tasks: 
     pool = Pool.create(path, describe_model("tiny", model, tiny_tokenizer()), describe_embedder(embedder))
     sites = target_sites(model, kind)
     for task in tasks:
-        folder = write_adapter(
-            path.parent / f"{path.name}-{task}", sites, rank=RANKS[task], seed=len(task) + ord(task[0])
-        )
+        folder = write_adapter(path.parent / f"{path.name}-{task}", sites, rank=RANKS[task], seed=ord(task[0]))
         pool.add(task, folder, task_texts(task, 20), embedder)
     pool.tune()
     return pool

@@ -214,9 +214,6 @@ def test_the_first_draws_of_many_streams_are_uniform() -> None:
     assert chisquare(np.histogram(firsts, bins=20, range=(0, 1))[0]).pvalue > 1e-3
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnicodeEncodeError, reason="json.loads makes such strings; encode() refuses them unexplained"
-)
 def test_a_lone_surrogate_has_a_stream() -> None:
     row_stream(0, "\ud800", "rocs")
 

@@ -155,14 +155,12 @@ def test_what_hilora_refuses_is_one_line_and_exit_code_2(fails: Any, tmp_path: P
     assert "labels" in fails("route", "abab", "--pool", pool, "-m", "oracle")
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="values of method options are compared before their type is")
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("setting", ["gamma=high", "k=three", "gamma=null"])
 def test_a_method_option_of_a_wrong_type_is_one_line_too(setting: str, fails: Any, pool: Path, fake: Any) -> None:
     assert setting.partition("=")[0] in fails("route", "abab", "--pool", pool, "-o", setting)
 
 
-@pytest.mark.xfail(strict=True, reason="-o reaches from_pretrained's own arguments too")
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("setting", ["dtype=fp32", "pool=x", "method=base", "embedder=x", "tokenizer=x"])
 def test_a_method_option_cannot_stand_for_another_argument(
@@ -287,10 +285,7 @@ def tiny_default(original: tuple[Any, Pool], fake: Any, monkeypatch: pytest.Monk
     "left",
     [
         [],
-        pytest.param(
-            ["base.json"],
-            marks=pytest.mark.xfail(strict=True, reason="a folder with a base.json alone counts as something else"),
-        ),
+        ["base.json"],
     ],
     ids=["new folder", "half made"],
 )
@@ -332,7 +327,6 @@ def test_pool_reembed_takes_the_texts_from_a_folder(pool: Path, tiny: Any, fake:
     assert {entry.num_samples for entry in Pool.open(pool).entries} == {7}
 
 
-@pytest.mark.xfail(strict=True, reason="pool show hands a stranger's text to rich as markup")
 def test_a_strangers_words_are_shown_as_they_are(pool: Path, tiny: Any, fake: Any) -> None:
     folder = tiny.adapter(
         pool.parent / "odd", tiny.sites(tiny.model("llama"), "llama"), base_model_name_or_path="odd[/] [red]name"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def test_leaving_restores_the_base_bitwise_and_no_weight_changes(build: Any, kin
         assert content_hash(router.planner.pool.factors(entry.hash)) == entry.hash
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT asks transformers so
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_whole_adapter_equals_pefts_own_output(build: Any, kind: str, shared_pool: Shared) -> None:
     from peft import PeftModel
@@ -111,8 +114,6 @@ def test_one_whole_adapter_equals_pefts_own_output(build: Any, kind: str, shared
     router = build(kind, "oracle")
     _, pool = shared_pool(kind)
     got = logits(router, "oracle", PROMPTS[:2], ["delta", "delta"])
-    import copy
-
     model = copy.deepcopy(router.model)
     peft_model = PeftModel.from_pretrained(
         model, pool.path.parent / f"{pool.path.name}-delta", autocast_adapter_dtype=False

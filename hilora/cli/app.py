@@ -101,6 +101,7 @@ def generate(
     from hilora.cli.show import print_stream, progress
     from hilora.errors import InputError
     from hilora.generate import HiLoRA
+    from hilora.methods import get_method
 
     listed = read_prompts(prompts, file)
     if stream and (len(listed) > 1 or as_json):
@@ -108,10 +109,12 @@ def generate(
     options: dict[str, Any] = parse_settings(generation)
     if temperature is not None:
         options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    settings = parse_settings(option)
+    get_method(method, **settings)  # refuses what is no option of the method, before anything is loaded
     options |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": stop, "allow": allow, "deny": deny}
     quiet_transformers()
     with status("Loading the base model"):
-        router = HiLoRA.from_pretrained(base, pool, method, dtype=dtype, **parse_settings(option))
+        router = HiLoRA.from_pretrained(base, pool, method, dtype=dtype, **settings)
     if stream:
         show_completion(None, print_stream(router.stream(listed[0], **options)), text=False)
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from hilora.cli.options import quiet_transformers
 from hilora.cli.show import console, errors, progress, show_adapters, status
@@ -36,7 +37,7 @@ def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, An
     from hilora.fingerprint import describe_base
     from hilora.planner import describe_embedder
     from hilora.pool import Pool
-    from hilora.pool.store import MANIFEST
+    from hilora.pool.store import BASE, MANIFEST
     from hilora.route.embed import DEFAULT_EMBEDDER, Embedder
 
     quiet_transformers()
@@ -45,7 +46,8 @@ def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, An
         found = Embedder(embedder or pool.embedder.name, instruction=pool.embedder.instruction)
         pool.check_embedder(describe_embedder(found))
         return pool, found
-    if Path(path).exists() and (not Path(path).is_dir() or any(Path(path).iterdir())):
+    left = {BASE} if Path(path).is_dir() else set()  # what a crash may leave of a pool that was being made
+    if Path(path).exists() and (not left or {p.name for p in Path(path).iterdir() if p.name[0] != "."} - left):
         raise PoolError(f"{path} exists and is no pool. Choose an empty or a new folder for a new pool.")
     with status(f"Making a pool for {base}"):
         found = Embedder(embedder or DEFAULT_EMBEDDER)
@@ -134,7 +136,7 @@ def show(name: Name, pool: PoolOption = "./pool", as_json: Json = False) -> None
         print(json.dumps(entry, indent=1))
     else:
         for key, value in entry.items():
-            console.print(f"[dim]{key:>15}[/]  {value}", highlight=False)
+            console.print(f"[dim]{key:>15}[/]  {escape(str(value))}", highlight=False)
 
 
 @app.command()
@@ -174,7 +176,7 @@ def check(pool: PoolOption = "./pool") -> None:
     wrong = 0
     for entry, problem in opened.check():
         wrong += bool(problem)
-        mark = f"[red]{problem}[/]" if problem else "[green]good[/]"
+        mark = f"[red]{escape(problem)}[/]" if problem else "[green]good[/]"
         console.print(f"[bold]{entry.name}[/]  {mark}")
     summary = (
         f"{len(opened)} adapters for {opened.base.name}, embedder {opened.embedder.name}, ridge {opened.ridge:.2g}"

@@ -10,15 +10,16 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hilora.errors import InputError, MismatchError, PoolError
+from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
 from hilora.fingerprint import BaseInfo
 from hilora.pool import store
 from hilora.pool.peft import content_hash, read_adapter
@@ -29,6 +30,33 @@ from hilora.route.ridge import RIDGE, choose_ridge
 Embed = Callable[[Sequence[str]], Tensor]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 RETUNE_GROWTH = 1.25
+
+
+@dataclass
+class _Draft:
+    """What a change works on: the object itself changes only when the manifest has been written."""
+
+    entries: dict[str, Entry]
+    embedder: EmbedderInfo
+    ridge: float
+    tuned_on: int
+
+    def manifest(self, version: int) -> dict[str, Any]:
+        """As stored."""
+        entries = sorted(self.entries.values(), key=lambda entry: (entry.hash, entry.name))
+        return {
+            "format": store.FORMAT,
+            "version": version,
+            "embedder": asdict(self.embedder),
+            "ridge": self.ridge,
+            "tuned_on": self.tuned_on,
+            "adapters": [asdict(entry) for entry in entries],
+        }
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self.entries:
+            raise UnknownNameError("adapter", name, self.entries)
+        return self.entries[name]
 
 
 class Pool(PoolView):
@@ -44,42 +72,24 @@ class Pool(PoolView):
         path = Path(path)
         if (path / store.MANIFEST).exists():
             raise PoolError(f"{path} holds a pool already. Open it, or choose another folder.")
-        manifest = {
-            "format": store.FORMAT,
-            "version": 0,
-            "embedder": asdict(embedder),
-            "ridge": RIDGE,
-            "tuned_on": 0,
-            "adapters": [],
-        }
+        manifest = _Draft({}, embedder, RIDGE, 0).manifest(version=0)
         with store.explained(f"make a pool at {path}"):
             store.write_whole(path / store.BASE, base.to_json().encode())
             store.write_manifest(path, manifest)
         return cls(path, manifest)
 
     @contextmanager
-    def _edit(self) -> Iterator[dict[str, Entry]]:
-        """The entries by name under the pool's lock; written as one change when the block ends well."""
+    def _edit(self) -> Iterator[_Draft]:
+        """The present state under the pool's lock; written as one change when the block ends well."""
         from filelock import FileLock
 
         with store.explained(f"change the pool {self.path}"), FileLock(self.path / ".lock"):
             self.reload()
-            entries = {entry.name: entry for entry in self.entries}
-            yield entries
-            self.entries = tuple(sorted(entries.values(), key=lambda entry: (entry.hash, entry.name)))
-            self.version += 1
-            self._write()
-
-    def _write(self) -> None:
-        manifest = {
-            "format": store.FORMAT,
-            "version": self.version,
-            "embedder": asdict(self.embedder),
-            "ridge": self.ridge,
-            "tuned_on": self.tuned_on,
-            "adapters": [asdict(entry) for entry in self.entries],
-        }
-        store.write_manifest(self.path, manifest)
+            draft = _Draft({e.name: e for e in self.entries}, self.embedder, self.ridge, self.tuned_on)
+            yield draft
+            manifest = draft.manifest(self.version + 1)
+            store.write_manifest(self.path, manifest)
+            self._take(manifest)
 
     def add(
         self,
@@ -108,17 +118,17 @@ class Pool(PoolView):
         """
         if not NAME.fullmatch(name):
             raise InputError(f"{name!r} is no adapter name: use letters, digits, '.', '_' and '-', at most 128.")
+        taken = InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")
         if not replace and name in self.names:
-            raise InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")
+            raise taken
         adapter = read_adapter(Path(folder), name=name, sites=self.base.sites)
         if not any_base:
             self.base.check_adapter(name, adapter.base_model)
-        vectors = self._embed(name, samples, embed)
-        sample_hash = _write_hash(vectors)
+        vectors = self._embed(name, samples, embed, self.embedder.dim)
         entry = Entry(
             name=name,
             hash=adapter.hash,
-            samples=sample_hash,
+            samples=embeddings_hash(vectors),
             rank=adapter.rank,
             num_sites=len(adapter.factors),
             num_parameters=sum(d.numel() + u.numel() for d, u in adapter.factors.values()),
@@ -132,21 +142,21 @@ class Pool(PoolView):
             for site, pair in adapter.factors.items()
             for side, tensor in zip(("down", "up"), pair, strict=True)
         }
-        with self._edit() as entries:
-            if name in entries and not replace:
-                raise InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")
+        with self._edit() as draft:
+            if name in draft.entries and not replace:
+                raise taken
             store.write_tensors(self.path / store.ADAPTERS / f"{entry.hash}.safetensors", tensors)
-            store.write_tensors(self.path / store.SAMPLES / f"{sample_hash}.safetensors", {"embeddings": vectors})
-            entries[name] = entry
+            store.write_tensors(self.path / store.SAMPLES / f"{entry.samples}.safetensors", {"embeddings": vectors})
+            draft.entries[name] = entry
         return entry
 
-    def _embed(self, name: str, samples: Sequence[str], embed: Embed) -> Float[Tensor, "sample dim"]:
+    def _embed(self, name: str, samples: Sequence[str], embed: Embed, dim: int) -> Float[Tensor, "sample dim"]:
         texts = [text for text in samples if text.strip()]
-        vectors = embed(texts).float().contiguous() if texts else torch.empty(0, self.embedder.dim)
-        if vectors.ndim != 2 or vectors.shape[1] != self.embedder.dim:
+        vectors = embed(texts).float().contiguous() if texts else torch.empty(0, dim)
+        if vectors.ndim != 2 or vectors.shape[1] != dim:
             raise MismatchError(
                 f"Embeddings have shape {tuple(vectors.shape)}; this pool's embedder {self.embedder.name!r} has "
-                f"dim {self.embedder.dim}. Embed with it, or run: hilora pool reembed"
+                f"dim {dim}. Embed with it, or run: hilora pool reembed"
             )
         check_samples(vectors, name)
         return vectors
@@ -154,14 +164,13 @@ class Pool(PoolView):
     def remove(self, name: str) -> None:
         """Take an adapter out; its files stay for those who have the pool open, until `prune`."""
         self.index(name)
-        with self._edit() as entries:
-            entries.pop(name, None)
+        with self._edit() as draft:
+            draft.entries.pop(name, None)  # another may have removed it meanwhile
 
     def enable(self, name: str, enabled: bool = True) -> None:
         """Let an adapter be routed to, or not."""
-        self.index(name)
-        with self._edit() as entries:
-            entries[name] = replace(entries[name], enabled=enabled)
+        with self._edit() as draft:
+            draft.entries[name] = replace(draft[name], enabled=enabled)
 
     def prune(self) -> list[Path]:
         """Delete files that no adapter uses. Close other users of the pool before."""
@@ -174,8 +183,8 @@ class Pool(PoolView):
         grown = RETUNE_GROWTH * min(len(self), self.tuned_on) < max(len(self), self.tuned_on)
         if always or grown:
             ridge = choose_ridge(self.embeddings())
-            with self._edit():
-                self.ridge, self.tuned_on = ridge, len(self)
+            with self._edit() as draft:
+                draft.ridge, draft.tuned_on = ridge, len(draft.entries)
         return self.ridge
 
     def reembed(self, samples: Mapping[str, Sequence[str]], embedder: EmbedderInfo, embed: Embed) -> None:
@@ -184,36 +193,40 @@ class Pool(PoolView):
         Raises:
             InputError: an adapter's samples are missing; the pool stays as it was.
         """
-        if missing := [name for name in self.names if name not in samples]:
-            raise InputError(
-                f"Re-embedding needs the samples of every adapter; none for {', '.join(missing)}. "
-                f"Put them at DIR/<adapter>.jsonl or DIR/<adapter>/samples.jsonl."
-            )
-        old, self.embedder = self.embedder, embedder
-        try:
-            vectors = {name: self._embed(name, samples[name], embed) for name in self.names}
-        finally:
-            self.embedder = old
-        with self._edit() as entries:
-            for name in entries:
-                content = _write_hash(vectors[name])
+        _need_all(self.names, samples)
+        vectors = {name: self._embed(name, samples[name], embed, embedder.dim) for name in self.names}
+        with self._edit() as draft:
+            _need_all(list(draft.entries), vectors)  # another may have added one meanwhile
+            for name, entry in draft.entries.items():
+                content = embeddings_hash(vectors[name])
                 path = self.path / store.SAMPLES / f"{content}.safetensors"
                 store.write_tensors(path, {"embeddings": vectors[name]})
-                entries[name] = replace(entries[name], samples=content, num_samples=len(vectors[name]))
-            self.embedder = embedder
+                draft.entries[name] = replace(entry, samples=content, num_samples=len(vectors[name]))
+            draft.embedder = embedder
         self.tune(always=True)
 
     def check(self) -> Iterator[tuple[Entry, str]]:
         """Read every adapter again; yields each with what is wrong, "" if nothing is."""
         for entry in self.entries:
             try:
-                content = content_hash(self.factors(entry.hash))
-                wrong = "" if content == entry.hash else "its file was changed (content hash differs)"
-                check_samples(self._samples(entry), entry.name)
+                whole = content_hash(self.factors(entry.hash)) == entry.hash
+                vectors = self._samples(entry)
+                whole &= embeddings_hash(vectors) == entry.samples
+                wrong = "" if whole else "a file of it was changed (content hash differs)"
+                check_samples(vectors, entry.name)
             except (PoolError, InputError) as error:
                 wrong = str(error)
             yield entry, wrong
 
 
-def _write_hash(vectors: Tensor) -> str:
+def _need_all(names: Sequence[str], samples: Mapping[str, object]) -> None:
+    if missing := [name for name in names if name not in samples]:
+        raise InputError(
+            f"Re-embedding needs the samples of every adapter; none for {', '.join(missing)}. "
+            f"Put them at DIR/<adapter>.jsonl or DIR/<adapter>/samples.jsonl."
+        )
+
+
+def embeddings_hash(vectors: Tensor) -> str:
+    """Content hash of an adapter's sample embeddings; names their file."""
     return hashlib.sha256(repr(tuple(vectors.shape)).encode() + vectors.numpy().tobytes()).hexdigest()

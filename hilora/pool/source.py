@@ -19,8 +19,11 @@ def adapter_folder(source: str) -> Path:
     Raises:
         AdapterError: neither a folder nor a repository that can be reached.
     """
-    if Path(source).exists() or source.startswith((".", "/", "~")):
-        return Path(source).expanduser()
+    local = Path(source).expanduser()
+    if local.exists():
+        return local
+    if source.startswith((".", "/", "~")):
+        raise AdapterError(f"There is no adapter folder {source!r}. Check the path.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,12 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with suppress(OSError):  # the file is whole and in its place; only a power cut could still undo the change
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def read_manifest(pool: Path) -> dict[str, Any]:
@@ -103,11 +104,12 @@ def write_manifest(pool: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors under a name that stands for their content; an existing file is that content."""
+    """Write tensors under a name that stands for their content; a file that holds it already is left."""
     from safetensors.torch import save
 
-    if not path.exists():
-        write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    if not (path.exists() and path.read_bytes() == content):
+        write_whole(path, content)
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
@@ -122,9 +124,14 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, SafetensorError) as error:
-        raise PoolError(
-            f"{path} is missing or damaged ({error}). Run: hilora pool check; then remove and add the adapter again."
-        ) from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, why: object) -> PoolError:
+    """The error of a data file that is not what its name says."""
+    return PoolError(
+        f"{path} is missing or damaged ({why}). Run: hilora pool check; then remove and add the adapter again."
+    )
 
 
 def prune(pool: Path, used: set[str]) -> list[Path]:

@@ -145,16 +145,24 @@ class PoolView:
 
     def factors(self, content: str) -> Factors:
         """An adapter's factors by content hash, memory-mapped."""
-        tensors = store.map_tensors(self.path / store.ADAPTERS / f"{content}.safetensors")
+        path = self.path / store.ADAPTERS / f"{content}.safetensors"
+        tensors = store.map_tensors(path)
         sites = {key.rsplit("|", 1)[0] for key in tensors}
-        return {site: (tensors[f"{site}|down"], tensors[f"{site}|up"]) for site in sorted(sites)}
+        try:
+            return {site: (tensors[f"{site}|down"], tensors[f"{site}|up"]) for site in sorted(sites)}
+        except KeyError as error:
+            raise store.damaged(path, f"no tensor {error}") from error
 
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Embeddings of all adapters' samples, in the pool's order."""
         return [self._samples(entry) for entry in self.entries]
 
     def _samples(self, entry: Entry) -> Float[Tensor, "sample dim"]:
-        return store.map_tensors(self.path / store.SAMPLES / f"{entry.samples}.safetensors")["embeddings"]
+        path = self.path / store.SAMPLES / f"{entry.samples}.safetensors"
+        try:
+            return store.map_tensors(path)["embeddings"]
+        except KeyError as error:
+            raise store.damaged(path, f"no tensor {error}") from error
 
     def check_embedder(self, embedder: EmbedderInfo) -> None:
         """Refuse embeddings of another model than the pool's.
@@ -163,9 +171,12 @@ class PoolView:
             MismatchError: says which model built the pool, and how to rebuild it.
         """
         if embedder != self.embedder:
-            mine, other = self.embedder, embedder
             raise MismatchError(
-                f"The pool was embedded with {mine.name!r} (dim {mine.dim}, {mine.fingerprint}), not with "
-                f"{other.name!r} (dim {other.dim}, {other.fingerprint}). Use that embedder, or run: "
-                f"hilora pool reembed --pool {self.path} --embedder {other.name} --samples DIR"
+                f"The pool was embedded with {_embedder(self.embedder)}, not with {_embedder(embedder)}. "
+                f"Use that embedder, or run: "
+                f"hilora pool reembed --pool {self.path} --embedder {embedder.name} --samples DIR"
             )
+
+
+def _embedder(info: EmbedderInfo) -> str:
+    return f"{info.name!r} (dim {info.dim}, instruction {info.instruction!r}, {info.fingerprint})"

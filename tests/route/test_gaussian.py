@@ -130,11 +130,6 @@ def test_a_query_scores_alone_as_in_any_batch(model: OwnGaussian | TiedGaussian,
     assert worst_difference(model, dim) < 5e-6  # scores reach 10: a few units in the last place of fp32
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="OwnGaussian.score expands (z - mean)^2 / ridge in fp32: terms of 1e4 cancel, and what remains of their "
-    "rounding (1e-5 to 1e-4 in the score) depends on the shape of the batch",
-)
 @pytest.mark.parametrize("dim", [24, 384])
 def test_a_query_scores_alone_as_in_any_batch_at_the_default_ridge(dim: int) -> None:
     assert worst_difference(OwnGaussian(), dim) < 5e-6
@@ -286,11 +281,6 @@ def test_fewer_than_one_candidate_is_refused(k: int) -> None:
         Gaussian(k=k)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Gaussian checks neither: ridge 0 is a ZeroDivisionError in fit, a negative one a math domain error; "
-    "a shrinkage of 0 (with fewer samples than dims), below 0 or above 1 gives NaN scores, silently",
-)
 @pytest.mark.parametrize(
     ("covariance", "option"),
     [

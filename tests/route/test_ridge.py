@@ -148,11 +148,6 @@ def test_permuting_adapters_does_not_change_the_ridge(noise: float) -> None:
     assert choose_ridge([samples[i] for i in (2, 0, 3, 1)]) == chosen
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="_share judges on the first MOST_QUERIES / FOLDS held-out samples of each fold, which are ordered by "
-    "adapter: at 20 samples each, only the first 20 adapters have a say, of up to MOST_ADAPTERS",
-)
 def test_every_adapter_of_a_pool_has_a_say_in_the_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hilora.route.ridge.GRID", (1e-5, 1e-4, 1e-3, 1e-2))
     monkeypatch.setattr("hilora.route.ridge.MOST_QUERIES", 60)  # as 400 in a pool of 130
