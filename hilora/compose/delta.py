@@ -52,11 +52,16 @@ def add_delta(
     gated: Gated,
     spread: Spread,
 ) -> Float[Tensor, "token out"]:
-    """output + ((x @ down.T) * gate) @ up.T, as one fused product and sum; in the output's dtype."""
+    """output + ((x @ down.T) * gate) @ up.T, as one fused product and sum; in the output's dtype.
+
+    Without gradients the sum is made in `output` itself, which the module has just computed for us.
+    """
     z = gated(site.down @ x.to(site.down.dtype).T, spread)  # (roc, token)
     if z.dtype != output.dtype:
         return output + (z.T @ site.up.T).to(output.dtype)
-    return torch.addmm(output, z.T, site.up.T)
+    if torch.is_grad_enabled():
+        return torch.addmm(output, z.T, site.up.T)
+    return output.addmm_(z.T, site.up.T)
 
 
 def stack_sites(
