@@ -9,7 +9,7 @@ The base model's weights are never touched. A model carries one plan at a time: 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hilora.compose.delta import Gate, Gated, add_delta
+from hilora.compose.delta import Gate, Gated, add_delta, join
 from hilora.errors import ModelError
-from hilora.types import Plan, Site
+from hilora.types import Plan, Rocs, Site
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # guards against a second plan, holds no request
 
@@ -69,12 +69,14 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
     handles = []
     _attached.add(model)
     try:
-        for name, site in sites.items():
-            where = site.down.device
+        for names in _siblings(sites):
+            where = sites[names[0]].up.device
             if where not in plans:
                 plans[where] = _move(plan, where)
-            bound = gate(site, plans[where])
-            handles.append(modules[name].register_forward_hook(_hook(name, site, bound, len(plan.scale))))
+            shared = _Projection([sites[name].rocs for name in names], plans[where], gate)
+            for place, name in enumerate(names):
+                hook = _hook(name, sites[name].up, shared, place)
+                handles.append(modules[name].register_forward_hook(hook))
         yield
     finally:
         for handle in handles:
@@ -82,21 +84,67 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
         _attached.discard(model)
 
 
-def _hook(name: str, site: Site, gated: Gated, rows: int) -> Any:
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0].flatten(0, -2)  # (token, in)
-        tokens = x.shape[0]
-        if tokens % rows:
+def _siblings(sites: Mapping[str, Site]) -> list[list[str]]:
+    """Sites that may read the same input (q, k and v do), in groups: one parent, one width, one device."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, site in sites.items():
+        down = site.rocs.down
+        groups.setdefault((name.rpartition(".")[0], down.shape[1], down.dtype, down.device), []).append(name)
+    return list(groups.values())
+
+
+class _Projection:
+    """Gated projections of sibling sites, worked out together when the first of them reads an input.
+
+    Siblings that turn out to read different inputs (cross-attention) are worked out apart from then on.
+    """
+
+    def __init__(self, parts: Sequence[Rocs], plan: Plan, gate: Gate) -> None:
+        self.rows = len(plan.scale)
+        self.together = [(join(parts), gate(join(parts), plan))]
+        self.apart = [(rocs, gate(rocs, plan)) for rocs in parts] if len(parts) > 1 else self.together
+        self.lengths = [len(rocs.owner) for rocs in parts]
+        self.share = len(parts) > 1
+        self.input: Tensor | None = None
+        self.found: tuple[Tensor, ...] = ()
+        self.left = 0  # siblings that have not read this input yet
+
+    def __call__(self, name: str, x: Tensor, place: int) -> Tensor:
+        """Gated z (roc, token) of the site at a place among its siblings."""
+        if not self.share:
+            return self._gated(name, x, *self.apart[place])
+        if x is not self.input:
+            if self.input is not None:  # a sibling read something else before this input was used by all
+                self.share, self.input, self.found = False, None, ()
+                return self._gated(name, x, *self.apart[place])
+            self.input, self.left = x, len(self.lengths)
+            self.found = self._gated(name, x, *self.together[0]).split(self.lengths)
+        z = self.found[place]
+        self.left -= 1
+        if not self.left:
+            self.input, self.found = None, ()
+        return z
+
+    def _gated(self, name: str, x: Tensor, rocs: Rocs, gated: Gated) -> Tensor:
+        flat = x.flatten(0, -2)  # (token, in)
+        tokens = flat.shape[0]
+        if tokens % self.rows:
             raise ModelError(
-                f"Site {name!r} got {tokens} tokens for a plan of {rows} rows; expected a multiple. "
+                f"Site {name!r} got {tokens} tokens for a plan of {self.rows} rows; expected a multiple. "
                 f"Run the model with the batch that the plan was made for."
             )
-        each = tokens // rows  # tokens of a row lie together
+        each = tokens // self.rows  # tokens of a row lie together
 
         def spread(of_rows: Tensor) -> Tensor:
             return of_rows if each == 1 else of_rows.repeat_interleave(each, -1)
 
-        return add_delta(output.flatten(0, -2), x, site, gated, spread).view(output.shape)
+        return gated(rocs.down @ flat.to(rocs.down.dtype).T, spread)
+
+
+def _hook(name: str, up: Tensor, shared: _Projection, place: int) -> Any:
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        z = shared(name, inputs[0], place)
+        return add_delta(output.flatten(0, -2), z, up).view(output.shape)
 
     return add
 

@@ -110,9 +110,9 @@ def _converted(name: str, embedded: Embedded) -> Path:
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     source.parent, gguf_file=source.name, dtype=torch.float32
                 )
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             raise ModelError(
-                f"Reading {source.name} needs the package gguf. Run: pip install 'hilora[default]'"
+                f"{source.name} cannot be read: {first_line(error)} Run: pip install 'hilora[default]'"
             ) from error
         # transformers refuses to save what it believes to be still quantised
         del model.config.quantization_config
@@ -153,8 +153,9 @@ def load_config(name: str) -> Any:
     """
     from transformers import AutoConfig
 
+    path = resolve_base(name)
     try:
-        return AutoConfig.from_pretrained(resolve_base(name))
+        return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"No base model {name!r}: {first_line(error)} Give a folder with a config.json, a name on the "

@@ -43,21 +43,34 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Site:
-    """The ROCs that a batch uses at one linear module, stacked along one axis, ragged ranks welcome.
+class Rocs:
+    """ROCs stacked along one axis, ragged ranks welcome: what a token is compared with.
 
     Attributes:
         down: (roc, in); one row is a ROC's `a`.
-        up: (out, roc); one column is its `b`.
+        size: (roc,) length of its `b`.
         owner: (roc,) the plan column (adapter) of each ROC.
         blocks: (rank, columns) for each run of adapters of one rank: `columns` are their plan columns, and
             the run spans rank * len(columns) ROCs. Runs lie one after another and cover all ROCs.
     """
 
     down: Float[Tensor, "roc in"]
-    up: Float[Tensor, "out roc"]
+    size: Float[Tensor, " roc"]
     owner: Int[Tensor, " roc"]
     blocks: tuple[tuple[int, Int[Tensor, "_"]], ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """The ROCs that a batch uses at one linear module.
+
+    Attributes:
+        rocs: their down projections and owners.
+        up: (out, roc); one column is a ROC's `b`.
+    """
+
+    rocs: Rocs
+    up: Float[Tensor, "out _"]
 
 
 @dataclass(frozen=True)

@@ -200,3 +200,13 @@ def test_gs_uses_every_roc_and_hilora_the_share_gamma(build: Any) -> None:
     for answer in build("llama", "hilora", gamma=0.5).generate(PROMPTS, max_new_tokens=1):
         ranks = sum(choice.rank for choice in answer.choices)
         assert sum(choice.rocs for choice in answer.choices) == max(1, int(0.5 * ranks + 0.5))
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_sites_that_share_an_input_give_what_each_gives_alone(build: Any, kind: str, monkeypatch: Any) -> None:
+    router = build(kind, "hilora")
+    together = [logits(router, "hilora", PROMPTS, LABELS) for _ in range(2)]
+    monkeypatch.setattr("hilora.attach._siblings", lambda sites: [[name] for name in sites])
+    apart = logits(router, "hilora", PROMPTS, LABELS)
+    torch.testing.assert_close(together[0], apart)
+    assert torch.equal(*together)

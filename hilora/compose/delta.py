@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hilora.types import Factors, Plan, Site
+from hilora.types import Factors, Plan, Rocs, Site
 
 Spread = Callable[[Tensor], Tensor]
 """What each row has, (..., batch) -> what each of its tokens has, (..., token): says which row a token is of."""
@@ -32,11 +32,11 @@ Gated = Callable[[Tensor, Spread], Tensor]
 class Gate(Protocol):
     """A composer: how much of each ROC's projection a token gets."""
 
-    def __call__(self, site: Site, plan: Plan) -> Gated:
-        """Bind the gate to a site and a plan; what depends on them alone is worked out here, once a batch.
+    def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
+        """Bind the gate to ROCs and a plan; what depends on them alone is worked out here, once a batch.
 
         Args:
-            site: the stacked ROCs.
+            rocs: the stacked ROCs.
             plan: what each row may use.
 
         Returns:
@@ -45,23 +45,24 @@ class Gate(Protocol):
         ...
 
 
-def add_delta(
-    output: Float[Tensor, "token out"],
-    x: Float[Tensor, "token in"],
-    site: Site,
-    gated: Gated,
-    spread: Spread,
-) -> Float[Tensor, "token out"]:
-    """output + ((x @ down.T) * gate) @ up.T, as one fused product and sum; in the output's dtype.
+def add_delta(output: Float[Tensor, "token out"], z: Float[Tensor, "roc token"], up: Tensor) -> Tensor:
+    """output + (gated z).T @ up.T, as one fused product and sum; in the output's dtype.
 
     Without gradients the sum is made in `output` itself, which the module has just computed for us.
     """
-    z = gated(site.down @ x.to(site.down.dtype).T, spread)  # (roc, token)
     if z.dtype != output.dtype:
-        return output + (z.T @ site.up.T).to(output.dtype)
+        return output + (z.T @ up.T).to(output.dtype)
     if torch.is_grad_enabled():
-        return torch.addmm(output, z.T, site.up.T)
-    return output.addmm_(z.T, site.up.T)
+        return torch.addmm(output, z.T, up.T)
+    return output.addmm_(z.T, up.T)
+
+
+def join(parts: Sequence[Rocs]) -> Rocs:
+    """The ROCs of several modules that read the same input, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    down, size, owner = (torch.cat([getattr(part, name) for part in parts]) for name in ("down", "size", "owner"))
+    return Rocs(down, size, owner, tuple(block for part in parts for block in part.blocks))
 
 
 def stack_sites(
@@ -84,10 +85,12 @@ def stack_sites(
                 by_rank.setdefault(factors[name][0].shape[0], []).append(column)
         ordered = [(rank, columns) for rank, columns in sorted(by_rank.items())]
         flat = [(column, rank) for rank, columns in ordered for column in columns]
-        sites[name] = Site(
+        up = torch.cat([adapters[c][name][1].to(where, dtype) for c, _ in flat], dim=1)
+        rocs = Rocs(
             down=torch.cat([adapters[c][name][0].to(where, dtype) for c, _ in flat]),
-            up=torch.cat([adapters[c][name][1].to(where, dtype) for c, _ in flat], dim=1),
+            size=up.norm(dim=0),
             owner=torch.tensor([c for c, rank in flat for _ in range(rank)], device=where),
             blocks=tuple((rank, torch.tensor(columns, device=where)) for rank, columns in ordered),
         )
+        sites[name] = Site(rocs, up)
     return sites

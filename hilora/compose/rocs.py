@@ -15,20 +15,20 @@ from torch import Tensor
 
 from hilora.compose.delta import Gated, Spread
 from hilora.errors import InputError, UnknownNameError
-from hilora.types import Plan, Site
+from hilora.types import Plan, Rocs
 
-Strength = Callable[[Tensor, Site], Tensor]
+Strength = Callable[[Tensor, Rocs], Tensor]
 
 CRITERIA: dict[str, Strength] = {
-    "value": lambda z, site: z,
-    "magnitude": lambda z, site: z.abs(),
-    "contribution": lambda z, site: z.abs() * site.up.norm(dim=0)[:, None],
+    "value": lambda z, rocs: z,
+    "magnitude": lambda z, rocs: z.abs(),
+    "contribution": lambda z, rocs: z.abs() * rocs.size[:, None],
 }
 """How strong a ROC is for a token: the paper's signed a.x, its size, or the size of what the ROC adds."""
 
 SORT_ABOVE = 32
 """Adapters of a higher rank are ordered by sorting; below, comparing all pairs of their ROCs is cheaper."""
-CHUNK = 2**16
+CHUNK = 2**17
 """Adapters are compared together while the matrix (roc, pair) for that has no more entries."""
 
 Placed = Callable[[Tensor], Tensor]
@@ -81,18 +81,18 @@ def chunks(ranks: Sequence[int]) -> list[list[int]]:
     return [run for run in runs if run]
 
 
-def top_gate(site: Site, plan: Plan) -> Gated:
+def top_gate(rocs: Rocs, plan: Plan) -> Gated:
     """(strength (roc, token), spread) -> 1 on each adapter's strongest ROCs, as many as the row may use, else 0."""
     keeps = []
-    for rank, columns in site.blocks:
+    for rank, columns in rocs.blocks:
         # a site whose rank is below the adapter's largest (rank_pattern) gets its share of the budget
         largest = plan.ranks[columns]
         keep = ((plan.rocs[:, columns] * rank + largest - 1) // largest).T  # (column, batch)
         keeps.append(keep.repeat_interleave(rank, 0))
-    keep = torch.cat(keeps).to(site.down.dtype)  # (roc, batch)
-    runs, spans, start = chunks([rank for rank, columns in site.blocks for _ in columns]), [], 0
+    keep = torch.cat(keeps).to(rocs.down.dtype)  # (roc, batch)
+    runs, spans, start = chunks([rank for rank, columns in rocs.blocks for _ in columns]), [], 0
     for run in runs:
-        placed = by_sorting if run[0] > SORT_ABOVE else by_pairs(run, site.down)
+        placed = by_sorting if run[0] > SORT_ABOVE else by_pairs(run, rocs.down)
         spans.append((start, start + sum(run), placed))
         start += sum(run)
 
@@ -118,14 +118,14 @@ class TopRocs:
         if self.criterion not in CRITERIA:
             raise UnknownNameError("criterion", self.criterion, CRITERIA)
 
-    def __call__(self, site: Site, plan: Plan) -> Gated:
-        """Bind to a site and a plan."""
-        scale, measure = plan.scale.to(site.down.dtype), CRITERIA[self.criterion]
+    def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
+        """Bind to ROCs and a plan."""
+        scale, measure = plan.scale.to(rocs.down.dtype), CRITERIA[self.criterion]
         if plan.whole:
-            factor = (plan.rocs > 0).T[site.owner] * scale  # (roc, batch)
+            factor = (plan.rocs > 0).T[rocs.owner] * scale  # (roc, batch)
             return lambda z, spread: z * spread(factor)
-        gate = top_gate(site, plan)
-        return lambda z, spread: gate(measure(z, site), spread).mul_(z).mul_(spread(scale))
+        gate = top_gate(rocs, plan)
+        return lambda z, spread: gate(measure(z, rocs), spread).mul_(z).mul_(spread(scale))
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,14 @@ class PoolTopRocs:
         if self.k < 1:
             raise InputError(f"k is the number of ROCs that a token uses: got {self.k}, expected at least 1.")
 
-    def __call__(self, site: Site, plan: Plan) -> Gated:
-        """Bind to a site: which ROCs each row may use."""
-        usable, scale = (plan.rocs > 0).T[site.owner], plan.scale.to(site.down.dtype)  # (roc, batch)
-        measure, k = CRITERIA[self.criterion], min(self.k, len(site.owner))
+    def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
+        """Bind to ROCs: which of them each row may use."""
+        usable, scale = (plan.rocs > 0).T[rocs.owner], plan.scale.to(rocs.down.dtype)  # (roc, batch)
+        measure, k = CRITERIA[self.criterion], min(self.k, len(rocs.owner))
 
         def gated(z: Tensor, spread: Spread) -> Tensor:
             may = spread(usable)
-            chosen = measure(z, site).masked_fill(~may, -torch.inf).topk(k, dim=0).indices
+            chosen = measure(z, rocs).masked_fill(~may, -torch.inf).topk(k, dim=0).indices
             gate = torch.zeros_like(may).scatter_(0, chosen, True) & may
             return z * gate * spread(scale)
 

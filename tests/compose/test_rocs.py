@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hilora.compose.delta import Spread, add_delta, stack_sites
+from hilora.compose.delta import Gate, Spread, add_delta, stack_sites
 from hilora.compose.rocs import CHUNK, CRITERIA, SORT_ABOVE, PoolTopRocs, TopRocs, by_pairs, by_sorting, chunks
 from hilora.errors import HiloraError
-from hilora.types import Factors, Plan
+from hilora.types import Factors, Plan, Site
 
 CPU = torch.device("cpu")
 IN, OUT = 12, 10
@@ -49,6 +49,12 @@ def by(row: Tensor) -> Spread:
     return lambda of_rows: of_rows[..., row]
 
 
+def delta(base: Tensor, x: Tensor, site: Site, gate: Gate, plan: Plan, row: Tensor) -> Tensor:
+    """base + what the site adds."""
+    z = gate(site.rocs, plan)(site.rocs.down @ x.T, by(row))
+    return add_delta(base.clone(), z, site.up)
+
+
 def strongest(values: list[float], keep: int) -> set[int]:
     return set(sorted(range(len(values)), key=lambda j: (-values[j], j))[:keep])
 
@@ -79,7 +85,7 @@ def test_delta_equals_the_papers_loop(criterion: str, load: str) -> None:
     row = torch.arange(24) // 4
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
     base = torch.randn(24, OUT, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    got = add_delta(base, x, site, TopRocs(criterion)(site, plan), by(row))
+    got = delta(base, x, site, TopRocs(criterion), plan, row)
     torch.testing.assert_close(got, base + hilora_loop(x, adapters, plan, row, criterion))
 
 
@@ -93,7 +99,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_the_naive_form(dtype: torc
     row = torch.arange(32) // 8
     site = stack_sites(adapters, {"site": (CPU, dtype)})["site"]
     exact = hilora_loop(x, adapters, plan, row, "value")
-    fast = add_delta(torch.zeros(32, OUT, dtype=dtype), x, site, TopRocs()(site, plan), by(row))
+    fast = delta(torch.zeros(32, OUT, dtype=dtype), x, site, TopRocs(), plan, row)
     naive = sum((x @ f["site"][0].T) @ f["site"][1].T for f in adapters)
     error, naive_error = (fast.double() - exact).abs().max(), (naive.double() - exact).abs().max()
     assert error <= 2 * naive_error
@@ -105,7 +111,7 @@ def test_pool_top_rocs_equal_the_loop_over_all_rocs() -> None:
     x = torch.randn(12, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     row = torch.arange(12) // 4
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
-    got = add_delta(torch.zeros(12, OUT, dtype=torch.float64), x, site, PoolTopRocs(k)(site, plan), by(row))
+    got = delta(torch.zeros(12, OUT, dtype=torch.float64), x, site, PoolTopRocs(k), plan, row)
     want = torch.zeros(12, OUT, dtype=torch.float64)
     for t in range(12):
         usable = [i for i in range(len(ranks)) if plan.rocs[row[t], i] > 0]
@@ -148,7 +154,7 @@ def test_a_token_uses_as_many_rocs_as_its_row_is_given(rank: int, tokens: int) -
     plan = Plan((0, 1), torch.tensor([rank, rank]), (rocs > 0).float(), rocs, torch.ones(4))
     z = torch.randn(2 * rank, tokens, generator=generator).bfloat16() + 9  # all positive; ties are common
     row = torch.arange(tokens) // (tokens // 4)
-    used = (TopRocs()(site, plan)(z, by(row)) > 0).unflatten(0, (2, rank)).sum(1)  # (adapter, token)
+    used = (TopRocs()(site.rocs, plan)(z, by(row)) > 0).unflatten(0, (2, rank)).sum(1)  # (adapter, token)
     assert torch.equal(used, rocs.T[:, row])
 
 
@@ -161,7 +167,7 @@ def test_a_whole_plan_is_the_same_without_choosing() -> None:
     outputs = []
     for whole in (True, False):
         plan = Plan((0, 1), torch.tensor([4, 2]), (rocs > 0).float(), rocs, torch.ones(3), whole)
-        outputs.append(TopRocs()(site, plan)(z, by(row)))
+        outputs.append(TopRocs()(site.rocs, plan)(z, by(row)))
     assert torch.equal(*outputs)
 
 
@@ -173,16 +179,16 @@ def test_adapters_are_compared_together_or_apart_with_the_same_result(monkeypatc
         outputs = []
         for limit in (0, 10**6):
             monkeypatch.setattr("hilora.compose.rocs.CHUNK", limit)
-            outputs.append(TopRocs()(site, plan)(z, by(torch.arange(12) // 4)))
+            outputs.append(TopRocs()(site.rocs, plan)(z, by(torch.arange(12) // 4)))
         assert torch.equal(*outputs)
 
 
 def test_no_rank_is_padded_to_another() -> None:
     site = stack_sites(random_adapters([8, 1, 8, 2]), {"site": (CPU, torch.float64)})["site"]
-    assert site.down.shape == (19, IN)
+    assert site.rocs.down.shape == (19, IN)
     assert site.up.shape == (OUT, 19)
-    assert [(rank, columns.tolist()) for rank, columns in site.blocks] == [(1, [1]), (2, [3]), (8, [0, 2])]
-    assert site.owner.tolist() == [1, 3, 3, *[0] * 8, *[2] * 8]
+    assert [(rank, columns.tolist()) for rank, columns in site.rocs.blocks] == [(1, [1]), (2, [3]), (8, [0, 2])]
+    assert site.rocs.owner.tolist() == [1, 3, 3, *[0] * 8, *[2] * 8]
 
 
 def test_a_site_of_lower_rank_gets_its_share_of_the_budget() -> None:
@@ -191,7 +197,7 @@ def test_a_site_of_lower_rank_gets_its_share_of_the_budget() -> None:
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
     plan = Plan((0,), torch.tensor([8]), torch.ones(1, 1), torch.tensor([[4]]), torch.ones(1))
     z = torch.tensor([[3.0], [5.0]], dtype=torch.float64)
-    assert TopRocs()(site, plan)(z, by(torch.zeros(1, dtype=torch.long))).tolist() == [[0.0], [5.0]]
+    assert TopRocs()(site.rocs, plan)(z, by(torch.zeros(1, dtype=torch.long))).tolist() == [[0.0], [5.0]]
 
 
 def test_a_full_budget_with_scale_one_is_the_whole_adapter() -> None:
@@ -201,7 +207,7 @@ def test_a_full_budget_with_scale_one_is_the_whole_adapter() -> None:
     x = torch.randn(5, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     down, up = adapters[0]["site"]
     row, zeros = torch.zeros(5, dtype=torch.long), torch.zeros(5, OUT, dtype=torch.float64)
-    torch.testing.assert_close(add_delta(zeros, x, site, TopRocs()(site, plan), by(row)), x @ down.T @ up.T)
+    torch.testing.assert_close(delta(zeros, x, site, TopRocs(), plan, row), x @ down.T @ up.T)
 
 
 def test_signs_change_the_papers_criterion_and_not_magnitude() -> None:
@@ -210,8 +216,8 @@ def test_signs_change_the_papers_criterion_and_not_magnitude() -> None:
     x = torch.randn(30, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     row, zeros = torch.zeros(30, dtype=torch.long), torch.zeros(30, OUT, dtype=torch.float64)
     sites = [stack_sites([{"site": (s * down, s * up)}], {"site": (CPU, torch.float64)})["site"] for s in (1.0, -1.0)]
-    by_value = [add_delta(zeros, x, site, TopRocs("value")(site, plan), by(row)) for site in sites]
-    by_size = [add_delta(zeros, x, site, TopRocs("magnitude")(site, plan), by(row)) for site in sites]
+    by_value = [delta(zeros, x, site, TopRocs("value"), plan, row) for site in sites]
+    by_size = [delta(zeros, x, site, TopRocs("magnitude"), plan, row) for site in sites]
     assert not torch.allclose(*by_value)
     torch.testing.assert_close(*by_size)
 
