@@ -101,10 +101,11 @@ class _Projection:
 
     def __init__(self, parts: Sequence[Rocs], plan: Plan, gate: Gate) -> None:
         self.rows = len(plan.scale)
-        self.together = [(join(parts), gate(join(parts), plan))]
-        self.apart = [(rocs, gate(rocs, plan)) for rocs in parts] if len(parts) > 1 else self.together
-        self.lengths = [len(rocs.owner) for rocs in parts]
+        joined = join(parts)  # copies the siblings' weights: once a batch is enough
+        self.together = joined, gate(joined, plan)
         self.share = len(parts) > 1
+        self.apart = [(rocs, gate(rocs, plan)) for rocs in parts] if self.share else [self.together]
+        self.lengths = [len(rocs.owner) for rocs in parts]
         self.input: Tensor | None = None
         self.found: tuple[Tensor, ...] = ()
         self.left = 0  # siblings that have not read this input yet
@@ -118,7 +119,7 @@ class _Projection:
                 self.share, self.input, self.found = False, None, ()
                 return self._gated(name, x, *self.apart[place])
             self.input, self.left = x, len(self.lengths)
-            self.found = self._gated(name, x, *self.together[0]).split(self.lengths)
+            self.found = self._gated(name, x, *self.together).split(self.lengths)
         z = self.found[place]
         self.left -= 1
         if not self.left:

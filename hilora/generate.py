@@ -259,10 +259,11 @@ class HiLoRA:
     def _stack(self, plan: Plan) -> dict[str, Site]:
         """The plan's adapters stacked site by site, kept for the next batch that uses the same."""
         key = tuple(self.planner.pool.entries[i].hash for i in plan.ids)
-        if key not in self._stacks:
-            factors = [self.planner.pool.factors(content) for content in key]
-            self._stacks[key] = stack_sites(factors, self._placements)
-            while len(self._stacks) > STACKS_KEPT:
-                self._stacks.popitem(last=False)
-        self._stacks.move_to_end(key)
-        return self._stacks[key]
+        with self._lock:
+            if key not in self._stacks:
+                factors = [self.planner.pool.factors(content) for content in key]
+                self._stacks[key] = stack_sites(factors, self._placements)
+                while len(self._stacks) > STACKS_KEPT:
+                    self._stacks.popitem(last=False)
+            self._stacks.move_to_end(key)
+            return self._stacks[key]
