@@ -106,6 +106,8 @@ def make_plan(
     scale = torch.ones(len(ids))
     for row in range(len(ids)):
         chosen = weights[row] > 0
+        if not chosen.any():
+            continue  # the base model serves this row
         columns = [column[int(i)] for i in ids[row][chosen]]
         capacity, pi = all_ranks[ids[row][chosen]], weights[row][chosen] / weights[row][chosen].sum()
         total = budget(capacity, gamma)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hilora.compose.delta import Gate, Gated, add_delta, join
+from hilora.compose.delta import Gate, Gated, Spread, add_delta, join
 from hilora.errors import ModelError
 from hilora.types import Plan, Rocs, Site
 
@@ -102,10 +102,15 @@ class _Projection:
     def __init__(self, parts: Sequence[Rocs], plan: Plan, gate: Gate) -> None:
         self.rows = len(plan.scale)
         joined = join(parts)  # copies the siblings' weights: once a batch is enough
-        self.together = joined, gate(joined, plan)
         self.share = len(parts) > 1
-        self.apart = [(rocs, gate(rocs, plan)) for rocs in parts] if self.share else [self.together]
         self.lengths = [len(rocs.owner) for rocs in parts]
+        self.apart = [(rocs, gate(rocs, plan)) for rocs in parts]
+        if not self.share:
+            self.together = self.apart[0]
+        elif gate.joinable:
+            self.together = joined, gate(joined, plan)
+        else:
+            self.together = joined, _in_turn([gated for _, gated in self.apart], self.lengths)
         self.input: Tensor | None = None
         self.found: tuple[Tensor, ...] = ()
         self.left = 0  # siblings that have not read this input yet
@@ -140,6 +145,16 @@ class _Projection:
             return of_rows if each == 1 else of_rows.repeat_interleave(each, -1)
 
         return gated(rocs.down @ flat.to(rocs.down.dtype).T, spread)
+
+
+def _in_turn(gates: Sequence[Gated], lengths: Sequence[int]) -> Gated:
+    """Each site's own gate on its part of the joined projections."""
+
+    def gated(z: Tensor, spread: Spread) -> Tensor:
+        parts = zip(gates, z.split(list(lengths)), strict=True)
+        return torch.cat([gate(part, spread) for gate, part in parts])
+
+    return gated
 
 
 def _hook(name: str, up: Tensor, shared: _Projection, place: int) -> Any:

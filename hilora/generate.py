@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ from hilora.compose.delta import stack_sites
 from hilora.errors import InputError, ModelError
 from hilora.methods import get_method
 from hilora.models import first_line, load_base
-from hilora.planner import Planner, Routed
+from hilora.planner import Names, Planner, Routed
+from hilora.pool.derived import Source
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView
@@ -121,8 +122,8 @@ class HiLoRA:
         max_new_tokens: int = 128,
         seed: int = 0,
         stop: str | Sequence[str] | None = None,
-        allow: Sequence[str] | None = None,
-        deny: Sequence[str] | None = None,
+        allow: Names = None,
+        deny: Names = None,
         labels: Sequence[str] | None = None,
         batch_size: int = 32,
         on_batch: Callable[[int, int], None] | None = None,
@@ -135,7 +136,7 @@ class HiLoRA:
             max_new_tokens: at most this many tokens per answer.
             seed: of the ROC allocation and of sampling; the same seed and prompt give the same answer.
             stop: texts that end an answer; they are not part of it.
-            allow, deny: adapters to keep to, or to leave out.
+            allow, deny: adapters to keep to, or to leave out: a list for all prompts, or one per prompt.
             labels: the right adapter of each prompt, for the oracle.
             batch_size: prompts per forward pass.
             on_batch: called with (prompts done, prompts in all).
@@ -186,6 +187,22 @@ class HiLoRA:
             yield from until_stop(streamer, as_texts(options.get("stop")))
             return answers.result()[0]
 
+    @contextmanager
+    def attached(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Iterator[list[tuple[Choice, ...]]]:
+        """The model under the plan of some routed rows, for a batch of those rows in that order.
+
+        Others wait meanwhile. Yields each row's choices.
+        """
+        if routed.route is None:
+            with self._lock:
+                yield [() for _ in rows]
+            return
+        plan = self.planner.plan(routed, rows, seed)
+        gate = self.planner.method.gate
+        assert gate is not None
+        with self._lock, attach(self.model, self._stack(plan, routed.source), plan, gate):
+            yield self.planner.choices(routed, rows, plan)
+
     def _batch(
         self,
         rows: Sequence[int],
@@ -209,14 +226,7 @@ class HiLoRA:
         if stops:
             kwargs |= {"stop_strings": list(stops), "tokenizer": self.tokenizer}
         kwargs.setdefault("pad_token_id", pad_id(self.tokenizer))
-        choices: list[tuple[Choice, ...]] = [() for _ in rows]
-        attached: AbstractContextManager[None] = nullcontext()
-        if routed.route is not None:
-            plan = self.planner.plan(routed, rows, seed)
-            choices = self.planner.choices(routed, rows, plan)
-            assert self.planner.method.gate is not None
-            attached = attach(self.model, self._stack(plan), plan, self.planner.method.gate)
-        with self._lock, attached, torch.inference_mode():
+        with self.attached(routed, rows, seed) as choices, torch.inference_mode():
             try:
                 out = self.model.generate(
                     input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, **kwargs
@@ -226,10 +236,12 @@ class HiLoRA:
         new = out if self.model.config.is_encoder_decoder else out[:, ids.shape[1] :]
         return [
             [
-                self._completion(new[place * answers + n].tolist(), len(encoded[place]), stops, why, routed.note)
+                self._completion(
+                    new[place * answers + n].tolist(), len(encoded[place]), stops, why, routed.notes[row]
+                )
                 for n in range(answers)
             ]
-            for place, why in enumerate(choices)
+            for place, (row, why) in enumerate(zip(rows, choices, strict=True))
         ]
 
     def _completion(
@@ -256,14 +268,13 @@ class HiLoRA:
         ids, mask = pad_batch(encoded, pad_id(self.tokenizer), left=left)
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _stack(self, plan: Plan) -> dict[str, Site]:
+    def _stack(self, plan: Plan, source: Source) -> dict[str, Site]:
         """The plan's adapters stacked site by site, kept for the next batch that uses the same."""
-        key = tuple(self.planner.pool.entries[i].hash for i in plan.ids)
-        with self._lock:
-            if key not in self._stacks:
-                factors = [self.planner.pool.factors(content) for content in key]
-                self._stacks[key] = stack_sites(factors, self._placements)
-                while len(self._stacks) > STACKS_KEPT:
-                    self._stacks.popitem(last=False)
-            self._stacks.move_to_end(key)
-            return self._stacks[key]
+        key = tuple(source.entries[i].hash for i in plan.ids)
+        if key not in self._stacks:
+            factors = [source.factors(content) for content in key]
+            self._stacks[key] = stack_sites(factors, self._placements)
+            while len(self._stacks) > STACKS_KEPT:
+                self._stacks.popitem(last=False)
+        self._stacks.move_to_end(key)
+        return self._stacks[key]

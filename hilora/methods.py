@@ -1,11 +1,21 @@
 """The method table: the name in its paper -> router, allocation, composer. Read this first.
 
-method        router                    budget                        token level
-hilora        Gaussian, Eq. 4           gamma * candidates' ROCs      top-o of each adapter
-hilora-gs     Gaussian, Eq. 4           all of the candidates' ROCs   -
-hilora-roc    everyone                  k                             top-k over the pool
-oracle        the label                 all of the adapter's ROCs     -
-base          -                         -                             -
+method        router               ROCs of a token                    composer
+hilora        Gaussian, Eq. 4      gamma of the candidates' ROCs      top-o of each adapter
+hilora-gs     Gaussian, Eq. 4      all of the candidates'             sum
+hilora-roc    everyone             k of the pool                      top-k over the pool
+selection     cosine, top 1        all of the adapter's               the adapter
+mixture       cosine, top k        all of k adapters                  outputs averaged
+fusion        cosine, top k        all of k adapters                  parameters averaged, for each row
+ensemble      everyone             all of the pool                    outputs averaged
+arrow         everyone             all of k adapters                  softmax over prototypes, token by token
+merged        everyone             one merged adapter's               parameters averaged, once
+lego          everyone             k clusters of the pool's           clusters summed
+adapter-soup  cosine, by domain    one merged adapter's               parameters averaged, for each domain
+oracle        the label            all of the adapter's               the adapter
+base          -                    -                                  -
+
+"Retriever" in HiLoRA's tables is `mixture` with k = 3; "LoRA" and "perfect selection" are `oracle`.
 """
 
 from __future__ import annotations
@@ -15,10 +25,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from hilora.compose.arrow import Arrow
 from hilora.compose.delta import Gate
+from hilora.compose.fusion import Fused
 from hilora.compose.rocs import PoolTopRocs, TopRocs
+from hilora.compose.weighted import Weighted
 from hilora.errors import InputError, UnknownNameError
-from hilora.route.router import Everyone, Gaussian, Oracle, Router
+from hilora.merge.average import Average, Merge
+from hilora.merge.lego import Lego
+from hilora.route.oracle import Oracle
+from hilora.route.retriever import Retriever, Soup
+from hilora.route.router import Gaussian, Router
+from hilora.route.uniform import Everyone
 
 ALLOCATIONS = ("sampled", "expected")
 KINDS: dict[str, tuple[type, ...]] = {
@@ -43,6 +61,8 @@ class Method:
         allocation: "sampled" or "expected".
         normalise: whether outputs are scaled by sqrt(mean rank / active ROCs).
         active: ROCs that a token uses in all, where that is not the budget.
+        canonical: whether the composer needs canonical ROCs.
+        merge: makes one adapter of those that the router chose for a row.
     """
 
     name: str
@@ -52,6 +72,8 @@ class Method:
     allocation: str = "expected"
     normalise: bool = False
     active: int | None = None
+    canonical: bool = False
+    merge: Merge | None = None
 
 
 def hilora(
@@ -94,6 +116,46 @@ def hilora_roc(*, k: int = 24, criterion: str = "value", normalise: bool = True)
     return Method("hilora-roc", Everyone(), PoolTopRocs(k, criterion), normalise=normalise, active=k)
 
 
+def selection() -> Method:
+    """Selection (RAMoLE, arXiv 2406.16989): the adapter whose samples are nearest by cosine, whole."""
+    return Method("selection", Retriever(1), Weighted())
+
+
+def mixture(*, k: int = 3) -> Method:
+    """Mixture (RAMoLE; "Retriever" in HiLoRA's tables): the outputs of the k nearest adapters, averaged."""
+    return Method("mixture", Retriever(k), Weighted())
+
+
+def fusion(*, k: int = 3) -> Method:
+    """Fusion (RAMoLE): the parameters of the k nearest adapters, A and B averaged separately, for each prompt."""
+    return Method("fusion", Retriever(k), Fused())
+
+
+def ensemble() -> Method:
+    """Ensemble: the outputs of all adapters, averaged at every site."""
+    return Method("ensemble", Everyone(), Weighted())
+
+
+def arrow(*, k: int = 3, temperature: float = 1.0) -> Method:
+    """Arrow (Ostapenko et al. 2024): each token's k adapters by their first right singular vectors."""
+    return Method("arrow", Everyone(), Arrow(k, temperature), canonical=True)
+
+
+def merged() -> Method:
+    """Merged (Ostapenko et al. 2023): one adapter with the pool's mean A and mean B."""
+    return Method("merged", Everyone(), Weighted(), merge=Average())
+
+
+def lego(*, k: int = 24) -> Method:
+    """LEGO (Zhao et al. 2025): the pool's ROCs clustered into k, merged, for all prompts."""
+    return Method("lego", Everyone(), Weighted(), merge=Lego(k))
+
+
+def adapter_soup(*, k: int = 3) -> Method:
+    """AdapterSoup (Chronopoulou et al. 2023): the mean A and B of the k adapters nearest to all prompts of a call."""
+    return Method("adapter-soup", Soup(k), Weighted(), merge=Average())
+
+
 def oracle() -> Method:
     """The adapter that the label names, whole: the papers' column LoRA, or perfect selection."""
     return Method("oracle", Oracle(), TopRocs())
@@ -108,6 +170,14 @@ METHODS: dict[str, Callable[..., Method]] = {
     "hilora": hilora,
     "hilora-gs": hilora_gs,
     "hilora-roc": hilora_roc,
+    "selection": selection,
+    "mixture": mixture,
+    "fusion": fusion,
+    "ensemble": ensemble,
+    "arrow": arrow,
+    "merged": merged,
+    "lego": lego,
+    "adapter-soup": adapter_soup,
     "oracle": oracle,
     "base": base,
 }

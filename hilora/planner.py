@@ -10,13 +10,20 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from hilora.allocate import make_plan, row_stream
+from hilora.errors import InputError
 from hilora.methods import Method
+from hilora.pool.derived import Canonical, Merged, Source
 from hilora.pool.view import EmbedderInfo, PoolView
 from hilora.route.embed import Embedder
 from hilora.route.router import Gaussian, Query
 from hilora.types import Choice, Plan, Route
+
+Names = Sequence[str] | Sequence[Sequence[str]] | None
+"""Adapter names: one list for all prompts, or one list per prompt."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +32,15 @@ class Routed:
 
     Attributes:
         texts: what was routed on.
-        route: one row per prompt; None when the base model serves alone.
-        note: why it does, if it does.
+        route: one row per prompt; None when the base model serves all of them.
+        source: the adapters that the route counts along.
+        notes: per prompt, why the base model serves it alone, if it does; else "".
     """
 
     texts: list[str]
     route: Route | None
-    note: str = ""
+    source: Source
+    notes: list[str]
 
 
 class Planner:
@@ -51,6 +60,8 @@ class Planner:
             pool.check_embedder(describe_embedder(embedder))
         self.pool = copy(pool)  # a view of its own: routes count along its entries
         self.method = method = replace(method, router=deepcopy(method.router))  # fitted to this pool only
+        self.source: Source = Canonical(self.pool) if method.canonical else self.pool
+        self.merged = None if method.merge is None else Merged(self.pool, method.merge)
         self._embedder = embedder
         if method.router is not None and self.pool.entries:
             if isinstance(method.router, Gaussian) and method.router.ridge is None:
@@ -71,30 +82,36 @@ class Planner:
         texts: Sequence[str],
         *,
         labels: Sequence[str] | None = None,
-        allow: Sequence[str] | None = None,
-        deny: Sequence[str] | None = None,
+        allow: Names = None,
+        deny: Names = None,
     ) -> Routed:
         """Choose candidates and weights for each prompt.
 
         Args:
             texts: raw prompt texts.
             labels: the right adapter of each prompt, for the oracle.
-            allow, deny: names of adapters to keep to, or to leave out.
+            allow, deny: names of adapters to keep to, or to leave out: a list for all, or one per prompt.
 
         Raises:
             UnknownNameError: a label or list names an adapter that the pool does not have.
+            InputError: there are not as many lists as prompts.
         """
         texts = list(texts)
         router = self.method.router
-        allowed = self.pool.allowed(allow, deny)
+        allowed = self._allowed(len(texts), allow, deny)
         positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         if router is None:
-            return Routed(texts, None)
-        if not bool(allowed.any()):
-            why = "no adapter is allowed" if self.pool.entries else "the pool is empty"
-            return Routed(texts, None, f"{why}: the base model answered alone")
+            return Routed(texts, None, self.source, [""] * len(texts))
+        why = "no adapter is allowed" if self.pool.entries else "the pool is empty"
+        served = allowed.any(1)
+        notes = ["" if s else f"{why}: the base model answered alone" for s in served.tolist()]
+        if not bool(served.any()):
+            return Routed(texts, None, self.source, notes)
         vectors = self.embedder(texts) if router.needs_embedding else None
-        return Routed(texts, router(Query(texts, vectors, positions), allowed))
+        route = router(Query(texts, vectors, positions), allowed)
+        if self.merged is None:
+            return Routed(texts, route, self.source, notes)
+        return Routed(texts, _merge_rows(route, self.merged), self.merged, notes)
 
     def plan(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Plan:
         """The plan of some of the routed rows: their shares of the budget.
@@ -106,7 +123,7 @@ class Planner:
         part = Route(route.ids[index], route.scores[index], route.weights[index])
         return make_plan(
             part,
-            [entry.rank for entry in self.pool.entries],
+            [entry.rank for entry in routed.source.entries],
             gamma=method.gamma,
             allocation=method.allocation,
             normalise=method.normalise,
@@ -125,7 +142,7 @@ class Planner:
             for i, adapter in enumerate(route.ids[row].tolist()):
                 weight = float(route.weights[row, i])
                 if weight > 0:
-                    entry, score = self.pool.entries[adapter], float(route.scores[row, i])
+                    entry, score = routed.source.entries[adapter], float(route.scores[row, i])
                     rocs = int(plan.rocs[place, column[adapter]])
                     seen = None if threshold is None else score > threshold
                     found.append(Choice(entry.name, score, weight, rocs, entry.rank, seen))
@@ -138,6 +155,47 @@ class Planner:
             return [() for _ in routed.texts]
         rows = range(len(routed.texts))
         return self.choices(routed, rows, self.plan(routed, rows, seed))
+
+    def _allowed(self, count: int, allow: Names, deny: Names) -> Bool[Tensor, "batch adapter"]:
+        """Which adapters each prompt may use."""
+        rows = zip(_per_prompt("allow", allow, count), _per_prompt("deny", deny, count), strict=True)
+        masks: dict[tuple[object, object], Tensor] = {}  # few lists serve many prompts
+        found = []
+        for pair in rows:
+            if pair not in masks:
+                masks[pair] = self.pool.allowed(*pair)
+            found.append(masks[pair])
+        return torch.stack(found) if found else torch.empty(0, len(self.pool), dtype=torch.bool)
+
+
+def _per_prompt(what: str, names: Names, count: int) -> list[tuple[str, ...] | None]:
+    """The list of names of each prompt.
+
+    Raises:
+        InputError: there are not as many lists as prompts, or a text stands for a list.
+    """
+    if isinstance(names, str):
+        raise InputError(f"{what} is a list of adapter names; got the text {names!r}. Write [{names!r}].")
+    if names is None:
+        return [None] * count
+    if all(isinstance(name, str) for name in names):
+        return [tuple(str(name) for name in names)] * count
+    if any(isinstance(name, str) for name in names):
+        raise InputError(f"{what} mixes names and lists of names. Give one list for all prompts, or a list for each.")
+    if len(names) != count:
+        raise InputError(f"{what} holds {len(names)} lists for {count} prompts; give one each, or one for all.")
+    return [tuple(listed) for listed in names]
+
+
+def _merge_rows(route: Route, merged: Merged) -> Route:
+    """Each row's adapters replaced by the one that merges them; its score is their best."""
+    ids = torch.zeros(len(route.ids), 1, dtype=torch.long)
+    chosen = route.weights > 0
+    for row in range(len(ids)):
+        members = tuple(sorted(route.ids[row][chosen[row]].tolist()))
+        if members:
+            ids[row, 0] = merged.position(members)
+    return Route(ids, route.scores[:, :1], chosen.any(1, keepdim=True).float())
 
 
 def describe_embedder(embedder: Embedder) -> EmbedderInfo:

@@ -66,12 +66,12 @@ def route(
         planner = Planner(opened, built)
         routed = planner.route(listed, allow=allow, deny=deny)
         why = planner.explain(routed, seed)
-    for text, choices in zip(listed, why, strict=True):
+    for text, choices, note in zip(listed, why, routed.notes, strict=True):
         if as_json:
-            row = {"prompt": text, "method": built.name, "note": routed.note, "choices": [asdict(c) for c in choices]}
+            row = {"prompt": text, "method": built.name, "note": note, "choices": [asdict(c) for c in choices]}
             print(json.dumps(row, ensure_ascii=False))
         else:
-            show_route(text, choices, routed.note)
+            show_route(text, choices, note)
 
 
 @app.command()

@@ -13,7 +13,7 @@ the R ROCs that the batch uses; no per-adapter output is ever materialised.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,13 @@ Gated = Callable[[Tensor, Spread], Tensor]
 
 @runtime_checkable
 class Gate(Protocol):
-    """A composer: how much of each ROC's projection a token gets."""
+    """A composer: how much of each ROC's projection a token gets.
+
+    Attributes:
+        joinable: whether the ROCs of several sites may be gated in one go; not so where adapters are compared.
+    """
+
+    joinable: ClassVar[bool]
 
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind the gate to ROCs and a plan; what depends on them alone is worked out here, once a batch.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -113,6 +114,7 @@ class TopRocs:
     """
 
     criterion: str = "value"
+    joinable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:
@@ -139,6 +141,7 @@ class PoolTopRocs:
 
     k: int = 24
     criterion: str = "value"
+    joinable: ClassVar[bool] = False  # k at each site
 
     def __post_init__(self) -> None:
         if self.criterion not in CRITERIA:

@@ -79,6 +79,7 @@ class PoolView:
         try:
             entries = (Entry(**raw) for raw in manifest["adapters"])
             self.entries = tuple(sorted(entries, key=lambda entry: (entry.hash, entry.name)))
+            self._positions = {entry.name: i for i, entry in enumerate(self.entries)}
             self.embedder = EmbedderInfo(**manifest["embedder"])
             self.ridge = float(manifest["ridge"])
             self.tuned_on = int(manifest["tuned_on"])
@@ -122,10 +123,9 @@ class PoolView:
         Raises:
             UnknownNameError: there is none of that name.
         """
-        names = self.names
-        if name not in names:
-            raise UnknownNameError("adapter", name, names)
-        return names.index(name)
+        if name not in self._positions:
+            raise UnknownNameError("adapter", name, self.names)
+        return self._positions[name]
 
     def allowed(
         self, allow: Sequence[str] | None = None, deny: Sequence[str] | None = None

@@ -26,21 +26,26 @@ def sign_sizes(scores: Float[Tensor, "batch adapter"], k: int) -> Float[Tensor, 
 def select(
     scores: Float[Tensor, "batch adapter"],
     sizes: Float[Tensor, " batch"],
-    allowed: Bool[Tensor, " adapter"],
+    allowed: Bool[Tensor, "batch adapter"],
+    *,
+    uniform: bool = False,
 ) -> Route:
     """The `sizes` best allowed adapters of each row, with softmax weights over them (pi in the paper).
 
     Args:
         scores: -inf or any number where an adapter is not allowed.
         sizes: adapters to keep in each row.
-        allowed: adapters that may be chosen at all.
+        allowed: adapters that each row may choose; a row that may choose none has weight 0 everywhere.
+        uniform: equal weights instead of the softmax.
     """
     scores = scores.float().masked_fill(~allowed, -torch.inf)
-    width = max(1, min(int(sizes.max()), int(allowed.sum())))
+    sizes = torch.minimum(sizes, allowed.sum(1))
+    width = max(1, int(sizes.max()))
     # a stable sort: equal scores keep the pool's own order, whatever else is in the batch
     ordered, ids = torch.sort(scores, dim=1, descending=True, stable=True)
     ordered, ids = ordered[:, :width], ids[:, :width]
     chosen = torch.arange(width, device=scores.device)[None] < sizes[:, None]
-    weights = torch.softmax(ordered.masked_fill(~chosen, -torch.inf), dim=1)
+    likely = torch.zeros_like(ordered) if uniform else ordered
+    weights = torch.softmax(likely.masked_fill(~chosen, -torch.inf), dim=1).nan_to_num(0.0)
     weights = weights.clamp_min(torch.finfo(torch.float32).tiny) * chosen  # 0 means padding, not "unlikely"
     return Route(ids, ordered, weights)

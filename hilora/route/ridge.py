@@ -87,9 +87,8 @@ def choose_ridge(
 def _share(embeddings: Sequence[Float[Tensor, "_ dim"]], ridge: float, k: int, gamma: float, rank: int) -> float:
     """Mean expected share of the budget that goes to the right adapter, over held-out samples."""
     shares: list[float] = []
-    allowed = torch.ones(len(embeddings), dtype=torch.bool)
     for owner, scores in _folds(embeddings, lambda: OwnGaussian(ridge)):
-        route = select(scores, sign_sizes(scores, k), allowed)
+        route = select(scores, sign_sizes(scores, k), torch.ones_like(scores, dtype=torch.bool))
         stride = -(-len(owner) * FOLDS // MOST_QUERIES)  # rows lie adapter by adapter: take from all of them
         for row in range(0, len(owner), stride):
             chosen = route.weights[row] > 0

@@ -1,7 +1,6 @@
-"""The routers: (query, allowed adapters) -> Route. `fit` learns from the pool's samples.
+"""The seam of routing: (query, allowed adapters) -> Route. `fit` learns from the pool's samples.
 
-`Gaussian` is HiLoRA's sequence level; `Everyone` leaves all to the token level (HiLoRA-ROC); `Oracle` obeys
-a label, the column that papers call LoRA, oracle or perfect selection.
+`Gaussian` is HiLoRA's sequence level; the others are in `retriever`, `uniform` and `oracle`.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class Router(Protocol):
         """Learn from the samples of each adapter, in the pool's order."""
         ...
 
-    def __call__(self, query: Query, allowed: Bool[Tensor, " adapter"]) -> Route:
-        """Route each row among the allowed adapters."""
+    def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
+        """Route each row among the adapters that it may use."""
         ...
 
 
@@ -107,58 +106,10 @@ class Gaussian:
             return OwnGaussian(RIDGE if self.ridge is None else self.ridge)
         return TiedGaussian(self.shrinkage)
 
-    def __call__(self, query: Query, allowed: Bool[Tensor, " adapter"]) -> Route:
+    def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
         """Score all adapters, keep the candidates, weigh them by softmax."""
         assert query.embedding is not None
         scores = self.model_.score(query.embedding).masked_fill(~allowed, -torch.inf)
         fixed = torch.full((len(scores),), float(self.k))
         sizes = sign_sizes(scores, self.k) if self.candidates == "sign" else fixed
         return select(scores, sizes, allowed)
-
-
-@dataclass
-class Everyone:
-    """Every allowed adapter, equally: for methods whose only level is the token's."""
-
-    needs_embedding: bool = field(default=False, init=False)
-    seen_above_: float | None = field(default=None, init=False)
-    num_adapters_: int = field(init=False, default=0)
-
-    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Everyone:
-        """Count the adapters."""
-        self.num_adapters_ = len(embeddings)
-        return self
-
-    def __call__(self, query: Query, allowed: Bool[Tensor, " adapter"]) -> Route:
-        """The same route for every row; scores are 0, for nothing was compared."""
-        scores = torch.zeros(len(query.texts), self.num_adapters_)
-        return select(scores, torch.full((len(scores),), float(allowed.sum())), allowed)
-
-
-@dataclass
-class Oracle:
-    """The adapter that a label names: perfect selection."""
-
-    needs_embedding: bool = field(default=False, init=False)
-    seen_above_: float | None = field(default=None, init=False)
-
-    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Oracle:
-        """Nothing to learn."""
-        return self
-
-    def __call__(self, query: Query, allowed: Bool[Tensor, " adapter"]) -> Route:
-        """Weight 1 on each row's label.
-
-        Raises:
-            InputError: a row has no label, or its adapter is not allowed.
-        """
-        if query.labels is None or bool((query.labels < 0).any()):
-            raise InputError(
-                "The oracle needs the right adapter of every prompt: pass labels=[...] (adapter names), "
-                "or choose a method that routes by itself, such as 'hilora'."
-            )
-        if not bool(allowed[query.labels].all()):
-            raise InputError("The oracle's label names an adapter that is not allowed (allow, deny, disabled).")
-        ids = query.labels[:, None]
-        ones = torch.ones(len(ids), 1)
-        return Route(ids, ones.clone(), ones)

@@ -109,7 +109,7 @@ def completion_loss(model: Any, batch: Sequence[Example], pad: int) -> torch.Ten
         logits = base(input_ids=ids, attention_mask=mask).logits[chosen]
     else:
         backbone = getattr(base, base.base_model_prefix)
-        hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, seq, dim)
+        hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (batch, seq, dim)
         logits = base.get_output_embeddings()(hidden[chosen])  # (token, vocabulary)
     return F.cross_entropy(logits.float(), labels[chosen])
 

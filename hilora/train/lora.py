@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ def train_lora(
     base_name: str,
     recipe: Recipe | None = None,
     checkpoint_every: int = 25,
+    compile: bool = False,
     on_step: Callable[[int, float, float], None] | None = None,
 ) -> Path:
     """Train an adapter and write `out` as a PEFT folder with `samples.jsonl` and `training.jsonl`.
@@ -46,6 +48,7 @@ def train_lora(
         base_name: the base model's name, for the adapter's config.
         recipe: how to train.
         checkpoint_every: steps between checkpoints in `<out>.training`.
+        compile: compile the model's layers (a minute, then about 1.4 times as fast; needs a C++ compiler).
         on_step: called with (step, loss, real tokens per second).
 
     Raises:
@@ -80,7 +83,8 @@ def train_lora(
     except ValueError as error:
         raise ModelError(f"The base has no modules named {recipe.targets}: {error}") from error
     try:
-        _optimise(peft_model, examples, recipe, work, tokenizer, checkpoint_every, on_step)
+        with _compiled(model) if compile else nullcontext():
+            _optimise(peft_model, examples, recipe, work, tokenizer, checkpoint_every, on_step)
         state = {name: tensor.to(model.dtype) for name, tensor in _adapter_state(peft_model).items()}
         peft_model.peft_config["default"].base_model_name_or_path = base_name
         peft_model.save_pretrained(work / "adapter", state_dict=state, save_embedding_layers=False)
@@ -104,6 +108,22 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     """Linear rise to the peak over the warm-up, linear fall to 0 at the end."""
     rise = max(1, round(recipe.warmup * recipe.steps))
     return recipe.lr * min((step + 1) / rise, (recipe.steps - step) / max(1, recipe.steps - rise))
+
+
+@contextmanager
+def _compiled(model: PreTrainedModel) -> Iterator[None]:
+    """The model's layers compiled, one graph for all of them and for every sequence length; then as before."""
+    import torch
+
+    layers = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+    for layer in layers:
+        layer.compile(dynamic=True)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=64):  # a graph per rank; those of earlier adapters serve on
+            yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
 def _adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:

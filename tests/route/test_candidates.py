@@ -44,7 +44,7 @@ def equation_4(scores: list[float], allowed: list[bool], k: int) -> list[int]:
 
 def route_of(scores: Tensor, allowed: Tensor, k: int) -> Route:
     masked = scores.masked_fill(~allowed, -torch.inf)
-    return select(masked, sign_sizes(masked, k), allowed)
+    return select(masked, sign_sizes(masked, k), allowed.expand(len(scores), -1))
 
 
 def chosen(route: Route, row: int) -> list[int]:
@@ -97,7 +97,10 @@ def test_sizes_count_adapters_that_are_not_masked() -> None:
 @tables
 def test_a_masked_adapter_is_never_selected(table: Table, size: int) -> None:
     scores, allowed, k = table
-    for route in (route_of(scores, allowed, k), select(scores, torch.full((len(scores),), float(size)), allowed)):
+    for route in (
+        route_of(scores, allowed, k),
+        select(scores, torch.full((len(scores),), float(size)), allowed.expand(len(scores), -1)),
+    ):
         assert bool(allowed[route.ids[route.weights > 0]].all())
 
 
@@ -139,7 +142,7 @@ def test_scores_are_those_of_the_ids_best_first(table: Table) -> None:
 
 
 def test_a_candidate_of_vanishing_weight_is_not_padding() -> None:
-    route = select(torch.tensor([[300.0, 1.0, -5.0]]), torch.tensor([2.0]), torch.ones(3, dtype=torch.bool))
+    route = select(torch.tensor([[300.0, 1.0, -5.0]]), torch.tensor([2.0]), torch.ones(1, 3, dtype=torch.bool))
     assert chosen(route, 0) == [0, 1]
     assert route.weights[0].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
@@ -165,7 +168,7 @@ def test_a_row_is_routed_alone_as_in_any_batch(table: Table) -> None:
 
 
 def test_select_changes_nothing_it_was_given() -> None:
-    scores, allowed = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([True, False, True])
+    scores, allowed = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[True, False, True]])
     select(scores, torch.tensor([2.0]), allowed)
     assert scores.tolist() == [[1.0, 2.0, 3.0]]
-    assert allowed.tolist() == [True, False, True]
+    assert allowed.tolist() == [[True, False, True]]

@@ -188,7 +188,7 @@ def captured(dim: int, noise: float, few: int) -> float:
     """Share of other adapters' new prompts that rank an adapter of few samples first."""
     samples, ridge, prompts, seventh = pool_of_six(dim, noise)
     scores = OwnGaussian(ridge).fit([*samples, seventh[few]]).score(prompts)
-    route = select(scores, sign_sizes(scores, 3), torch.ones(7, dtype=torch.bool))
+    route = select(scores, sign_sizes(scores, 3), torch.ones_like(scores, dtype=torch.bool))
     return float((route.ids[:, 0] == 6).float().mean())
 
 
@@ -303,7 +303,7 @@ def test_top_keeps_the_k_best_scores(covariance: str, k: int) -> None:
     draw = clusters(5, 16, 1.0)
     samples, query = all_of(draw, 5, 12), torch.cat(all_of(draw, 5, 2))
     router = Gaussian(covariance, "top", k, ridge=1e-2).fit(samples)
-    route = router(Query(["x"] * 10, query), torch.ones(5, dtype=torch.bool))
+    route = router(Query(["x"] * 10, query), torch.ones(10, 5, dtype=torch.bool))
     model = COVARIANCES[covariance](*([1e-2] if covariance == "own" else []))
     best = model.fit(samples).score(query).topk(min(k, 5), dim=1)
     assert torch.equal(route.ids, best.indices)
@@ -317,7 +317,7 @@ def test_an_adapter_that_is_not_allowed_has_no_part_in_a_route(covariance: str, 
     samples, query = all_of(draw, 6, 12), torch.cat(all_of(draw, 6, 4))
     allowed = torch.tensor([True, False, True, True, False, True])
     router = Gaussian(covariance, candidates, 4, ridge=1e-2).fit(samples)
-    route = router(Query(["x"] * 24, query), allowed)
+    route = router(Query(["x"] * 24, query), allowed.expand(24, -1))
     assert bool(allowed[route.ids[route.weights > 0]].all())
     # the scores of the allowed ones are what they are without the others
     assert torch.isfinite(route.scores[route.weights > 0]).all()

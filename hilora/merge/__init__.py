@@ -1,0 +1,1 @@
+"""Many adapters made into one: sequence-independent baselines, then served like any adapter."""

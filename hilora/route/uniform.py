@@ -1,0 +1,33 @@
+"""Every allowed adapter, equally: for methods whose only level is the token's, and for merging all adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hilora.route.candidates import select
+from hilora.route.router import Query
+from hilora.types import Route
+
+
+@dataclass
+class Everyone:
+    """Weight 1 / n on each of the n allowed adapters."""
+
+    needs_embedding: bool = field(default=False, init=False)
+    seen_above_: float | None = field(default=None, init=False)
+    num_adapters_: int = field(init=False, default=0)
+
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Everyone:
+        """Count the adapters."""
+        self.num_adapters_ = len(embeddings)
+        return self
+
+    def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
+        """The same route for every row; scores are 0, for nothing was compared."""
+        scores = torch.zeros(len(query.texts), self.num_adapters_)
+        return select(scores, allowed.sum(1).float(), allowed)
