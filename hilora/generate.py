@@ -170,7 +170,15 @@ class HiLoRA:
         order = sorted(range(len(listed)), key=lambda i: -len(encoded[i]))  # like lengths share a batch
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            found = self._batch(rows, routed, [encoded[r] for r in rows], seed, stops, max_new_tokens, options)
+            found = self.answer_batch(
+                routed,
+                rows,
+                [encoded[r] for r in rows],
+                seed=seed,
+                stops=stops,
+                max_new_tokens=max_new_tokens,
+                **options,
+            )
             answers.update(zip(rows, found, strict=True))
             if on_batch:
                 on_batch(len(answers), len(listed))
@@ -203,17 +211,25 @@ class HiLoRA:
         with self._lock, attach(self.model, self._stack(plan, routed.source), plan, gate):
             yield self.planner.choices(routed, rows, plan)
 
-    def _batch(
+    def answer_batch(
         self,
-        rows: Sequence[int],
         routed: Routed,
+        rows: Sequence[int],
         encoded: Sequence[list[int]],
-        seed: int,
-        stops: Sequence[str],
-        max_new_tokens: int,
-        options: dict[str, Any],
+        *,
+        seed: int = 0,
+        stops: Sequence[str] = (),
+        max_new_tokens: int = 128,
+        **options: Any,
     ) -> list[list[Completion]]:
-        """Answers of one batch of rows."""
+        """Answers of one batch of rows that are routed already: `generate` without its checks.
+
+        Args:
+            routed: from the planner.
+            rows: which of its rows.
+            encoded: token ids of their prompts.
+            seed, stops, max_new_tokens, options: as in `generate`.
+        """
         ids, mask = self._pad(encoded)
         kwargs, sampling = split_sampling(options, self.model.generation_config)
         answers = int(kwargs.get("num_return_sequences", 1))

@@ -61,6 +61,7 @@ class Method:
         allocation: "sampled" or "expected".
         normalise: whether outputs are scaled by sqrt(mean rank / active ROCs).
         active: ROCs that a token uses in all, where that is not the budget.
+        sparse: adapters that a token uses of those in the route, where it is not all of them.
         canonical: whether the composer needs canonical ROCs.
         merge: makes one adapter of those that the router chose for a row.
     """
@@ -72,6 +73,7 @@ class Method:
     allocation: str = "expected"
     normalise: bool = False
     active: int | None = None
+    sparse: int | None = None
     canonical: bool = False
     merge: Merge | None = None
 
@@ -138,7 +140,7 @@ def ensemble() -> Method:
 
 def arrow(*, k: int = 3, temperature: float = 1.0) -> Method:
     """Arrow (Ostapenko et al. 2024): each token's k adapters by their first right singular vectors."""
-    return Method("arrow", Everyone(), Arrow(k, temperature), canonical=True)
+    return Method("arrow", Everyone(), Arrow(k, temperature), sparse=k, canonical=True)
 
 
 def merged() -> Method:

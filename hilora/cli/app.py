@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hilora.cli import pool, train
+from hilora.cli import evaluate, pool, train
 from hilora.cli.options import parse_settings, quiet_transformers, read_prompts
 from hilora.cli.show import console, show_completion, show_methods, show_route, status
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(pool.app, name="pool")
 app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="evaluate")
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts; '-' reads lines from standard input.")]
 File = Annotated[

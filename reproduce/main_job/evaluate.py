@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from hilora import HiLoRA, Pool, get_method
-from hilora.evaluate.metrics import METRICS, metric_for, most_frequent
+from hilora.evaluate.metrics import exact_match, metric_for, most_frequent, rouge_l
 from hilora.evaluate.setup import setup
 from hilora.models import load_base
 from hilora.planner import Planner
 from hilora.route.embed import Embedder
 
 METHODS = ("base", "oracle", "hilora", "hilora-gs", "hilora-roc")
+SCORES = {"exact_match": exact_match, "rouge_l": rouge_l}
 
 
 def load_rows(data: Path, tasks: list[str], per_task: int, seed: int) -> list[dict[str, str]]:
@@ -74,7 +75,7 @@ def main() -> None:
             references.setdefault(row["task"], []).append(row["targets"])
         for row in rows:  # what a constant answer would score, beside the methods
             if ("constant", row["id"]) not in done:
-                score = METRICS[metric_for(row["task"])](most_frequent(references[row["task"]]), row["targets"])
+                score = SCORES[metric_for(row["task"])](most_frequent(references[row["task"]]), row["targets"])
                 out.write(
                     json.dumps({"method": "constant", "id": row["id"], "task": row["task"], "score": score}) + "\n"
                 )
@@ -99,7 +100,7 @@ def main() -> None:
                         "task": row["task"],
                         "prompt": hashlib.sha256(row["inputs"].encode()).hexdigest()[:16],
                         "metric": metric_for(row["task"]),
-                        "score": round(METRICS[metric_for(row["task"])](answer.text, row["targets"]), 4),
+                        "score": round(SCORES[metric_for(row["task"])](answer.text, row["targets"]), 4),
                         "answer": hashlib.sha256(answer.text.encode()).hexdigest()[:16],
                         "finish": answer.finish_reason,
                         "prompt_tokens": answer.prompt_tokens,

@@ -1,0 +1,158 @@
+"""hilora evaluate: methods measured on a user's data, and the tables that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hilora.cli.options import parse_settings, quiet_transformers
+from hilora.cli.show import console, progress, status
+from hilora.errors import InputError
+
+app = typer.Typer(help="Measure methods on your data.", no_args_is_help=True)
+
+Labels = Annotated[
+    str, typer.Option(help="Methods, with commas between; options after colons, e.g. hilora:gamma=0.2:k=5")
+]
+Names = Annotated[str | None, typer.Option(help="Keep to these, with commas between.")]
+
+
+@app.command()
+def tasks(
+    *,
+    data: Annotated[Path, typer.Option(help='JSON Lines with "inputs", "targets": a file per task, or one file.')],
+    json_out: Annotated[Path, typer.Option("--json", help="Results, one line a row; run again to resume.")],
+    pool: Annotated[str, typer.Option(help="Pool folder, or an installed pool's name.")] = "flan-mini",
+    methods: Labels = "base,oracle,hilora",
+    setting: Annotated[str, typer.Option(help="iid, ood, within, cross or mixed.")] = "iid",
+    part: Annotated[str, typer.Option(help="all, first or second half of each task's lines.")] = "all",
+    per_task: Annotated[int | None, typer.Option(help="At most so many rows of each task.")] = None,
+    task: Names = None,
+    cluster: Names = None,
+    halves: Annotated[int, typer.Option(min=1, help="For within: halves of the tasks, in pairs.")] = 2,
+    base: Annotated[str | None, typer.Option(help="Base model; default: the pool's.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    seed: int = 0,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")] = None,
+) -> None:
+    """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
+    from hilora.evaluate.rows import cluster_of, load_rows
+    from hilora.evaluate.run import Job, run_job
+    from hilora.evaluate.settings import make_cases
+    from hilora.evaluate.setup import setup
+    from hilora.models import load_base
+    from hilora.pool import Pool
+    from hilora.pool.source import find_pool
+    from hilora.route.embed import Embedder
+
+    opened = Pool.open(find_pool(pool))
+    chosen = load_rows(data, part=part, per_task=per_task, tasks=_split(task), clusters=_split(cluster), seed=seed)
+    clusters = cluster_of(load_rows(data))
+    cases = make_cases(setting, chosen, opened.names, clusters=clusters, halves=halves, seed=seed)
+    job = Job(setting, cases, parse_methods(methods), max_new_tokens, batch_size, seed)
+    quiet_transformers()
+    with status("Loading the models"):
+        model, tokenizer = load_base(base or opened.base.name, dtype=dtype)
+        embedder = Embedder(opened.embedder.name, instruction=opened.embedder.instruction)
+    header = setup(
+        "hilora evaluate tasks",
+        dtype=str(model.dtype).removeprefix("torch."),
+        adapters={entry.name: entry.hash[:16] for entry in opened.entries},
+        ridge=opened.ridge,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        part=part,
+        per_task=per_task,
+    )
+    with progress(len(cases) * len(job.methods), "rows") as advance:
+        before: dict[str, int] = {}
+
+        def on_rows(label: str, done: int) -> None:
+            before[label] = done
+            skipped = sum(len(cases) for name in list(job.methods)[: list(job.methods).index(label)])
+            advance(skipped + done, f"{setting}: {label}")
+
+        run_job(job, opened, model, tokenizer, embedder, json_out, header=header, on_rows=on_rows)
+    table([json_out], setting=setting)
+
+
+@app.command()
+def table(
+    results: Annotated[list[Path], typer.Argument(help="Results of evaluate tasks.")],
+    *,
+    setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
+    reference: Annotated[str, typer.Option(help="The method that the others are compared with.")] = "hilora",
+    by: Annotated[str, typer.Option(help="method, cluster or task.")] = "method",
+    markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
+) -> None:
+    """Tables of results: averages with intervals, differences, harm, activated adapters and ROCs."""
+    from hilora.errors import UnknownNameError
+    from hilora.evaluate.report import Results, summarise
+    from hilora.evaluate.tables import TABLES, markdown_table, rich_table
+
+    if by not in TABLES:
+        raise UnknownNameError("table", by, TABLES)
+    read = Results(results)
+    for name in read.settings if setting is None else [setting]:
+        heading, rows = TABLES[by](summarise(read, name, reference=reference))
+        if markdown:
+            print(f"### {name}\n\n{markdown_table(heading, rows)}\n")
+        else:
+            console.print(f"[bold]{name}[/]")
+            console.print(rich_table(heading, rows))
+
+
+@app.command()
+def routing(
+    *,
+    samples: Annotated[Path, typer.Option(help='JSON Lines with "task" and "inputs": the adapters\' samples.')],
+    test: Annotated[Path, typer.Option(help='JSON Lines with "task" and "inputs": prompts to route.')],
+    methods: Annotated[str, typer.Option(help="cosine, own, tied, with commas between.")] = "cosine,own,tied",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Where to write the result.")] = None,
+    embedder: Annotated[str | None, typer.Option(help="Embedder: a name or a path.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instruction in front of every text.")] = None,
+) -> None:
+    """Measure how often the right adapter is among the best 1, 3, 5, 8. No base model is loaded."""
+    from hilora.evaluate.routing import routing_rows, run_routing
+    from hilora.evaluate.tables import rich_table
+    from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION
+
+    quiet_transformers()
+    with status("Embedding"):
+        result = run_routing(
+            samples,
+            test,
+            _split(methods) or [],
+            json_out,
+            embedder_name=embedder or DEFAULT_EMBEDDER,
+            instruction=INSTRUCTION if instruction is None else instruction,
+        )
+    heading, *rows = routing_rows(result)
+    console.print(rich_table(heading, rows))
+
+
+def parse_methods(text: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Label -> (method, options) from "a,b:option=value:option=value".
+
+    Raises:
+        InputError: there is none, or one is listed twice.
+    """
+    listed = _split(text) or []
+    if not listed:
+        raise InputError("There is no method to measure. Give --methods hilora,base for example.")
+    if len(set(listed)) < len(listed):
+        raise InputError(f"A method is listed twice in {text!r}.")
+    found = {}
+    for label in listed:
+        name, *settings = label.split(":")
+        found[label] = (name, parse_settings(settings))
+    return found
+
+
+def _split(names: str | None) -> Sequence[str] | None:
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]

@@ -1,0 +1,202 @@
+"""Rows of results -> tables: per task, per cluster, per method, with intervals and paired differences.
+
+A task's score is the mean of its metrics, a cluster's the mean of its tasks, and the average is over tasks. All is
+worked out from results files alone (`hilora.evaluate.run`), in percent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hilora.errors import InputError
+from hilora.evaluate.metrics import METRICS, label_metric
+from hilora.evaluate.statistics import (
+    Difference,
+    Interval,
+    Scored,
+    bootstrap,
+    mean_over_tasks,
+    paired_difference,
+    resamples,
+    task_scores,
+    task_seed,
+)
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method under one setting.
+
+    Attributes:
+        method: its label.
+        average: mean over tasks, and its 95 % interval.
+        tasks: task -> score.
+        clusters: cluster -> mean score of its tasks.
+        difference: to the reference method, on the same rows; None for that method itself.
+        of_oracle: average as a share of the oracle's.
+        gap: (average - base) / (oracle - base).
+        harm: of the rows that base has right by exact match, the share that this method has wrong.
+        adapters, rocs: used by a token, mean over rows.
+        tokens_per_s: generated tokens (routing apart) by wall clock.
+        num_rows: rows measured.
+    """
+
+    method: str
+    average: Interval
+    tasks: dict[str, float]
+    clusters: dict[str, float]
+    difference: Difference | None
+    of_oracle: float | None
+    gap: float | None
+    harm: float | None
+    adapters: float
+    rocs: float
+    tokens_per_s: float
+    num_rows: int
+
+
+class Results:
+    """A results file, read once."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.items: dict[str, dict[str, Any]] = {}
+        self.rows: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
+        for path in paths:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                if "item" in row:
+                    self.items[row["item"]] = row
+                elif "method" in row:
+                    of_method = self.rows.setdefault((row["setting"], row["method"]), {})
+                    of_method[row["split"], row["id"]] = row
+        if not self.rows:
+            raise InputError(f"{', '.join(map(str, paths))}: no results. Run: hilora evaluate tasks --json FILE")
+
+    @property
+    def settings(self) -> list[str]:
+        """Settings that have rows, in the order of the file."""
+        return list(dict.fromkeys(setting for setting, _ in self.rows))
+
+    def methods(self, setting: str) -> list[str]:
+        """Labels of the methods measured under a setting, in the order of the file."""
+        return [method for own, method in self.rows if own == setting]
+
+    def select(self, setting: str, method: str, keep: Callable[[Mapping[str, Any]], bool]) -> dict[str, list[Any]]:
+        """Task -> its rows, in a fixed order."""
+        by_task: dict[str, list[Any]] = {}
+        for _, row in sorted(self.rows[setting, method].items()):
+            if keep(row):
+                by_task.setdefault(self.items[row["id"]]["task"], []).append(row)
+        return by_task
+
+    def scored(self, by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Scored]:
+        """Task -> its metrics and their statistics."""
+        return {task: self._scored_task(rows) for task, rows in by_task.items()}
+
+    def _scored_task(self, rows: Sequence[Mapping[str, Any]]) -> Scored:
+        found = []
+        for name in self.items[rows[0]["id"]]["metrics"]:
+            if name == "label_f1":
+                references = [self.items[row["id"]]["reference"] for row in rows]
+                metric = label_metric(sorted(set(references)))
+                stats = [metric.row(row["answer"], ref) for row, ref in zip(rows, references, strict=True)]
+            else:
+                metric, stats = METRICS[name], [row["stats"][name] for row in rows]
+            found.append((metric, np.array(stats, dtype=np.float64)))
+        return found
+
+
+def summarise(
+    results: Results,
+    setting: str,
+    *,
+    reference: str = "hilora",
+    keep: Callable[[Mapping[str, Any]], bool] = lambda row: True,
+    seed: int = 0,
+) -> list[Summary]:
+    """Summaries of every method under a setting, on the rows that all of them have.
+
+    Args:
+        results: the rows.
+        setting: which setting.
+        reference: the method that the others are compared with.
+        keep: which rows count, e.g. seen ones only.
+        seed: of the bootstrap.
+    """
+    methods = results.methods(setting)
+    shared = set.intersection(*(set(results.rows[setting, method]) for method in methods))
+    rows = {
+        method: results.select(setting, method, lambda r: (r["split"], r["id"]) in shared and keep(r))
+        for method in methods
+    }
+    if not any(rows.values()):
+        raise InputError(f"No row of setting {setting!r} is there for all of {', '.join(methods)}.")
+    scored = {method: results.scored(by_task) for method, by_task in rows.items()}
+    averages = {method: _average(scored[method], seed) for method in methods}
+    summaries = []
+    for method in methods:
+        flat = [row for of_task in rows[method].values() for row in of_task]
+        tasks = {task: 100 * float(task_scores(s, None)[0]) for task, s in scored[method].items()}
+        other = reference if reference in methods and method != reference else None
+        oracle, base = (averages[m].value if m in averages else None for m in ("oracle", "base"))
+        value = averages[method].value
+        summaries.append(
+            Summary(
+                method=method,
+                average=averages[method],
+                tasks=tasks,
+                clusters=_by_cluster(results, rows[method], tasks),
+                difference=None if other is None else _percent(scored[method], scored[other], seed),
+                of_oracle=None if not oracle else 100 * value / oracle,
+                gap=None if oracle is None or base is None or oracle == base else (value - base) / (oracle - base),
+                harm=_harm(rows.get("base"), rows[method]),
+                adapters=float(np.mean([row["adapters"] for row in flat])),
+                rocs=float(np.mean([row["rocs"] for row in flat])),
+                tokens_per_s=sum(row["tokens"][1] for row in flat) / sum(row["seconds"] for row in flat),
+                num_rows=len(flat),
+            )
+        )
+    return summaries
+
+
+def _average(scored: Mapping[str, Scored], seed: int) -> Interval:
+    points, drawn = [], []
+    for task, of_task in scored.items():
+        weights = resamples(len(of_task[0][1]), RESAMPLES, task_seed(seed, task))
+        points.append(task_scores(of_task, None))
+        drawn.append(task_scores(of_task, weights))
+    return bootstrap(100 * mean_over_tasks(drawn), 100 * float(mean_over_tasks(points)[0]))
+
+
+def _percent(a: Mapping[str, Scored], b: Mapping[str, Scored], seed: int) -> Difference:
+    d = paired_difference(a, b, num=RESAMPLES, seed=seed)
+    return Difference(100 * d.value, 100 * d.low, 100 * d.high, d.p)
+
+
+def _by_cluster(results: Results, rows: Mapping[str, Sequence[Any]], tasks: Mapping[str, float]) -> dict[str, float]:
+    members: dict[str, list[float]] = {}
+    for task, score in tasks.items():
+        members.setdefault(results.items[rows[task][0]["id"]]["cluster"], []).append(score)
+    return {cluster: float(np.mean(members[cluster])) for cluster in sorted(members)}
+
+
+def _harm(base: Mapping[str, Sequence[Any]] | None, rows: Mapping[str, Sequence[Any]]) -> float | None:
+    """Among rows that base answers as the reference does, the share that the method does not."""
+    if base is None:
+        return None
+    right = {(r["split"], r["id"]) for r in _flat(base) if r["stats"].get("exact_match") == [1.0]}
+    wrong = [(r["split"], r["id"]) in right and r["stats"]["exact_match"] != [1.0] for r in _flat(rows)]
+    return 100 * sum(wrong) / len(right) if right else None
+
+
+def _flat(rows: Mapping[str, Sequence[Any]]) -> Iterable[Any]:
+    """Rows that are scored by exact match."""
+    return (row for of_task in rows.values() for row in of_task if "exact_match" in row["stats"])

@@ -1,0 +1,142 @@
+"""The rows that methods are measured on, read from a user's data, mixed and shuffled.
+
+Data are JSON Lines with "inputs" and "targets", and if known "task", "cluster" and "metric": one file per task in
+a folder (the file's name is the task where a line does not say), or one file with all tasks. Committed results name
+rows by id, task and line number, and hold hashes, never texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hilora.errors import InputError, UnknownNameError
+from hilora.evaluate.metrics import normalise
+from hilora.evaluate.statistics import task_seed
+from hilora.evaluate.tasks import metrics_for
+
+PARTS = ("all", "first", "second")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt with its reference answer.
+
+    Attributes:
+        id: "<task>/<line number from 0>".
+        task: also the name of the adapter that was trained on it, if there is one.
+        cluster: the group of like tasks that it belongs to.
+        inputs, targets: the texts.
+        metrics: names of the task's metrics.
+    """
+
+    id: str
+    task: str
+    cluster: str
+    inputs: str
+    targets: str
+    metrics: tuple[str, ...]
+
+
+def short_hash(text: str) -> str:
+    """12 hexadecimal digits of a text's sha256."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+def answer_hash(text: str) -> str:
+    """Hash of a text as exact match sees it."""
+    return short_hash(normalise(text))
+
+
+def load_rows(
+    data: Path,
+    *,
+    part: str = "all",
+    per_task: int | None = None,
+    tasks: Collection[str] | None = None,
+    clusters: Collection[str] | None = None,
+    seed: int = 0,
+) -> list[Row]:
+    """Rows of a folder or a file, task by task in the order of their names.
+
+    Args:
+        data: a folder of JSON Lines files, or one such file.
+        part: "first" or "second" half of each task's lines (one to choose on, one to report), or "all".
+        per_task: at most so many of each task, drawn by the seed.
+        tasks, clusters: keep to these.
+        seed: of the draw.
+
+    Raises:
+        InputError: nothing to read, or a line without inputs or targets (names it).
+        UnknownNameError: a task or cluster that the data do not have.
+    """
+    if part not in PARTS:
+        raise UnknownNameError("part", part, PARTS)
+    by_task: dict[str, list[Row]] = {}
+    for row in _read(data):
+        by_task.setdefault(row.task, []).append(row)
+    if not by_task:
+        raise InputError(f"{data} holds no rows. Expected JSON Lines files with inputs and targets.")
+    _check("task", tasks, by_task)
+    _check("cluster", clusters, {row.cluster for rows in by_task.values() for row in rows})
+    chosen: list[Row] = []
+    for task in sorted(by_task):
+        rows = by_task[task]
+        if (tasks is not None and task not in tasks) or (clusters is not None and rows[0].cluster not in clusters):
+            continue
+        half = len(rows) // 2
+        rows = {"all": rows, "first": rows[:half], "second": rows[half:]}[part]
+        if per_task is not None and len(rows) > per_task:
+            drawn = np.random.default_rng(task_seed(seed, task)).permutation(len(rows))[:per_task]
+            rows = [rows[i] for i in sorted(drawn)]
+        chosen += rows
+    return chosen
+
+
+def cluster_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Task -> cluster."""
+    return {row.task: row.cluster for row in rows}
+
+
+def _check(what: str, names: Collection[str] | None, known: Collection[str]) -> None:
+    for name in names or ():
+        if name not in known:
+            raise UnknownNameError(what, name, sorted(known))
+
+
+def _read(data: Path) -> list[Row]:
+    if not data.exists():
+        raise InputError(f"There is no {data}. Give a folder of JSON Lines files, or one file.")
+    files = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
+    return [row for file in files for row in _read_file(file)]
+
+
+def _read_file(file: Path) -> list[Row]:
+    rows: list[Row] = []
+    lines_of: dict[str, int] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            fields: Mapping[str, Any] = json.loads(line)
+            task = str(fields.get("task") or file.stem)
+            place = lines_of.get(task, 0)
+            row = Row(
+                id=f"{task}/{place}",
+                task=task,
+                cluster=str(fields.get("cluster") or "all"),
+                inputs=str(fields["inputs"]),
+                targets=str(fields["targets"]),
+                metrics=metrics_for(task, fields.get("metric")),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file}, line {number}: expected inputs and targets, got {line:.60}") from error
+        lines_of[task] = place + 1
+        rows.append(row)
+    return rows

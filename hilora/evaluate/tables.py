@@ -1,0 +1,96 @@
+"""Summaries as tables, on a screen or in Markdown: (heading, rows of texts), best values in bold.
+
+The oracle is a reference, not a contestant: it is never the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from hilora.evaluate.report import Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
+REFERENCES = ("oracle",)
+
+
+def by_method(summaries: Sequence[Summary]) -> Cells:
+    """One line per method: average with interval, difference to the reference method, costs."""
+    heading = ("method", "average", "95 %", "difference", "95 %", "p", "% of oracle", "gap closed", "harm %")
+    best = max((s.average.value for s in summaries if s.method not in REFERENCES), default=0.0)
+    rows: list[tuple[str, ...]] = []
+    for s in summaries:
+        d = s.difference
+        rows.append(
+            (
+                s.method,
+                _mark(s.average.value, s.method not in REFERENCES and s.average.value == best),
+                f"{s.average.low:.1f} to {s.average.high:.1f}",
+                "-" if d is None else f"{d.value:+.1f}",
+                "-" if d is None else f"{d.low:+.1f} to {d.high:+.1f}",
+                "-" if d is None else f"{d.p:.3f}",
+                "-" if s.of_oracle is None else f"{s.of_oracle:.1f}",
+                "-" if s.gap is None else f"{s.gap:.2f}",
+                "-" if s.harm is None else f"{s.harm:.1f}",
+                f"{s.adapters:.1f}",
+                f"{s.rocs:.1f}",
+                f"{s.tokens_per_s:.0f}",
+                str(s.num_rows),
+            )
+        )
+    return (*heading, "adapters", "ROCs", "tokens/s", "rows"), rows
+
+
+def by_cluster(summaries: Sequence[Summary]) -> Cells:
+    """One line per cluster, one column per method."""
+    return _grid(summaries, "cluster", lambda s: s.clusters)
+
+
+def by_task(summaries: Sequence[Summary]) -> Cells:
+    """One line per task, one column per method."""
+    return _grid(summaries, "task", lambda s: s.tasks)
+
+
+TABLES: dict[str, Callable[[Sequence[Summary]], Cells]] = {
+    "method": by_method,
+    "cluster": by_cluster,
+    "task": by_task,
+}
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first to the right."""
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def rich_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The same for a screen."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim")
+    for i, name in enumerate(heading):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*(f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in row))
+    return table
+
+
+def _grid(summaries: Sequence[Summary], what: str, scores: Callable[[Summary], dict[str, float]]) -> Cells:
+    heading = (what, *(s.method for s in summaries))
+    rows: list[tuple[str, ...]] = []
+    for name in sorted(scores(summaries[0])):
+        values = [scores(s)[name] for s in summaries]
+        best = max((v for s, v in zip(summaries, values, strict=True) if s.method not in REFERENCES), default=0.0)
+        marked = (_mark(v, s.method not in REFERENCES and v == best) for s, v in zip(summaries, values, strict=True))
+        rows.append((name, *marked))
+    means = [sum(scores(s).values()) / len(scores(s)) for s in summaries]
+    rows.append(("mean", *(f"{mean:.1f}" for mean in means)))
+    return heading, rows
+
+
+def _mark(value: float, best: bool) -> str:
+    return f"**{value:.1f}**" if best else f"{value:.1f}"

@@ -1,0 +1,230 @@
+"""Measuring methods: what is written is what was answered, runs resume, tables follow from the file alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hilora import METHODS, HiLoRA, Pool
+from hilora.errors import HiloraError, InputError
+from hilora.evaluate.metrics import exact_match
+from hilora.evaluate.report import Results, summarise
+from hilora.evaluate.rows import Row, answer_hash
+from hilora.evaluate.run import Job, run_job, schedule
+from hilora.evaluate.settings import make_cases
+from hilora.evaluate.tables import TABLES, markdown_table
+
+HEADER = {"setup": "test", "adapters": {"alpha": "1"}, "seed": 0}
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def world(shared_pool: Any) -> tuple[Any, Pool]:
+    made: tuple[Any, Pool] = shared_pool("llama")
+    return made
+
+
+@pytest.fixture
+def rows(world: tuple[Any, Pool], tiny: Any, tokenizer: Any, embedder: Any) -> list[Row]:
+    """Four tasks in two clusters; every other reference is what the oracle answers, so that scores differ."""
+    model, pool = world
+    found = []
+    for task, cluster in (("alpha", "one"), ("beta", "one"), ("gamma", "two"), ("delta", "two")):
+        texts = tiny.texts(task, 3, seed=1)
+        oracle = HiLoRA.from_pretrained(model, pool, "oracle", tokenizer=tokenizer, embedder=embedder)
+        answers = oracle.generate(texts, labels=[task] * 3, max_new_tokens=3)
+        for n, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+            target = answer.text if n % 2 else "something else altogether"
+            found.append(Row(f"{task}/{n}", task, cluster, text, target, ("exact_match", "f1")))
+    return found
+
+
+@pytest.fixture
+def run(world: tuple[Any, Pool], tokenizer: Any, embedder: Any, rows: list[Row]) -> Run:
+    model, pool = world
+
+    def go(out: Path, setting: str = "iid", methods: str = "base,oracle,hilora", **options: Any) -> list[Any]:
+        cases = make_cases(setting, rows, pool.names)
+        labels = {label: (label.split(":")[0], {}) for label in methods.split(",")}
+        job = Job(setting, cases, labels, max_new_tokens=3, batch_size=options.pop("batch_size", 8))
+        run_job(job, pool, model, tokenizer, embedder, out, header=HEADER, **options)
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    return go
+
+
+def measured(lines: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Rows by key, without what depends on the clock."""
+    return {
+        (r["method"], r["setting"], r["split"], r["id"]): {k: v for k, v in r.items() if k != "seconds"}
+        for r in lines
+        if "method" in r
+    }
+
+
+@pytest.mark.parametrize("setting", ["iid", "ood", "within", "cross"])
+def test_every_method_is_measured_on_every_case(run: Run, rows: list[Row], tmp_path: Path, setting: str) -> None:
+    lines = run(tmp_path / "out.jsonl", setting, ",".join(METHODS))
+    found = measured(lines)
+    splits = 2 if setting == "within" else 1
+    assert len(found) == len([r for r in lines if "method" in r]) == len(METHODS) * len(rows) * splits
+    assert {r["item"] for r in lines if "item" in r} == {row.id for row in rows}
+    for row in rows:
+        assert row.inputs not in (tmp_path / "out.jsonl").read_text()
+    for (method, *_), line in found.items():
+        if method not in ("oracle", "base", "merged", "lego", "adapter-soup"):
+            own = line["id"].split("/")[0]
+            assert line["seen"] or own not in [name for name, *_ in line["route"]]
+
+
+def test_what_is_written_is_what_generate_answers(
+    run: Run, rows: list[Row], world: Any, tokenizer: Any, embedder: Any, tmp_path: Path
+) -> None:
+    found = measured(run(tmp_path / "out.jsonl", "ood", "hilora,mixture"))
+    model, pool = world
+    for method in ("hilora", "mixture"):
+        router = HiLoRA.from_pretrained(model, pool, method, tokenizer=tokenizer, embedder=embedder)
+        for row in rows:
+            answer = router.generate(row.inputs, max_new_tokens=3, deny=[row.task])[0]
+            line = found[method, "ood", "ood", row.id]
+            assert line["answer"] == answer_hash(answer.text)
+            assert line["stats"]["exact_match"] == [exact_match(answer.text, row.targets)]
+            assert [name for name, *_ in line["route"]] == answer.adapters
+            assert line["rocs"] == sum(answer.rocs.values())
+
+
+@pytest.mark.parametrize("cut", [1, 2500, 10**6])
+def test_an_interrupted_run_resumes_to_the_same_rows(run: Run, tmp_path: Path, cut: int) -> None:
+    whole = run(tmp_path / "whole.jsonl", "within", "base,hilora")
+    text = (tmp_path / "whole.jsonl").read_text()
+    (tmp_path / "part.jsonl").write_text(text[:cut])
+    again = run(tmp_path / "part.jsonl", "within", "base,hilora")
+    assert measured(again) == measured(whole)
+    assert len(measured(again)) == len([r for r in again if "method" in r])
+
+
+def test_results_of_other_adapters_or_of_something_else_are_not_mixed(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run(out, methods="base")
+    out.write_text(out.read_text().replace('"alpha": "1"', '"alpha": "2"'))
+    before = out.read_text()
+    with pytest.raises(InputError, match="another adapters"):
+        run(out)
+    assert out.read_text() == before
+    (tmp_path / "text").write_text("no json\n")
+    with pytest.raises(InputError, match="no JSON Lines file of results"):
+        run(tmp_path / "text")
+
+
+def test_a_row_that_fails_stops_the_run_and_is_named(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    calls = []
+
+    def broken(self: HiLoRA, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return real(self, *args, **options)
+
+    real = HiLoRA.answer_batch
+    monkeypatch.setattr(HiLoRA, "answer_batch", broken)
+    with pytest.raises(HiloraError, match=r"these rows: \w+/\d.*out of memory"):
+        run(tmp_path / "out.jsonl", methods="hilora")
+    monkeypatch.undo()
+    kept = measured([json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()])
+    assert len(kept) == 8  # the batch before
+    assert kept.items() <= measured(run(tmp_path / "out.jsonl", methods="hilora")).items()
+
+
+def test_what_no_mask_changes_is_answered_once(run: Run, rows: list[Row], tmp_path: Path, monkeypatch: Any) -> None:
+    answered = []
+    real = HiLoRA.answer_batch
+
+    def counted(self: HiLoRA, routed: Any, batch: Any, *args: Any, **options: Any) -> Any:
+        answered.append(len(batch))
+        return real(self, routed, batch, *args, **options)
+
+    monkeypatch.setattr(HiLoRA, "answer_batch", counted)
+    run(tmp_path / "out.jsonl", "iid", "base,oracle")
+    assert sum(answered) == 2 * len(rows)
+    lines = run(tmp_path / "out.jsonl", "within", "base,oracle")
+    assert sum(answered) == 2 * len(rows)
+    assert len(measured(lines)) == 2 * len(rows) * 3
+
+
+def test_batches_hold_every_case_once_and_depend_on_the_seed_alone(rows: list[Row]) -> None:
+    cases = make_cases("iid", rows * 5, ["alpha", "beta", "gamma", "delta"])
+    lengths = [len(case.row.inputs) for case in cases]
+    batches = list(schedule(cases, lengths, 3, seed=0))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(cases)))
+    assert batches == list(schedule(cases, lengths, 3, seed=0))
+    assert batches != list(schedule(cases, lengths, 3, seed=1))
+    assert max(map(len, batches)) == 3
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def test_summaries_follow_from_the_rows_by_loops(run: Run, rows: list[Row], tmp_path: Path) -> None:
+    found = measured(run(tmp_path / "out.jsonl", "within", "base,oracle,hilora,mixture"))
+    summaries = {s.method: s for s in summarise(Results([tmp_path / "out.jsonl"]), "within")}
+    assert list(summaries) == ["base", "oracle", "hilora", "mixture"]
+    base_right = {
+        key[2:] for key, line in found.items() if key[0] == "base" and line["stats"]["exact_match"] == [1.0]
+    }
+    for method, s in summaries.items():
+        own = {key: line for key, line in found.items() if key[0] == method}
+        for task in ("alpha", "beta", "gamma", "delta"):
+            of_task = [line["stats"] for key, line in own.items() if key[3].startswith(task)]
+            want = np.mean([np.mean([st[m][0] for st in of_task]) for m in ("exact_match", "f1")])
+            assert s.tasks[task] == pytest.approx(100 * want)
+        assert s.clusters["one"] == pytest.approx((s.tasks["alpha"] + s.tasks["beta"]) / 2)
+        assert s.average.value == pytest.approx(np.mean(list(s.tasks.values())))
+        assert s.average.low <= s.average.value <= s.average.high
+        assert s.num_rows == 2 * len(rows)
+        assert s.of_oracle == pytest.approx(100 * s.average.value / summaries["oracle"].average.value)
+        wrong = {key[2:] for key, line in own.items() if line["stats"]["exact_match"] == [0.0]}
+        assert s.harm == (None if not base_right else pytest.approx(100 * len(base_right & wrong) / len(base_right)))
+    assert summaries["hilora"].difference is None
+    difference = summaries["mixture"].difference
+    assert difference is not None
+    assert difference.value == pytest.approx(summaries["mixture"].average.value - summaries["hilora"].average.value)
+
+
+def test_seen_rows_alone_can_be_summarised(run: Run, rows: list[Row], tmp_path: Path) -> None:
+    run(tmp_path / "out.jsonl", "within", "oracle,hilora")
+    results = Results([tmp_path / "out.jsonl"])
+    parts = [summarise(results, "within", keep=lambda r, seen=seen: r["seen"] == seen) for seen in (True, False)]
+    assert [s.num_rows for part in parts for s in part] == [len(rows)] * 4
+
+
+@pytest.mark.parametrize("by", TABLES)
+def test_tables_have_a_cell_for_everything(run: Run, tmp_path: Path, by: str) -> None:
+    run(tmp_path / "out.jsonl", "iid", "base,oracle,hilora,merged")
+    heading, cells = TABLES[by](summarise(Results([tmp_path / "out.jsonl"]), "iid"))
+    assert all(len(row) == len(heading) for row in cells)
+    text = markdown_table(heading, cells)
+    assert text.count("\n") == len(cells) + 1
+    assert "**" in text
+    if by == "method":
+        assert [row[0] for row in cells] == ["base", "oracle", "hilora", "merged"]
+        assert "**" not in next(row for row in cells if row[0] == "oracle")[1]
+
+
+def test_a_method_with_fewer_rows_is_compared_on_the_rows_that_all_have(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run(out, methods="oracle,hilora")
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:-4]))
+    for s in summarise(Results([out]), "iid"):
+        assert s.num_rows == 8
+
+
+def test_no_results_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text(json.dumps(HEADER) + "\n")
+    with pytest.raises(InputError, match="no results"):
+        Results([tmp_path / "none.jsonl"])
