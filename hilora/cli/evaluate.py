@@ -34,7 +34,7 @@ def tasks(
     cluster: Names = None,
     halves: Annotated[int, typer.Option(min=1, help="For within: halves of the tasks, in pairs.")] = 2,
     base: Annotated[str | None, typer.Option(help="Base model; default: the pool's.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer; short tasks get fewer.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: int = 0,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")] = None,
@@ -87,7 +87,7 @@ def table(
     *,
     setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
     reference: Annotated[str, typer.Option(help="The method that the others are compared with.")] = "hilora",
-    by: Annotated[str, typer.Option(help="method, cluster or task.")] = "method",
+    by: Annotated[str, typer.Option(help="method, cost, cluster or task.")] = "method",
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
 ) -> None:
     """Tables of results: averages with intervals, differences, harm, activated adapters and ROCs."""

@@ -1,16 +1,17 @@
 """Running methods over cases: mixed and shuffled batches, one JSON line per row, resumable at any point.
 
 Batches are fixed beforehand: they depend on the seed, the data and the batch size, not on where a run was
-interrupted. Rows with short references share batches, as do prompts of like length, so that few rows wait for
-others; the law that a row in a batch equals the row alone makes that a matter of time only. What no mask can change
-(base, oracle) is measured once per row and counts for every split and setting.
+interrupted. An answer may be as long as its task's longest reference, rounded up to a power of two; tasks of one
+limit share batches, as do prompts of like length, so that few rows wait for others. The law that a row in a batch
+equals the row alone makes the rest a matter of time only. What no mask can change (base, oracle) is measured once per
+row and counts for every split and setting.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,8 @@ from hilora.types import Completion
 
 Line = dict[str, Any]
 """A row of results as JSON."""
-SAME = ("adapters", "ridge", "dtype", "max_new_tokens", "seed")
+SAME = ("adapters", "ridge", "dtype", "max_new_tokens", "seed", "part", "per_task")
 """What must be the same for all rows of a file."""
-SHORT = 24
-"""Characters of a short reference."""
 WINDOW = 8
 """Batches within which prompts are ordered by length."""
 ROUTE_SHOWN = 5
@@ -53,7 +52,7 @@ class Job:
         setting: name of the setting, written with every row.
         cases: all its cases.
         methods: label -> (method name, options); the label is written with every row.
-        max_new_tokens, batch_size, seed: of generation.
+        max_new_tokens, batch_size, seed: of generation; the first is the most for any task.
     """
 
     setting: str
@@ -109,7 +108,8 @@ def run_job(
     out.parent.mkdir(parents=True, exist_ok=True)
     remembering = Remembering(embedder)
     encoded = encode_prompts([case.row.inputs for case in job.cases], tokenizer)
-    batches = list(schedule(job.cases, [len(ids) for ids in encoded], job.batch_size, job.seed))
+    limits = answer_limits([case.row for case in job.cases], tokenizer, job.max_new_tokens)
+    batches = list(schedule(job.cases, [len(ids) for ids in encoded], limits, job.batch_size, job.seed))
     with out.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(header) + "\n")
         for row in {case.row.id: case.row for case in job.cases}.values():
@@ -128,7 +128,8 @@ def run_job(
             for batch in todo:
                 known = {} if is_masked else {i: unmasked.get((label, job.cases[i].row.id)) for i in batch}
                 if not known or None in known.values():
-                    known = _measure(router, routed, batch, [encoded[i] for i in batch], job, label)
+                    limit = limits[job.cases[batch[0]].row.task]
+                    known = _measure(router, routed, batch, [encoded[i] for i in batch], job, label, limit)
                 for i in batch:
                     if keys[i] in done:
                         continue
@@ -158,15 +159,25 @@ def route_cases(planner: Planner, cases: Sequence[Case]) -> tuple[Routed, float]
     return routed, time.perf_counter() - began
 
 
-def schedule(cases: Sequence[Case], lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Batches of case numbers: shuffled, then short references first, then by length within a few batches."""
-    order = np.random.default_rng(seed).permutation(len(cases)).tolist()
-    order.sort(key=lambda i: len(cases[i].row.targets) > SHORT)
-    stretch = WINDOW * batch_size
-    for start in range(0, len(order), stretch):
-        window = sorted(order[start : start + stretch], key=lambda i: lengths[i])
-        for at in range(0, len(window), batch_size):
-            yield window[at : at + batch_size]
+def answer_limits(rows: Sequence[Row], tokenizer: Any, most: int) -> dict[str, int]:
+    """Task -> the most tokens of an answer: its longest reference and the end token, up to a power of two."""
+    longest: dict[str, int] = {}
+    for row, ids in zip(rows, tokenizer([row.targets for row in rows])["input_ids"], strict=True):
+        longest[row.task] = max(longest.get(row.task, 0), len(ids) + 1)
+    return {task: min(most, max(8, 2 ** (length - 1).bit_length())) for task, length in longest.items()}
+
+
+def schedule(
+    cases: Sequence[Case], lengths: Sequence[int], limits: Mapping[str, int], batch_size: int, seed: int
+) -> Iterator[list[int]]:
+    """Batches of case numbers: shuffled, one limit in a batch, prompts by length within a few batches."""
+    shuffled = np.random.default_rng(seed).permutation(len(cases)).tolist()
+    for limit in sorted(set(limits.values())):
+        order = [i for i in shuffled if limits[cases[i].row.task] == limit]
+        for start in range(0, len(order), WINDOW * batch_size):
+            window = sorted(order[start : start + WINDOW * batch_size], key=lambda i: lengths[i])
+            for at in range(0, len(window), batch_size):
+                yield window[at : at + batch_size]
 
 
 def describe_row(row: Row) -> dict[str, Any]:
@@ -233,12 +244,18 @@ def read_done(
 
 
 def _measure(
-    router: HiLoRA, routed: Routed, batch: Sequence[int], encoded: Sequence[list[int]], job: Job, label: str
+    router: HiLoRA,
+    routed: Routed,
+    batch: Sequence[int],
+    encoded: Sequence[list[int]],
+    job: Job,
+    label: str,
+    limit: int,
 ) -> dict[int, Line | None]:
     """Case number -> its line, for one batch."""
     began = time.perf_counter()
     try:
-        found = router.answer_batch(routed, batch, encoded, seed=job.seed, max_new_tokens=job.max_new_tokens)
+        found = router.answer_batch(routed, batch, encoded, seed=job.seed, max_new_tokens=limit)
     except (HiloraError, RuntimeError) as error:
         ids = ", ".join(job.cases[i].row.id for i in batch)
         raise HiloraError(f"Stopped at the batch of these rows: {ids}. {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hilora.errors import HiloraError, InputError
 from hilora.evaluate.metrics import exact_match
 from hilora.evaluate.report import Results, summarise
 from hilora.evaluate.rows import Row, answer_hash
-from hilora.evaluate.run import Job, run_job, schedule
+from hilora.evaluate.run import Job, answer_limits, run_job, schedule
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.tables import TABLES, markdown_table
 
@@ -159,11 +160,20 @@ def test_what_no_mask_changes_is_answered_once(run: Run, rows: list[Row], tmp_pa
 def test_batches_hold_every_case_once_and_depend_on_the_seed_alone(rows: list[Row]) -> None:
     cases = make_cases("iid", rows * 5, ["alpha", "beta", "gamma", "delta"])
     lengths = [len(case.row.inputs) for case in cases]
-    batches = list(schedule(cases, lengths, 3, seed=0))
+    limits = {"alpha": 8, "beta": 16, "gamma": 8, "delta": 16}
+    batches = list(schedule(cases, lengths, limits, 3, seed=0))
     assert sorted(i for batch in batches for i in batch) == list(range(len(cases)))
-    assert batches == list(schedule(cases, lengths, 3, seed=0))
-    assert batches != list(schedule(cases, lengths, 3, seed=1))
+    assert batches == list(schedule(cases, lengths, limits, 3, seed=0))
+    assert batches != list(schedule(cases, lengths, limits, 3, seed=1))
     assert max(map(len, batches)) == 3
+    assert all(len({limits[cases[i].row.task] for i in batch}) == 1 for batch in batches)
+
+
+def test_an_answer_may_be_as_long_as_the_tasks_longest_reference(rows: list[Row], tokenizer: Any) -> None:
+    long = [replace(row, targets="x" * 20 if row.id == "alpha/1" else "y") for row in rows]
+    limits = answer_limits(long, tokenizer, 64)
+    assert limits == {"alpha": 32, "beta": 8, "gamma": 8, "delta": 8}
+    assert answer_limits(long, tokenizer, 24)["alpha"] == 24
 
 
 # --- tables -------------------------------------------------------------------------------------------
@@ -209,7 +219,7 @@ def test_tables_have_a_cell_for_everything(run: Run, tmp_path: Path, by: str) ->
     assert all(len(row) == len(heading) for row in cells)
     text = markdown_table(heading, cells)
     assert text.count("\n") == len(cells) + 1
-    assert "**" in text
+    assert ("**" in text) == (by != "cost")
     if by == "method":
         assert [row[0] for row in cells] == ["base", "oracle", "hilora", "merged"]
         assert "**" not in next(row for row in cells if row[0] == "oracle")[1]
