@@ -41,7 +41,7 @@ def tasks(
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.evaluate.rows import cluster_of, load_rows
-    from hilora.evaluate.run import Job, run_job
+    from hilora.evaluate.run import Bench, Job, run_job
     from hilora.evaluate.settings import make_cases
     from hilora.evaluate.setup import setup
     from hilora.models import load_base
@@ -77,7 +77,7 @@ def tasks(
             skipped = sum(len(cases) for name in list(job.methods)[: list(job.methods).index(label)])
             advance(skipped + done, f"{setting}: {label}")
 
-        run_job(job, opened, model, tokenizer, embedder, json_out, header=header, on_rows=on_rows)
+        run_job(Bench(opened, model, tokenizer, embedder, job), json_out, header=header, on_rows=on_rows)
     table([json_out], setting=setting)
 
 

@@ -160,7 +160,7 @@ def summarise(
                 harm=_harm(rows.get("base"), rows[method]),
                 adapters=float(np.mean([row["adapters"] for row in flat])),
                 rocs=float(np.mean([row["rocs"] for row in flat])),
-                tokens_per_s=sum(row["tokens"][1] for row in flat) / sum(row["seconds"] for row in flat),
+                tokens_per_s=sum(row["tokens"][1] for row in flat) / max(1e-9, sum(row["seconds"] for row in flat)),
                 num_rows=len(flat),
             )
         )

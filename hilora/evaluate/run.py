@@ -12,21 +12,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hilora.errors import HiloraError, InputError
-from hilora.evaluate.metrics import METRICS
-from hilora.evaluate.rows import Row, answer_hash, short_hash
+from hilora.errors import HiloraError
+from hilora.evaluate.lines import Line, constant_answers, describe_row, read_done, result
+from hilora.evaluate.rows import Row
 from hilora.evaluate.settings import Case
 from hilora.generate import HiLoRA
-from hilora.methods import Method, get_method
+from hilora.methods import get_method
 from hilora.planner import Planner, Routed
 from hilora.pool.view import PoolView
 from hilora.prompts import encode_prompts
@@ -34,14 +35,11 @@ from hilora.route.embed import Embedder
 from hilora.route.oracle import Oracle
 from hilora.types import Completion
 
-Line = dict[str, Any]
-"""A row of results as JSON."""
-SAME = ("adapters", "ridge", "dtype", "max_new_tokens", "seed", "part", "per_task")
-"""What must be the same for all rows of a file."""
 WINDOW = 8
 """Batches within which prompts are ordered by length."""
-ROUTE_SHOWN = 5
-"""Adapters of a row's route that are written down."""
+CONSTANT = "constant"
+Measure = Callable[[Sequence[int]], dict[int, Line]]
+"""Case numbers of a batch -> their lines."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class Job:
     Attributes:
         setting: name of the setting, written with every row.
         cases: all its cases.
-        methods: label -> (method name, options); the label is written with every row.
+        methods: label -> (method name, options); the label is written with every row. "constant" is a method
+            here: each task's most frequent reference.
         max_new_tokens, batch_size, seed: of generation; the first is the most for any task.
     """
 
@@ -79,12 +78,76 @@ class Remembering(Embedder):
         return torch.stack([self.vectors[text] for text in texts])
 
 
+@dataclass
+class Bench:
+    """What methods are measured with.
+
+    Args:
+        pool, model, tokenizer, embedder: as for `HiLoRA`.
+        job: what to measure.
+    """
+
+    pool: PoolView
+    model: Any
+    tokenizer: Any
+    embedder: Embedder
+    job: Job
+    encoded: list[list[int]] = field(init=False, repr=False)
+    limits: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, options in self.job.methods.values():
+            if name != CONSTANT:
+                get_method(name, **options)  # refused before anything runs
+        rows = [case.row for case in self.job.cases]
+        self.encoded = encode_prompts([row.inputs for row in rows], self.tokenizer)
+        self.limits = answer_limits(rows, self.tokenizer, self.job.max_new_tokens)
+        self.embedder = Remembering(self.embedder)
+
+    @cached_property
+    def constant(self) -> dict[str, str]:
+        """Task -> its most frequent reference."""
+        return constant_answers(self.job.cases)
+
+    def batches(self) -> list[list[int]]:
+        """Batches of case numbers, the same for every method."""
+        job = self.job
+        return list(schedule(job.cases, [len(ids) for ids in self.encoded], self.limits, job.batch_size, job.seed))
+
+    def measure_constant(self, batch: Sequence[int]) -> dict[int, Line]:
+        """Case number -> its line, where every answer is the most frequent one of its task."""
+        found = {}
+        for i in batch:
+            case = self.job.cases[i]
+            answer = Completion(self.constant[case.row.task], "stop", method=CONSTANT)
+            found[i] = result(CONSTANT, case, answer, 0.0, None)
+        return found
+
+    def measure(self, label: str, router: HiLoRA, routed: Routed, batch: Sequence[int]) -> dict[int, Line]:
+        """Case number -> its line, for one batch.
+
+        Raises:
+            HiloraError: a row cannot be served; names the batch's rows.
+        """
+        cases, method = self.job.cases, router.planner.method
+        began = time.perf_counter()
+        try:
+            found = router.answer_batch(
+                routed,
+                batch,
+                [self.encoded[i] for i in batch],
+                seed=self.job.seed,
+                max_new_tokens=self.limits[cases[batch[0]].row.task],
+            )
+        except (HiloraError, RuntimeError) as error:
+            ids = ", ".join(cases[i].row.id for i in batch)
+            raise HiloraError(f"Stopped at the batch of these rows: {ids}. {error}") from error
+        each = (time.perf_counter() - began) / len(batch)
+        return {i: result(label, cases[i], answers[0], each, method) for i, answers in zip(batch, found, strict=True)}
+
+
 def run_job(
-    job: Job,
-    pool: PoolView,
-    model: Any,
-    tokenizer: Any,
-    embedder: Embedder,
+    bench: Bench,
     out: Path,
     *,
     header: dict[str, Any],
@@ -93,8 +156,7 @@ def run_job(
     """Measure every method on every case that `out` does not hold yet.
 
     Args:
-        job: what to measure.
-        pool, model, tokenizer, embedder: as for `HiLoRA`.
+        bench: what to measure, and with what.
         out: JSON Lines; rows are appended batch by batch.
         header: setup to write before new rows.
         on_rows: called with (label, rows done of this label).
@@ -102,14 +164,9 @@ def run_job(
     Raises:
         HiloraError: a row cannot be served; names it, and what was written stays.
     """
-    for name, options in job.methods.values():
-        get_method(name, **options)  # refused before anything runs
+    job, batches = bench.job, bench.batches()
     done, items, unmasked = read_done(out, header)
     out.parent.mkdir(parents=True, exist_ok=True)
-    remembering = Remembering(embedder)
-    encoded = encode_prompts([case.row.inputs for case in job.cases], tokenizer)
-    limits = answer_limits([case.row for case in job.cases], tokenizer, job.max_new_tokens)
-    batches = list(schedule(job.cases, [len(ids) for ids in encoded], limits, job.batch_size, job.seed))
     with out.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(header) + "\n")
         for row in {case.row.id: case.row for case in job.cases}.values():
@@ -121,27 +178,33 @@ def run_job(
             finished = sum(key in done for key in keys)
             if not todo:
                 continue
-            router = HiLoRA(model, tokenizer, Planner(pool, get_method(name, **options), remembering))
-            is_masked = not isinstance(router.planner.method.router, Oracle | None)
-            routed, seconds = route_cases(router.planner, job.cases)
-            lines.write(json.dumps({"routing": label, "setting": job.setting, "seconds": round(seconds, 2)}) + "\n")
+            is_masked, measure = False, cast(Measure, bench.measure_constant)
+            if name != CONSTANT:
+                planner = Planner(bench.pool, get_method(name, **options), bench.embedder)
+                is_masked = not isinstance(planner.method.router, Oracle | None)
+                measure, seconds = _measurer(bench, label, planner)
+                timing = {"routing": label, "setting": job.setting, "seconds": round(seconds, 2)}
+                lines.write(json.dumps(timing) + "\n")
             for batch in todo:
                 known = {} if is_masked else {i: unmasked.get((label, job.cases[i].row.id)) for i in batch}
-                if not known or None in known.values():
-                    limit = limits[job.cases[batch[0]].row.task]
-                    known = _measure(router, routed, batch, [encoded[i] for i in batch], job, label, limit)
+                found: Mapping[int, Line | None] = known if known and None not in known.values() else measure(batch)
                 for i in batch:
-                    if keys[i] in done:
-                        continue
-                    case, line = job.cases[i], known[i]
-                    assert line is not None
-                    line |= {"setting": job.setting, "split": case.split, "seen": case.seen}
-                    unmasked[label, case.row.id] = dict(line)
-                    lines.write(json.dumps(line) + "\n")
-                    finished += 1
+                    line, case = found[i], job.cases[i]
+                    if keys[i] not in done and line is not None:
+                        line |= {"setting": job.setting, "split": case.split, "seen": case.seen}
+                        unmasked[label, case.row.id] = dict(line)
+                        lines.write(json.dumps(line) + "\n")
+                        finished += 1
                 lines.flush()
                 if on_rows:
                     on_rows(label, finished)
+
+
+def _measurer(bench: Bench, label: str, planner: Planner) -> tuple[Measure, float]:
+    """What measures a batch by a method, and the seconds that routing all cases took."""
+    router = HiLoRA(bench.model, bench.tokenizer, planner)
+    routed, seconds = route_cases(planner, bench.job.cases)
+    return lambda batch: bench.measure(label, router, routed, batch), seconds
 
 
 def route_cases(planner: Planner, cases: Sequence[Case]) -> tuple[Routed, float]:
@@ -178,87 +241,3 @@ def schedule(
             window = sorted(order[start : start + WINDOW * batch_size], key=lambda i: lengths[i])
             for at in range(0, len(window), batch_size):
                 yield window[at : at + batch_size]
-
-
-def describe_row(row: Row) -> dict[str, Any]:
-    """What a table needs of a row, without its texts."""
-    return {
-        "item": row.id,
-        "task": row.task,
-        "cluster": row.cluster,
-        "prompt": short_hash(row.inputs),
-        "reference": answer_hash(row.targets),
-        "metrics": row.metrics,
-    }
-
-
-def result(label: str, case: Case, answer: Completion, seconds: float, method: Method) -> Line:
-    """One row's line, setting and split apart: scores as sums of statistics, hashes, route."""
-    scored = [name for name in case.row.metrics if name in METRICS]
-    stats = {name: METRICS[name].row(answer.text, case.row.targets) for name in scored}
-    best = answer.choices[:ROUTE_SHOWN]
-    rocs = sorted((choice.rocs for choice in answer.choices), reverse=True)[: method.sparse]  # of one token
-    return {
-        "method": label,
-        "id": case.row.id,
-        "stats": {name: [round(value, 4) for value in values] for name, values in stats.items()},
-        "answer": answer_hash(answer.text),
-        "tokens": [answer.prompt_tokens, answer.completion_tokens],
-        "finish": answer.finish_reason,
-        "seconds": round(seconds, 4),
-        "adapters": len(rocs),
-        "rocs": min(sum(rocs), method.active or sum(rocs)),
-        "route": [[c.name, round(c.score, 3), round(c.weight, 3), c.rocs] for c in best],
-    }
-
-
-def read_done(
-    out: Path, header: Line
-) -> tuple[set[tuple[str, str, str, str]], set[str], dict[tuple[str, str], Line]]:
-    """What a file holds: keys (method, setting, split, id) of its rows, ids of its items, a row per (method, id).
-
-    A line that was cut off in the middle of writing is taken out of the file.
-
-    Raises:
-        InputError: the file is something else, or was made with other adapters, models or generation settings.
-    """
-    if not out.exists():
-        return set(), set(), {}
-    text = out.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        out.write_text(text, encoding="utf-8")
-    try:
-        rows = [json.loads(line) for line in text.splitlines()]
-    except ValueError as error:
-        raise InputError(f"{out} is no JSON Lines file of results. Give another --json, or move it away.") from error
-    for old in (r for r in rows if "setup" in r):
-        if changed := [key for key in SAME if old.get(key) != header.get(key)]:
-            raise InputError(
-                f"{out} was made with another {', '.join(changed)}: such rows cannot stand in one table. "
-                f"Give another --json, or move the file away."
-            )
-    measured = [r for r in rows if "method" in r]
-    done = {(r["method"], r["setting"], r["split"], r["id"]) for r in measured}
-    return done, {r["item"] for r in rows if "item" in r}, {(r["method"], r["id"]): r for r in measured}
-
-
-def _measure(
-    router: HiLoRA,
-    routed: Routed,
-    batch: Sequence[int],
-    encoded: Sequence[list[int]],
-    job: Job,
-    label: str,
-    limit: int,
-) -> dict[int, Line | None]:
-    """Case number -> its line, for one batch."""
-    began = time.perf_counter()
-    try:
-        found = router.answer_batch(routed, batch, encoded, seed=job.seed, max_new_tokens=limit)
-    except (HiloraError, RuntimeError) as error:
-        ids = ", ".join(job.cases[i].row.id for i in batch)
-        raise HiloraError(f"Stopped at the batch of these rows: {ids}. {error}") from error
-    each = (time.perf_counter() - began) / len(batch)
-    method = router.planner.method
-    return {i: result(label, job.cases[i], answers[0], each, method) for i, answers in zip(batch, found, strict=True)}

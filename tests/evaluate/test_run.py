@@ -16,7 +16,7 @@ from hilora.errors import HiloraError, InputError
 from hilora.evaluate.metrics import exact_match
 from hilora.evaluate.report import Results, summarise
 from hilora.evaluate.rows import Row, answer_hash
-from hilora.evaluate.run import Job, answer_limits, run_job, schedule
+from hilora.evaluate.run import Bench, Job, answer_limits, run_job, schedule
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.tables import TABLES, markdown_table
 
@@ -53,7 +53,7 @@ def run(world: tuple[Any, Pool], tokenizer: Any, embedder: Any, rows: list[Row])
         cases = make_cases(setting, rows, pool.names)
         labels = {label: (label.split(":")[0], {}) for label in methods.split(",")}
         job = Job(setting, cases, labels, max_new_tokens=3, batch_size=options.pop("batch_size", 8))
-        run_job(job, pool, model, tokenizer, embedder, out, header=HEADER, **options)
+        run_job(Bench(pool, model, tokenizer, embedder, job), out, header=HEADER, **options)
         return [json.loads(line) for line in out.read_text().splitlines()]
 
     return go
@@ -176,6 +176,15 @@ def test_an_answer_may_be_as_long_as_the_tasks_longest_reference(rows: list[Row]
     assert answer_limits(long, tokenizer, 24)["alpha"] == 24
 
 
+def test_the_constant_answer_is_the_tasks_most_frequent_reference(run: Run, rows: list[Row], tmp_path: Path) -> None:
+    found = measured(run(tmp_path / "out.jsonl", "within", "constant"))
+    assert len(found) == 2 * len(rows)
+    for row in rows:  # two of three references are the same text
+        (line,) = [v for k, v in found.items() if k[2:] == ("half0", row.id)]
+        assert line["stats"]["exact_match"] == [exact_match("something else altogether", row.targets)]
+        assert (line["adapters"], line["rocs"], line["route"]) == (0, 0, [])
+
+
 # --- tables -------------------------------------------------------------------------------------------
 
 
@@ -214,14 +223,14 @@ def test_seen_rows_alone_can_be_summarised(run: Run, rows: list[Row], tmp_path: 
 
 @pytest.mark.parametrize("by", TABLES)
 def test_tables_have_a_cell_for_everything(run: Run, tmp_path: Path, by: str) -> None:
-    run(tmp_path / "out.jsonl", "iid", "base,oracle,hilora,merged")
+    run(tmp_path / "out.jsonl", "iid", "base,constant,oracle,hilora,merged")
     heading, cells = TABLES[by](summarise(Results([tmp_path / "out.jsonl"]), "iid"))
     assert all(len(row) == len(heading) for row in cells)
     text = markdown_table(heading, cells)
     assert text.count("\n") == len(cells) + 1
     assert ("**" in text) == (by != "cost")
     if by == "method":
-        assert [row[0] for row in cells] == ["base", "oracle", "hilora", "merged"]
+        assert [row[0] for row in cells] == ["base", "constant", "oracle", "hilora", "merged"]
         assert "**" not in next(row for row in cells if row[0] == "oracle")[1]
 
 

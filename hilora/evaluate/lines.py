@@ -1,0 +1,101 @@
+"""Results as JSON Lines: what is written of a row, and what a results file already holds.
+
+A file has lines of four kinds: {"setup"} for every run, {"item"} once per row of the data, {"routing"} with the
+seconds that routing took, and {"method"} for every answer. Numbers, names and hashes; never a text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hilora.errors import InputError
+from hilora.evaluate.metrics import METRICS, most_frequent
+from hilora.evaluate.rows import Row, answer_hash, short_hash
+from hilora.evaluate.settings import Case
+from hilora.methods import Method
+from hilora.types import Completion
+
+Line = dict[str, Any]
+Key = tuple[str, str, str, str]
+"""(method, setting, split, row id)."""
+SAME = ("adapters", "ridge", "dtype", "max_new_tokens", "seed", "part", "per_task")
+"""What must be the same for all rows of a file."""
+ROUTE_SHOWN = 5
+"""Adapters of a row's route that are written down."""
+
+
+def describe_row(row: Row) -> dict[str, Any]:
+    """What a table needs of a row, without its texts."""
+    return {
+        "item": row.id,
+        "task": row.task,
+        "cluster": row.cluster,
+        "prompt": short_hash(row.inputs),
+        "reference": answer_hash(row.targets),
+        "metrics": row.metrics,
+    }
+
+
+def result(label: str, case: Case, answer: Completion, seconds: float, method: Method | None) -> Line:
+    """One row's line, setting and split apart: scores as sums of statistics, hashes, route."""
+    scored = [name for name in case.row.metrics if name in METRICS]
+    stats = {name: METRICS[name].row(answer.text, case.row.targets) for name in scored}
+    best = answer.choices[:ROUTE_SHOWN]
+    rocs = sorted((choice.rocs for choice in answer.choices), reverse=True)
+    if method is not None:  # of one token
+        rocs = rocs[: method.sparse]
+    active = sum(rocs) if method is None or method.active is None else min(sum(rocs), method.active)
+    return {
+        "method": label,
+        "id": case.row.id,
+        "stats": {name: [round(value, 4) for value in values] for name, values in stats.items()},
+        "answer": answer_hash(answer.text),
+        "tokens": [answer.prompt_tokens, answer.completion_tokens],
+        "finish": answer.finish_reason,
+        "seconds": round(seconds, 4),
+        "adapters": len(rocs),
+        "rocs": active,
+        "route": [[c.name, round(c.score, 3), round(c.weight, 3), c.rocs] for c in best],
+    }
+
+
+def read_done(
+    out: Path, header: Line
+) -> tuple[set[tuple[str, str, str, str]], set[str], dict[tuple[str, str], Line]]:
+    """What a file holds: keys (method, setting, split, id) of its rows, ids of its items, a row per (method, id).
+
+    A line that was cut off in the middle of writing is taken out of the file.
+
+    Raises:
+        InputError: the file is something else, or was made with other adapters, models or generation settings.
+    """
+    if not out.exists():
+        return set(), set(), {}
+    text = out.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        out.write_text(text, encoding="utf-8")
+    try:
+        rows = [json.loads(line) for line in text.splitlines()]
+    except ValueError as error:
+        raise InputError(f"{out} is no JSON Lines file of results. Give another --json, or move it away.") from error
+    for old in (r for r in rows if "setup" in r):
+        if changed := [key for key in SAME if old.get(key) != header.get(key)]:
+            raise InputError(
+                f"{out} was made with another {', '.join(changed)}: such rows cannot stand in one table. "
+                f"Give another --json, or move the file away."
+            )
+    measured = [r for r in rows if "method" in r]
+    done = {(r["method"], r["setting"], r["split"], r["id"]) for r in measured}
+    return done, {r["item"] for r in rows if "item" in r}, {(r["method"], r["id"]): r for r in measured}
+
+
+def constant_answers(cases: Sequence[Case]) -> dict[str, str]:
+    """Task -> its most frequent reference: what a model may win by without reading its prompt."""
+    references: dict[str, dict[str, str]] = {}
+    for case in cases:
+        references.setdefault(case.row.task, {})[case.row.id] = case.row.targets
+    return {task: most_frequent(list(of_task.values())) for task, of_task in references.items()}
