@@ -2,12 +2,15 @@
 
     python reproduce/pool/build.py --adapters runs/adapters --pool pools/flan-mini
 
-Adapters that the pool has already are left as they are. The cards' texts about data come from `DATA`.
+Adapters that the pool has already are left as they are. The cards' texts about data
+come from tasks.py. `--keep` leaves out what `check.py` found to be of no use.
 """
 
 import argparse
 import json
 from pathlib import Path
+
+from tasks import DATA
 
 from hilora.fingerprint import describe_base
 from hilora.planner import describe_embedder
@@ -15,20 +18,6 @@ from hilora.pool import Pool
 from hilora.pool.source import samples_for
 from hilora.pool.store import MANIFEST
 from hilora.route.embed import Embedder
-
-# task -> (what it asks, data set, what its publishers state about its licence)
-DATA = {
-    "sst2": ("sentiment of a movie review's sentence", "Stanford Sentiment Treebank, two classes", "not stated"),
-    "snli": ("does a premise entail a hypothesis", "SNLI", "CC BY-SA 4.0"),
-    "mnli_matched": ("does a premise entail a hypothesis", "MultiNLI", "OANC and Creative Commons, by source"),
-    "yelp_polarity_reviews": ("sentiment of a business review", "Yelp polarity reviews", "Yelp's terms of use"),
-    "cola": ("is a sentence acceptable English", "CoLA", "not stated"),
-    "trec": ("what kind of answer a question asks for", "TREC question classification", "not stated"),
-    "common_gen": ("a sentence from given words", "CommonGen", "MIT"),
-    "arithmetic": ("sums, differences, products", "generated", "none needed"),
-    "anli_r1": ("does a passage entail a hypothesis", "Adversarial NLI, round 1", "CC BY-NC 4.0 (non-commercial)"),
-    "ag_news_subset": ("topic or title of a news text", "AG's news corpus", "non-commercial use"),
-}
 
 
 def card(name: str, folder: Path) -> str:
@@ -52,7 +41,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--adapters", type=Path, default=Path("runs/adapters"))
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    parser.add_argument("--keep", type=Path, help="verdicts.json of check.py; default: all adapters")
     args = parser.parse_args()
+    kept = (
+        set(DATA) if args.keep is None else {t for t, v in json.loads(args.keep.read_text()).items() if v == "kept"}
+    )
     embedder = Embedder()
     if (args.pool / MANIFEST).exists():
         pool = Pool.open(args.pool)
@@ -60,7 +53,7 @@ def main() -> None:
         pool = Pool.create(args.pool, describe_base("smollm2-135m"), describe_embedder(embedder))
     for name in DATA:
         folder = args.adapters / name
-        if folder.exists() and name not in pool.names:
+        if name in kept and folder.exists() and name not in pool.names:
             pool.add(name, folder, samples_for(name, folder, None), embedder)
             (args.pool / "cards").mkdir(exist_ok=True)
             (args.pool / "cards" / f"{name}.md").write_text(card(name, folder))

@@ -1,0 +1,112 @@
+"""Experiments as a list of runs of `hilora evaluate tasks`, one after another, resumable.
+
+The scripts in reproduce/hilora and reproduce/ramole name their runs; this carries them out. The minutes that each
+took, in as many sittings as it took, are kept in times.jsonl beside the results.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hilora import Pool
+from hilora.cli.evaluate import parse_methods
+from hilora.evaluate.rows import cluster_of, load_rows
+from hilora.evaluate.run import Bench, Job, run_job
+from hilora.evaluate.settings import make_cases
+from hilora.evaluate.setup import setup
+from hilora.evaluate.tables import markdown_table
+from hilora.models import load_base
+from hilora.route.embed import Embedder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results file.
+
+    Args:
+        name: of the file, without .jsonl.
+        settings: one after another.
+        methods: as for `--methods`.
+        data: name of the folder or file below the data folder.
+        per_task, part, clusters, halves: which rows and pools.
+    """
+
+    name: str
+    settings: Sequence[str]
+    methods: Sequence[str]
+    data: str
+    per_task: int | None = None
+    part: str = "second"
+    clusters: tuple[str, ...] | None = None
+    tasks: tuple[str, ...] | None = None
+    halves: int = 4
+
+
+def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype: str, only: Sequence[str]) -> None:
+    """Do what is not done yet; prints a line per batch."""
+    pool = Pool.open(pool_path)
+    model, tokenizer = load_base(pool.base.name, dtype=dtype)
+    embedder = Embedder()
+    out.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        if only and run.name not in only:
+            continue
+        source = data / run.data
+        rows = load_rows(source, part=run.part, per_task=run.per_task, clusters=run.clusters, tasks=run.tasks)
+        clusters = cluster_of(load_rows(source))
+        header = setup(
+            run.name,
+            dtype=dtype,
+            adapters={entry.name: entry.hash[:16] for entry in pool.entries},
+            ridge=pool.ridge,
+            max_new_tokens=64,
+            seed=0,
+            part=run.part,
+            per_task=run.per_task,
+        )
+        for setting in run.settings:
+            cases = make_cases(setting, rows, pool.names, clusters=clusters, halves=run.halves)
+            job = Job(setting, cases, parse_methods(",".join(run.methods)))
+            log = _Log(f"{run.name} {setting}", len(cases))
+            run_job(
+                Bench(pool, model, tokenizer, embedder, job), out / f"{run.name}.jsonl", header=header, on_rows=log
+            )
+            if log.batches:
+                line = {"run": run.name, "setting": setting, "minutes": round(log.minutes(), 1)}
+                with (out / "times.jsonl").open("a") as times:
+                    times.write(json.dumps(line) + "\n")
+
+
+class _Log:
+    """Prints a line per batch."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self.batches, self.began = 0, time.perf_counter()
+
+    def __call__(self, label: str, done: int) -> None:
+        self.batches += 1
+        print(f"{self.name} {label} {done}/{self.total}  {self.minutes():.1f} min", flush=True)
+
+    def minutes(self) -> float:
+        return (time.perf_counter() - self.began) / 60
+
+
+def section(title: str, *parts: str) -> str:
+    """A section of a Markdown page."""
+    return "\n\n".join([f"## {title}", *parts]) + "\n"
+
+
+def times_table(path: Path) -> str:
+    """The minutes that each run took."""
+    minutes: dict[str, float] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        name = f"{row['run']} ({row['setting']})"
+        minutes[name] = minutes.get(name, 0.0) + row["minutes"]
+    rows = [(name, f"{m:.0f}") for name, m in minutes.items()] + [("all", f"{sum(minutes.values()):.0f}")]
+    return markdown_table(("run", "minutes"), rows)

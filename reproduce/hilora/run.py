@@ -1,0 +1,74 @@
+"""HiLoRA's experiments (arXiv 2510.12266) on pools/flan-mini: the rows that tables.py makes tables and figures of.
+
+    python reproduce/hilora/run.py --data DATA --pool pools/flan-mini
+
+Run again to resume; --only names one of the runs:
+
+    cross      Tables 2, 4: each cluster in turn unseen, all methods
+    within     the same rows in halves of every cluster at once, all methods
+    nli        Table 1, Fig. 1: the NLI cluster alone in halves, all methods
+    gamma      Fig. 6: gamma 20 to 100 %
+    ablation   criterion, variance factor, k, covariance, allocation
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from experiments import Run, carry_out
+
+METHODS = (
+    "base",
+    "constant",
+    "oracle",
+    "hilora",
+    "hilora-gs",
+    "hilora-roc",
+    "mixture",
+    "selection",
+    "fusion",
+    "lego",
+    "arrow",
+    "ensemble",
+    "merged",
+    "adapter-soup",
+)
+VAL = "flan_mini/val"
+GAMMAS = tuple(f"hilora:gamma={g}" for g in (0.2, 0.4, 0.6, 0.8, 1.0))
+ABLATIONS = (
+    "hilora",
+    "hilora:criterion=magnitude",
+    "hilora:criterion=contribution",
+    "hilora:normalise=false",
+    "hilora:criterion=contribution:normalise=false",
+    "hilora:allocation=expected",
+    "hilora:k=1",
+    "hilora:k=8",
+    "hilora:covariance=tied:candidates=top",
+    "hilora-gs:normalise=false",
+    "hilora-roc:criterion=contribution",
+    "hilora-roc:k=8",
+)
+RUNS = (
+    Run("cross", ["cross"], METHODS, VAL, per_task=50),
+    Run("within", ["within"], METHODS, VAL, per_task=13),
+    Run("nli", ["within"], METHODS, VAL, per_task=40, clusters=("nli",)),
+    Run("gamma", ["within", "cross"], ("base", "oracle", *GAMMAS), VAL, per_task=10, halves=2),
+    Run("ablation", ["within", "cross"], ("base", "oracle", *ABLATIONS), VAL, per_task=20, part="first", halves=2),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds flan_mini/val/<task>.jsonl")
+    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    parser.add_argument("--out", type=Path, default=Path("reproduce/hilora/rows"))
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--only", nargs="*", default=[])
+    args = parser.parse_args()
+    carry_out(RUNS, args.data, args.pool, args.out, args.dtype, args.only)
+
+
+if __name__ == "__main__":
+    main()

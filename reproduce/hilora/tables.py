@@ -1,0 +1,218 @@
+"""HiLoRA's tables and figures from committed rows: results.md, fig1.svg, fig6.svg, and what was seen in which half.
+
+python reproduce/hilora/tables.py
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import paper
+from experiments import section, times_table
+
+from hilora.evaluate.report import Results, Summary, summarise
+from hilora.evaluate.tables import by_cost, by_method, by_task, markdown_table
+from hilora.evaluate.tasks import paper_cluster
+
+Summaries = Sequence[Summary]
+
+
+def by_paper_cluster(results: Results, summaries: Summaries) -> dict[str, dict[str, float]]:
+    """Paper's cluster -> method -> mean over its tasks."""
+    cluster_of = {item["task"]: paper_cluster(item["cluster"]) for item in results.items.values()}
+    found: dict[str, dict[str, list[float]]] = {}
+    for s in summaries:
+        for task, score in s.tasks.items():
+            found.setdefault(cluster_of[task], {}).setdefault(s.method, []).append(score)
+    return {c: {m: float(np.mean(v)) for m, v in methods.items()} for c, methods in sorted(found.items())}
+
+
+def beside(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Sequence[float]]) -> str:
+    """Paper's number, ours, and the gap, for hilora, mixture (the paper's Retriever) and the oracle."""
+    heading = ["", *(f"{m}: {w}" for m in ("hilora", "mixture", "oracle") for w in ("paper", "ours", "gap"))]
+    rows = []
+    for name, values in theirs.items():
+        cells = [name]
+        for method in ("hilora", "mixture", "oracle"):
+            value = values[paper.METHODS.index(method)]
+            own = ours.get(name, {}).get(method)
+            cells += [f"{value:.1f}", "not run" if own is None else f"{own:.1f}"]
+            cells.append("" if own is None else f"{own - value:+.1f}")
+        rows.append(cells)
+    return markdown_table(heading, rows)
+
+
+def grid(name: str, cells: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> str:
+    """One line per name, one column per method, the best in bold (the oracle is no contestant)."""
+    rows = []
+    for row, values in cells.items():
+        best = max(v for m, v in values.items() if m != "oracle")
+        marked = (
+            f"**{values[m]:.1f}**" if m != "oracle" and values[m] == best else f"{values[m]:.1f}" for m in methods
+        )
+        rows.append([row, *marked])
+    return markdown_table([name, *methods], rows)
+
+
+def halves(results: Results) -> dict[str, list[str]]:
+    """Half -> the tasks whose adapters were in the pool."""
+    found: dict[str, set[str]] = {}
+    for (setting, _), rows in results.rows.items():
+        for (split, row_id), row in rows.items():
+            if setting == "within" and row["seen"]:
+                found.setdefault(split, set()).add(row_id.split("/")[0])
+    return {split: sorted(found[split]) for split in sorted(found)}
+
+
+def setting_section(title: str, results: Results, setting: str, theirs: Mapping[str, Sequence[float]]) -> list[str]:
+    summaries = summarise(results, setting)
+    methods = [s.method for s in summaries]
+    clusters = by_paper_cluster(results, summaries)
+    text = [
+        section(title, markdown_table(*by_method(summaries)), markdown_table(*by_cost(summaries))),
+        section(f"{title}: by cluster", grid("cluster", clusters, methods)),
+    ]
+    if theirs:
+        text.append(section(f"{title}: the paper's numbers and ours", beside(clusters, theirs)))
+    per_task = f"<details><summary>Per task</summary>\n\n{markdown_table(*by_task(summaries))}\n\n</details>"
+    return [*text, section(f"{title}: by task", per_task)]
+
+
+def seen_section(results: Results, title: str) -> str:
+    parts = []
+    for seen in (True, False):
+        part = summarise(results, "within", keep=lambda row, seen=seen: row["seen"] == seen)
+        parts += [f"Tasks whose adapter is {'in the pool' if seen else 'not in the pool'}:"]
+        parts += [markdown_table(*by_method(part))]
+    return section(title, *parts)
+
+
+def useful_tasks(results: Results, setting: str) -> set[str]:
+    """Tasks whose own adapter beats base and the constant answer, each by an interval that excludes 0."""
+    found = set()
+    for task in {item["task"] for item in results.items.values()}:
+        keep = lambda row, task=task: row["id"].split("/")[0] == task  # noqa: E731
+        better = []
+        for reference in ("base", "constant"):
+            (oracle,) = [
+                s for s in summarise(results, setting, reference=reference, keep=keep) if s.method == "oracle"
+            ]
+            better.append(oracle.difference is not None and oracle.difference.low > 0)
+        if all(better):
+            found.add(task)
+    return found
+
+
+def useful_section(results: Results, setting: str, title: str) -> str:
+    tasks = useful_tasks(results, setting)
+    if not tasks:
+        return section(title, "No task's adapter beats base and the constant answer significantly.")
+    keep = lambda row: row["id"].split("/")[0] in tasks  # noqa: E731
+    parts = [f"{len(tasks)} tasks whose adapter significantly beats base and the most frequent answer:"]
+    parts += [", ".join(sorted(tasks)) + "."]
+    for seen in (True, False, None):
+        kept = lambda row, seen=seen: keep(row) and (seen is None or row["seen"] == seen)  # noqa: E731
+        if any(kept(r) for rows in results.rows.values() for r in rows.values() if r["setting"] == setting):
+            name = {True: "Seen", False: "Unseen", None: "All"}[seen]
+            parts += [f"{name}:", markdown_table(*by_method(summarise(results, setting, keep=kept)))]
+    return section(title, *parts)
+
+
+def bars(summaries: Summaries, title: str, out: Path) -> None:
+    """Average of each method with its interval (the paper's Fig. 1)."""
+    import matplotlib.pyplot as plt
+
+    ordered = sorted(summaries, key=lambda s: s.average.value)
+    colours = ["#c44e52" if s.method.startswith("hilora") else "#8c8c8c" for s in ordered]
+    colours = ["#55a868" if s.method == "oracle" else c for s, c in zip(ordered, colours, strict=True)]
+    errors = np.array([[s.average.value - s.average.low, s.average.high - s.average.value] for s in ordered]).T
+    figure, axes = plt.subplots(figsize=(7, 0.32 * len(ordered) + 1))
+    axes.barh([s.method for s in ordered], [s.average.value for s in ordered], xerr=errors, color=colours)
+    axes.set_xlabel("average score, with 95 % interval")
+    axes.set_title(title)
+    figure.tight_layout()
+    figure.savefig(out, metadata={"Date": None})
+    plt.close(figure)
+
+
+def gamma_figure(results: Results, out: Path) -> str:
+    """Average by gamma in both settings (the paper's Fig. 6)."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    rows: dict[int, list[str]] = {g: [f"{g} %"] for g in paper.FIGURE_6}
+    for column, setting in enumerate(("within", "cross")):
+        if setting not in results.settings:
+            continue
+        found = {s.method: s.average for s in summarise(results, setting, reference="hilora:gamma=0.4")}
+        points = {g: found[f"hilora:gamma={g / 100}"] for g in paper.FIGURE_6}
+        values = [points[g].value for g in points]
+        spread = [[p.value - p.low for p in points.values()], [p.high - p.value for p in points.values()]]
+        axes.errorbar(list(points), values, yerr=spread, marker="o", capsize=3, label=setting)
+        for g, p in points.items():
+            rows[g] += [f"{paper.FIGURE_6[g][column]:.1f}", f"{p.value:.1f} ({p.low:.1f} to {p.high:.1f})"]
+    axes.set_xlabel("gamma (%)")
+    axes.set_ylabel("average score")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(out, metadata={"Date": None})
+    plt.close(figure)
+    width = max(map(len, rows.values()))
+    heading = ["gamma", "within: paper", "within: ours", "cross: paper", "cross: ours"][:width]
+    return markdown_table(heading, list(rows.values()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", type=Path, default=Path("reproduce/hilora/rows"))
+    parser.add_argument("--out", type=Path, default=Path("reproduce/hilora"))
+    args = parser.parse_args()
+    text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
+    files = {name: args.rows / f"{name}.jsonl" for name in ("cross", "within", "nli", "gamma", "ablation")}
+    read = {name: Results([path]) for name, path in files.items() if path.exists()}
+    if "within" in read:
+        text += setting_section("Within cluster", read["within"], "within", {})
+        text += [seen_section(read["within"], "Within cluster: seen and unseen tasks")]
+        text += [useful_section(read["within"], "within", "Within cluster: tasks with a useful adapter")]
+    if "cross" in read:
+        text += setting_section("Table 2: cross cluster", read["cross"], "cross", paper.TABLE_2)
+        text += [useful_section(read["cross"], "cross", "Cross cluster: tasks with a useful adapter")]
+    if "nli" in read:
+        summaries = summarise(read["nli"], "within")
+        tasks = {t: {s.method: s.tasks[t] for s in summaries} for t in sorted(summaries[0].tasks)}
+        tasks["mean"] = {s.method: s.average.value for s in summaries}
+        bars(summaries, "NLI tasks, half of them seen (average over halves)", args.out / "fig1.svg")
+        lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["nli"]).items()]
+        text += [
+            section(
+                "Table 1, Fig. 1: NLI within cluster",
+                markdown_table(*by_method(summaries)),
+                grid("task", tasks, [s.method for s in summaries]),
+                "![Fig. 1](fig1.svg)",
+                beside(tasks, paper.TABLE_1),
+                "Seen in each half (the paper's shading, which says what it had as seen, is lost):",
+                "\n".join(lists),
+            ),
+            seen_section(read["nli"], "Table 1: seen and unseen tasks"),
+        ]
+    if "gamma" in read:
+        text += [section("Fig. 6: gamma", gamma_figure(read["gamma"], args.out / "fig6.svg"), "![Fig. 6](fig6.svg)")]
+    if "ablation" in read:
+        for setting in read["ablation"].settings:
+            cells = by_method(summarise(read["ablation"], setting))
+            text += [section(f"Ablations, {setting} (on the first halves of the files)", markdown_table(*cells))]
+    if "within" in read:
+        lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["within"]).items()]
+        text += [section("Seen tasks of each half, all clusters", "\n".join(lists))]
+    if (args.rows / "times.jsonl").exists():
+        text += [section("Time", times_table(args.rows / "times.jsonl"))]
+    (args.out / "results.md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

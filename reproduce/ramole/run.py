@@ -1,0 +1,41 @@
+"""RAMoLE's training-free experiments (arXiv 2406.16989) on pools/flan-mini: the rows that tables.py makes tables of.
+
+    python reproduce/ramole/run.py --data DATA --pool pools/flan-mini
+
+DATA holds ramole48/test_half.jsonl: half of that paper's test set, whose wording differs from what the adapters were
+trained on. Rows whose task has an adapter of that name are used. Run again to resume; --only names one of the runs:
+
+    mixed      Table I (training-free columns): IID and OOD
+    number     Fig. 7a: the number of retrieved adapters, on the tasks scored by exact match
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from experiments import Run, carry_out
+
+TEST = "ramole48/test_half.jsonl"
+METHODS = ("base", "constant", "oracle", "selection", "fusion", "mixture", "adapter-soup", "hilora", "hilora-gs")
+NUMBERS = tuple(f"{method}:k={k}" for method in ("mixture", "fusion") for k in (1, 2, 3, 5, 8))
+NLU = ("nli", "commonsense", "coreference", "paraphrase", "sentiment")
+RUNS = (
+    Run("mixed", ["iid", "ood"], METHODS, TEST, part="all"),
+    Run("number", ["iid", "ood"], ("base", "oracle", *NUMBERS), TEST, per_task=12, part="all", clusters=NLU),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds ramole48/test_half.jsonl")
+    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    parser.add_argument("--out", type=Path, default=Path("reproduce/ramole/rows"))
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--only", nargs="*", default=[])
+    args = parser.parse_args()
+    carry_out(RUNS, args.data, args.pool, args.out, args.dtype, args.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Smoke tests: the papers' experiments run from data to tables on a tiny model, and resume."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CLUSTERS = {"alpha": "nli", "beta": "nli", "gamma": "closed_book QA", "delta": "closed_book QA"}
+
+
+def load(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(module: Any, monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, args)])
+    module.main()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pool: Any, tiny: Any, tokenizer: Any) -> Any:
+    """A pool, and data in the layout that the scripts read; the scripts load the tiny model."""
+    model, pool = shared_pool("llama")
+    rows = [
+        {"task": task, "cluster": cluster, "inputs": text, "targets": "b" if n % 3 else "a"}
+        for task, cluster in CLUSTERS.items()
+        for n, text in enumerate(tiny.texts(task, 8, seed=5))
+    ]
+    val = tmp_path / "data" / "flan_mini" / "val"
+    val.mkdir(parents=True)
+    for task in CLUSTERS:
+        lines = [json.dumps(row) for row in rows if row["task"] == task]
+        (val / f"{task}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "data" / "ramole48").mkdir()
+    (tmp_path / "data" / "ramole48" / "test_half.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return pool, model
+
+
+def use_tiny(module: Any, model: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load_base", lambda *a, **k: (model, tokenizer))
+    monkeypatch.setattr(module, "Embedder", lambda *a, **k: embedder)
+
+
+@pytest.mark.parametrize("name", ["hilora", "ramole"])
+def test_a_papers_experiments_run_resume_and_become_tables(
+    name: str, world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, model = world
+    script = load(f"reproduce/{name}/run.py")
+    use_tiny(sys.modules["experiments"], model, tokenizer, embedder, monkeypatch)
+    short = {"gamma": script.GAMMAS, "ablation": script.ABLATIONS[:2]} if name == "hilora" else {}
+    few = {r.name: ("base", "oracle", *short[r.name]) if r.name in short else r.methods for r in script.RUNS}
+    runs = [replace(r, per_task=2, methods=few[r.name]) for r in script.RUNS]
+    if name == "ramole":
+        runs = [replace(r, clusters=None) for r in runs]
+    monkeypatch.setattr(script, "RUNS", runs)
+    rows = tmp_path / "rows"
+    options = ["--data", tmp_path / "data", "--pool", pool.path, "--out", rows, "--dtype", "fp32"]
+    run(script, monkeypatch, *options, "--only", runs[0].name)
+    assert [p.name for p in rows.glob("*.jsonl") if p.stem != "times"] == [f"{runs[0].name}.jsonl"]
+    run(script, monkeypatch, *options)
+    before = {p.name: len([r for r in p.read_text().splitlines() if '"method"' in r]) for p in rows.glob("*.jsonl")}
+    run(script, monkeypatch, *options)
+    after = {p.name: len([r for r in p.read_text().splitlines() if '"method"' in r]) for p in rows.glob("*.jsonl")}
+    assert before == after
+    assert (rows / "times.jsonl").exists()
+    run(load(f"reproduce/{name}/tables.py"), monkeypatch, "--rows", rows, "--out", tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "| hilora |" in text
+    assert "nan" not in text
+
+
+def test_adapters_are_checked_and_those_trained_anew_checked_again(
+    world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, model = world
+    monkeypatch.syspath_prepend(str(ROOT / "reproduce" / "pool"))
+    check = load("reproduce/pool/check.py")
+    use_tiny(check, model, tokenizer, embedder, monkeypatch)
+    out = tmp_path / "check"
+    out.mkdir()
+    options = ["--data", tmp_path / "data" / "flan_mini" / "val", "--pool", pool.path, "--out", out]
+    run(check, monkeypatch, *options)
+    verdicts = json.loads((out / "verdicts.json").read_text())
+    assert verdicts.keys() == CLUSTERS.keys()
+    assert set(verdicts.values()) <= set(check.REASONS)
+    table = (out / "check.md").read_text()
+    assert all(f"| {task} |" in table for task in CLUSTERS)
+    lines = (out / "check.jsonl").read_text().splitlines(keepends=True)
+    run(check, monkeypatch, "--out", out)  # from the rows alone
+    assert (out / "check.md").read_text() == table
+    own = next(entry.hash[:16] for entry in pool.entries if entry.name == "alpha")
+    (out / "check.jsonl").write_text("".join(lines).replace(own, "another"))
+    check.forget_changed(out / "check.jsonl", {entry.name: entry.hash[:16] for entry in pool.entries})
+    left = [json.loads(line) for line in (out / "check.jsonl").read_text().splitlines()]
+    assert {r["id"].split("/")[0] for r in left if r.get("method") == "oracle"} == set(CLUSTERS) - {"alpha"}
+    assert len([r for r in left if r.get("method") == "base"]) == 16
+
+
+def test_verdicts_ask_for_more_than_base_and_the_constant_answer() -> None:
+    sys.path.insert(0, str(ROOT / "reproduce" / "pool"))
+    check = load("reproduce/pool/check.py")
+    assert check.verdict(10, 20, 30) == "kept"
+    assert check.verdict(10, 30, 30) == "constant"
+    assert check.verdict(30, 10, 30) == "base"
