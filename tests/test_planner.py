@@ -1,0 +1,107 @@
+"""Routing several prompts: lists of adapters for all or for each, merged adapters, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from hilora import METHODS, Planner, Pool, get_method
+from hilora.errors import InputError, UnknownNameError
+from hilora.merge.average import Average
+
+PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132"]
+OWN = ["alpha", "beta", "gamma", "delta"]
+Plan = Callable[..., Planner]
+
+
+@pytest.fixture
+def pool(shared_pool: Any) -> Pool:
+    found: Pool = shared_pool("llama")[1]
+    return found
+
+
+@pytest.fixture
+def make(pool: Pool, embedder: Any) -> Plan:
+    return lambda method, **options: Planner(pool, get_method(method, **options), embedder)
+
+
+def labels(method: str, names: list[str]) -> dict[str, Any]:
+    return {"labels": names} if method == "oracle" else {}
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("oracle", "base", "adapter-soup")])
+def test_lists_of_each_prompt_give_what_each_prompt_alone_gives(make: Plan, method: str) -> None:
+    planner = make(method)
+    deny = [["alpha"], ["beta", "gamma"], [], ["delta"]]
+    allow = [["beta", "alpha"], ["alpha", "beta", "gamma"], ["gamma"], OWN]
+    together = planner.explain(planner.route(PROMPTS, allow=allow, deny=deny))
+    for row, prompt in enumerate(PROMPTS):
+        (alone,) = planner.explain(planner.route([prompt], allow=allow[row], deny=deny[row]))
+        assert [(c.name, c.rocs) for c in together[row]] == [(c.name, c.rocs) for c in alone]
+        if method not in ("merged", "lego"):
+            assert {c.name for c in together[row]} <= set(allow[row]) - set(deny[row])
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("oracle", "base")])
+def test_a_prompt_that_may_use_nothing_is_the_bases_and_the_others_are_not(make: Plan, method: str) -> None:
+    planner = make(method)
+    routed = planner.route(PROMPTS, deny=[[], OWN, ["alpha"], OWN])
+    assert ["no adapter is allowed" in note for note in routed.notes] == [False, True, False, True]
+    assert [bool(choices) for choices in planner.explain(routed)] == [True, False, True, False]
+    plan = planner.plan(routed, range(4))
+    assert not plan.rocs[[1, 3]].any()
+    assert torch.isfinite(plan.scale).all()
+
+
+def test_lists_that_do_not_fit_are_refused(make: Plan) -> None:
+    planner = make("hilora")
+    with pytest.raises(InputError, match="deny holds 1 lists for 4 prompts"):
+        planner.route(PROMPTS, deny=[["alpha"]])
+    with pytest.raises(InputError, match="allow mixes names and lists"):
+        planner.route(PROMPTS, allow=["alpha", ["beta"]])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"Write \['alpha'\]"):
+        planner.route(PROMPTS, allow="alpha")
+    with pytest.raises(UnknownNameError, match="Did you mean 'alpha'"):
+        planner.route(PROMPTS, deny=[[], [], ["alhpa"], []])
+
+
+def test_merged_adapters_are_made_of_what_each_prompt_may_use(make: Plan, pool: Pool) -> None:
+    planner = make("merged")
+    routed = planner.route(PROMPTS, deny=[["alpha"], [], ["alpha"], ["beta", "gamma"]])
+    assert routed.route is not None
+    first, second, third, fourth = routed.route.ids[:, 0].tolist()
+    assert first == third
+    assert len({first, second, fourth}) == 3
+    kept = [pool.factors(entry.hash) for entry in pool.entries if entry.name != "alpha"]
+    entry = routed.source.entries[first]
+    for site, (down, up) in Average()(kept).items():
+        got = routed.source.factors(entry.hash)[site]
+        assert torch.equal(got[0], down)
+        assert torch.equal(got[1], up)
+    assert routed.source.entries[second].name == "4 adapters merged"
+    assert set(routed.source.entries[fourth].name.split("+")) == {"alpha", "delta"}
+
+
+def test_equal_sets_are_merged_once(make: Plan, monkeypatch: Any) -> None:
+    calls = []
+    real = Average.__call__
+    monkeypatch.setattr(Average, "__call__", lambda self, adapters: calls.append(1) or real(self, adapters))
+    planner = make("merged")
+    for _ in range(3):
+        routed = planner.route(PROMPTS, deny=[[], ["alpha"], [], ["alpha"]])
+        planner.explain(routed)
+    assert len(calls) == 2
+
+
+def test_a_soup_is_made_for_the_call_and_says_of_what(make: Plan) -> None:
+    planner = make("adapter-soup", k=2)
+    names = [planner.explain(planner.route([prompt]))[0][0].name for prompt in PROMPTS]
+    assert [own in name for own, name in zip(OWN, names, strict=True)] == [True] * 4
+    assert len({choices[0].name for choices in planner.explain(planner.route(PROMPTS))}) == 1
+
+
+def test_no_prompt_is_no_route(make: Plan) -> None:
+    assert make("hilora").route([]).texts == []
