@@ -4,6 +4,7 @@ method        router               ROCs of a token                    composer
 hilora        Gaussian, Eq. 4      gamma of the candidates' ROCs      top-o of each adapter
 hilora-gs     Gaussian, Eq. 4      all of the candidates'             sum
 hilora-roc    everyone             k of the pool                      top-k over the pool
+hilora-plus   calibrated posterior gamma of the candidates', canonical top-o of each adapter, weighted by posterior
 selection     cosine, top 1        all of the adapter's               the adapter
 mixture       cosine, top k        all of k adapters                  outputs averaged
 fusion        cosine, top k        all of k adapters                  parameters averaged, for each row
@@ -34,6 +35,7 @@ from hilora.errors import InputError, UnknownNameError
 from hilora.merge.average import Average, Merge
 from hilora.merge.lego import Lego
 from hilora.route.oracle import Oracle
+from hilora.route.posterior import Posterior
 from hilora.route.retriever import Retriever, Soup
 from hilora.route.router import Gaussian, Router
 from hilora.route.uniform import Everyone
@@ -91,8 +93,7 @@ def hilora(
     normalise: bool = True,
 ) -> Method:
     """HiLoRA (arXiv 2510.12266): Gaussian candidates, a sampled budget of ROCs, top-o ROCs per token."""
-    if not 0 < gamma <= 1:
-        raise InputError(f"gamma is a share of the candidates' ROCs: got {gamma}, expected 0 < gamma <= 1.")
+    _check_gamma(gamma)
     if allocation not in ALLOCATIONS:
         raise UnknownNameError("allocation", allocation, ALLOCATIONS)
     router = Gaussian(covariance, candidates, k, ridge, shrinkage)
@@ -116,6 +117,21 @@ def hilora_gs(
 def hilora_roc(*, k: int = 24, criterion: str = "value", normalise: bool = True) -> Method:
     """HiLoRA-ROC: the token level alone; each token's k strongest ROCs of the whole pool."""
     return Method("hilora-roc", Everyone(), PoolTopRocs(k, criterion), normalise=normalise, active=k)
+
+
+def hilora_plus(
+    *,
+    gamma: float = 1.0,
+    k: int = 3,
+    floor: float = 0.1,
+    shrinkage: float = 0.1,
+    temperature: float | None = None,
+    criterion: str = "contribution",
+) -> Method:
+    """HiLoRA with a calibrated posterior: likely adapters weighted by probability, canonical ROCs by contribution."""
+    _check_gamma(gamma)
+    router = Posterior(k, floor, shrinkage, temperature)
+    return Method("hilora-plus", router, TopRocs(criterion, weighted=True), gamma, canonical=True)
 
 
 def selection() -> Method:
@@ -168,10 +184,16 @@ def base() -> Method:
     return Method("base")
 
 
+def _check_gamma(gamma: float) -> None:
+    if not 0 < gamma <= 1:
+        raise InputError(f"gamma is a share of the candidates' ROCs: got {gamma}, expected 0 < gamma <= 1.")
+
+
 METHODS: dict[str, Callable[..., Method]] = {
     "hilora": hilora,
     "hilora-gs": hilora_gs,
     "hilora-roc": hilora_roc,
+    "hilora-plus": hilora_plus,
     "selection": selection,
     "mixture": mixture,
     "fusion": fusion,

@@ -111,9 +111,11 @@ class TopRocs:
 
     Args:
         criterion: a name in `CRITERIA`.
+        weighted: whether each adapter's ROCs count by its routing weight (in the paper they do not).
     """
 
     criterion: str = "value"
+    weighted: bool = False
     joinable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -123,6 +125,8 @@ class TopRocs:
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind to ROCs and a plan."""
         scale, measure = plan.scale.to(rocs.down.dtype), CRITERIA[self.criterion]
+        if self.weighted:
+            scale = (plan.weights * plan.scale[:, None]).T[rocs.owner].to(rocs.down.dtype)  # (roc, batch)
         if plan.whole:
             factor = (plan.rocs > 0).T[rocs.owner] * scale  # (roc, batch)
             return lambda z, spread: z * spread(factor)

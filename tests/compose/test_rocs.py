@@ -236,3 +236,21 @@ def test_variance_grows_with_the_rocs_and_the_factor_takes_it_back() -> None:
     for count in (1, 4, 16, 32):
         spread = float((math.sqrt(8 / count) * outputs[:, :count].sum(1)).std())
         assert spread == pytest.approx(math.sqrt(8), rel=0.1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_weighted_rocs_count_by_their_adapters_weight(whole: bool) -> None:
+    ranks = [4, 2, 6]
+    adapters, plan = random_adapters(ranks), random_plan(ranks, 4, "all")
+    weights = torch.rand(4, 3, generator=torch.Generator().manual_seed(5))
+    rocs = (plan.rocs > 0) * torch.tensor(ranks) if whole else plan.rocs
+    plan = Plan(plan.ids, plan.ranks, weights, rocs, plan.scale, whole)
+    x = torch.randn(12, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    row = torch.arange(12) // 3
+    site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
+    got = delta(torch.zeros(12, OUT, dtype=torch.float64), x, site, TopRocs(weighted=True), plan, row)
+    want = torch.zeros(12, OUT, dtype=torch.float64)
+    for i in range(3):
+        alone = Plan((0,), plan.ranks[i : i + 1], plan.weights[:, i : i + 1], rocs[:, i : i + 1], plan.scale)
+        want += weights[row, i : i + 1].double() * hilora_loop(x, adapters[i : i + 1], alone, row, "value")
+    torch.testing.assert_close(got, want)
