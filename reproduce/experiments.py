@@ -50,7 +50,7 @@ def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype
     """Do what is not done yet; prints a line per batch."""
     pool = Pool.open(pool_path)
     model, tokenizer = load_base(pool.base.name, dtype=dtype)
-    embedder = Embedder()
+    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
     out.mkdir(parents=True, exist_ok=True)
     for run in runs:
         if only and run.name not in only:

@@ -28,7 +28,9 @@ def test_every_command_is_documented_and_every_documented_command_exists() -> No
     known = commands()
     assert [command for command in sorted(known) if f"`{command}" not in text] == []
     for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
-        for line in re.findall(r"hilora ((?:pool|train|evaluate) [a-z-]+|route|generate|methods|demo)\b", page.read_text()):
+        for line in re.findall(
+            r"hilora ((?:pool|train|evaluate) [a-z-]+|route|generate|methods|demo)\b", page.read_text()
+        ):
             assert f"hilora {line}" in known, page
 
 

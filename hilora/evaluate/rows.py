@@ -120,7 +120,7 @@ def _read(data: Path) -> list[Row]:
 def _read_file(file: Path) -> list[Row]:
     rows: list[Row] = []
     lines_of: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -33,7 +33,7 @@ class Embedder:
 
     Args:
         name: one of `EMBEDDERS`, a sentence-transformers model name, or a path.
-        instruction: put in front of every text, with ": ".
+        instruction: put in front of every text, with ": "; "" for none.
         device: torch device.
 
     Attributes:
@@ -54,7 +54,7 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str], batch_size: int = 32) -> Float[Tensor, "text dim"]:
         """Embed texts; like lengths share a batch, the order is the caller's."""
-        instructed = [f"{self.instruction}: {text}" for text in texts]
+        instructed = [f"{self.instruction}: {text}" if self.instruction else text for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
         out = torch.empty(len(texts), self.dim)
         for start in range(0, len(order), batch_size):

@@ -1,0 +1,191 @@
+"""How often routing finds the right adapter, without any base model (RAMoLE Table II).
+
+Every task is an adapter, known by sample texts; test prompts come unlabelled. Top k is the share of the prompts
+whose own adapter is among the k best scores, equal scores in the order of the adapters' names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from hilora.errors import InputError, UnknownNameError
+from hilora.evaluate.metrics import Floats
+from hilora.evaluate.run import Remembering
+from hilora.evaluate.setup import setup
+from hilora.evaluate.statistics import bootstrap, resamples, task_seed
+from hilora.planner import describe_embedder
+from hilora.route import embed
+from hilora.route.embed import Embedder
+from hilora.route.gaussian import OwnGaussian, TiedGaussian, check_samples
+from hilora.route.retriever import Retriever
+from hilora.route.ridge import choose_ridge
+
+TOPS = (1, 3, 5, 8)
+"""The columns of RAMoLE's Table II."""
+RESAMPLES = 2000
+STEP = 256  # texts between two calls of on_progress
+
+Progress = Callable[[int, int], None]
+Scorer = OwnGaussian | TiedGaussian | Retriever
+
+SCORERS: dict[str, Callable[[Sequence[Tensor]], Scorer]] = {
+    "cosine": lambda samples: Retriever().fit(samples),
+    "own": lambda samples: OwnGaussian(choose_ridge(samples)).fit(samples),
+    "tied": lambda samples: TiedGaussian(0.1).fit(samples),
+}
+"""Name -> (the adapters' sample embeddings -> what scores prompts); the ridge is chosen as in a pool."""
+METHOD_SCORERS = {"hilora": "own", "mixture": "cosine", "selection": "cosine"}  # what methods rank adapters by
+
+
+def read_samples(path: Path) -> dict[str, list[str]]:
+    """Task -> texts, from JSON Lines with "task" and "inputs"; other fields do not matter.
+
+    Raises:
+        InputError: the file cannot be read or holds no rows, or a row is bad (names the line).
+    """
+    texts: dict[str, list[str]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read {path}: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            task, text = itemgetter("task", "inputs")(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            task = text = None
+        if not (isinstance(task, str) and isinstance(text, str) and task.strip() and text.strip()):
+            raise InputError(f'{path}, line {number}: expected {{"task": ..., "inputs": ...}}, got {line:.60}')
+        texts.setdefault(task, []).append(text)
+    if not texts:
+        raise InputError(f'{path} holds no rows. Expected JSON Lines with "task" and "inputs".')
+    return texts
+
+
+def evaluate_routing(
+    samples: Mapping[str, Sequence[str]],
+    test: Mapping[str, Sequence[str]],
+    methods: Sequence[str],
+    embedder: Embedder,
+    *,
+    on_progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Top-k accuracy of each method.
+
+    Args:
+        samples: task -> the texts that its adapter is known by.
+        test: task -> the prompts to route.
+        methods: keys of `SCORERS` or `METHOD_SCORERS`.
+        embedder: is given each text once.
+        on_progress: called with (texts embedded, texts in all).
+
+    Returns:
+        per method shares of the test prompts "top1", "top3", "top5", "top8"; their number "n"; "intervals", the 95 %
+        bootstrap interval of each share (prompts are drawn within their tasks); "tasks", top 1 by task;
+        "settings", what was chosen on the samples.
+
+    Raises:
+        UnknownNameError: there is no such method.
+        InputError: no method; a test task without samples; samples that no Gaussian fits.
+    """
+    scorers = _check(samples, test, methods)
+    names, remembering = sorted(samples), Remembering(embedder)
+    texts = list(dict.fromkeys(text for part in (samples, test) for task in part for text in part[task]))
+    for start in range(0, len(texts), STEP):
+        remembering(texts[start : start + STEP])
+        if on_progress:
+            on_progress(min(start + STEP, len(texts)), len(texts))
+    vectors = [remembering(list(samples[name])) for name in names]
+    if set(scorers) != {"cosine"}:
+        for name, embeddings in zip(names, vectors, strict=True):
+            check_samples(embeddings, name)
+    fitted = {scorer: SCORERS[scorer](vectors) for scorer in set(scorers)}
+    num = sum(len(prompts) for prompts in test.values())
+    first: dict[str, Floats] = {}  # task -> (method,)
+    shares, drawn = np.zeros((len(methods), len(TOPS))), np.zeros((len(methods), RESAMPLES, len(TOPS)))
+    for task in sorted(test):
+        query, own = remembering(list(test[task])), names.index(task)
+        hits = np.stack([top_hits(fitted[scorer].score(query), own) for scorer in scorers])  # (method, row, top)
+        first[task] = hits[:, :, 0].mean(1)
+        shares += hits.sum(1) / num
+        # share_b = sum_r weight_br hit_r / num
+        drawn += resamples(len(query), RESAMPLES, task_seed(0, task)).astype(np.float64) @ hits / num
+    found = {}
+    for i, (method, scorer) in enumerate(zip(methods, scorers, strict=True)):
+        intervals = {f"top{k}": bootstrap(drawn[i, :, j], float(shares[i, j])) for j, k in enumerate(TOPS)}
+        found[method] = {
+            **{top: round(interval.value, 6) for top, interval in intervals.items()},
+            "n": num,
+            "intervals": {top: [round(each.low, 6), round(each.high, 6)] for top, each in intervals.items()},
+            "tasks": {task: round(float(means[i]), 6) for task, means in first.items()},
+            "settings": {k: v for k, v in vars(fitted[scorer]).items() if k in ("ridge", "shrinkage")},
+        }
+    return found
+
+
+def top_hits(scores: Float[Tensor, "batch adapter"], own: int) -> Floats:
+    """1 where the adapter `own` is among the k best of a row, for each k of `TOPS`: (batch, top)."""
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    place = (order == own).int().argmax(1).numpy()  # (batch,)
+    return (place[:, None] < np.array(TOPS)).astype(np.float64)
+
+
+def run_routing(
+    samples: Path,
+    test: Path,
+    methods: Sequence[str],
+    out: Path | None = None,
+    embedder_name: str = embed.DEFAULT_EMBEDDER,
+    instruction: str = embed.INSTRUCTION,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Read the files, measure, and write one JSON object {"setup", "methods"} to `out`, without any text.
+
+    Raises:
+        HiloraError: a file, a method or the embedder will not do.
+    """
+    known, asked = read_samples(samples), read_samples(test)
+    _check(known, asked, methods)  # before a model is loaded
+    embedder = embed.Embedder(embedder_name, instruction=instruction)
+    found = evaluate_routing(known, asked, methods, embedder, on_progress=on_progress)
+    embedded = asdict(describe_embedder(embedder))
+    header = setup("hilora evaluate routing", embedder=embedded, adapters=len(known), resamples=RESAMPLES)
+    result = {"setup": header, "methods": found}
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def routing_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A result as a table in percent; the first row is the heading."""
+    rows: list[tuple[str, ...]] = [("method", "top 1 (95 % interval)", *(f"top {k}" for k in TOPS[1:]), "rows")]
+    for method, found in result["methods"].items():
+        shares = [f"{100 * found[f'top{k}']:.1f}" for k in TOPS]
+        low, high = (f"{100 * end:.1f}" for end in found["intervals"]["top1"])
+        rows.append((method, f"{shares[0]} ({low} to {high})", *shares[1:], str(found["n"])))
+    return rows
+
+
+def _check(samples: Mapping[str, object], test: Mapping[str, object], methods: Sequence[str]) -> list[str]:
+    """The scorer of each method, where everything fits together."""
+    if not methods:
+        raise InputError(f"There is no method to measure. Give some of: {', '.join(SCORERS)}.")
+    scorers = [METHOD_SCORERS.get(method, method) for method in methods]
+    for method, scorer in zip(methods, scorers, strict=True):
+        if scorer not in SCORERS:
+            raise UnknownNameError("method", method, [*SCORERS, *METHOD_SCORERS])
+    missing = sorted(test.keys() - samples.keys())
+    if missing:
+        raise InputError(f"Test rows of {missing[0]!r} have no adapter to find: no samples for {', '.join(missing)}.")
+    return scorers

@@ -1,0 +1,109 @@
+"""Smoke tests: RAMoLE's retrieval table and the heatmaps run from start to end on tiny files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hilora.evaluate.routing import TOPS  # before the embedder that it names is replaced
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(path: str, monkeypatch: pytest.MonkeyPatch, *args: Any) -> Any:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, args)])
+    module.main()
+    return module
+
+
+@pytest.fixture
+def data(tmp_path: Path, tiny: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Samples and test rows of four tasks in two clusters; every embedder that is loaded is the fake one."""
+    monkeypatch.setattr("hilora.route.embed.Embedder", lambda name, **_: embedder)
+    for name, count, seed in (("samples", 8, 0), ("test_half", 5, 1)):
+        rows = [
+            {"task": task, "cluster": cluster, "inputs": text, "targets": "x"}
+            for task, cluster in zip(tiny.tasks, ("words", "words", "words", "nli"), strict=True)
+            for text in tiny.texts(task, count, seed)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_the_retrieval_table_has_our_rows_beside_the_papers(
+    data: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = "reproduce/ramole/retrieval.py"
+    module = run(script, monkeypatch, "--data", data, "--out", data / "out")
+    made = {path.name: path.read_text() for path in (data / "out").iterdir()}
+    result = json.loads(made["retrieval.json"])
+    assert list(result["methods"]) == list(module.OURS)
+    assert all(f"top{k}" in found for k in TOPS for found in result["methods"].values())
+    assert result["methods"]["tied"]["top5"] == 1.0
+    assert result["repeated"] == sum(
+        text in tiny.texts(task, 8) for task in tiny.tasks for text in tiny.texts(task, 5, 1)
+    )
+    assert not any(text in made["retrieval.json"] for task in tiny.tasks for text in tiny.texts(task, 8))
+    assert "| paper: LoraRetriever 100 % | 74.1 | 97.4 | 99.2 | 99.8 | |" in made["retrieval.md"]
+    assert "| **own** | 100.0 (100.0 to 100.0) |" in made["retrieval.md"]
+    assert made["retrieval.md"] in capsys.readouterr().out
+    (data / "out" / "retrieval.md").unlink()
+    run(script, monkeypatch, "--out", data / "out")
+    assert (data / "out" / "retrieval.md").read_text() == made["retrieval.md"]
+
+
+def test_the_committed_retrieval_table_is_that_of_the_committed_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = ROOT / "reproduce/ramole"
+    (tmp_path / "retrieval.json").write_text((home / "retrieval.json").read_text())
+    run("reproduce/ramole/retrieval.py", monkeypatch, "--out", tmp_path)
+    assert (tmp_path / "retrieval.md").read_text() == (home / "retrieval.md").read_text()
+
+
+@pytest.mark.parametrize("source", ["samples", "pool"])
+def test_heatmaps_are_drawn_and_drawn_again_from_their_numbers(
+    source: str, data: Path, shared_pool: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs hilora[reproduce]")
+    script = "reproduce/figures/heatmap.py"
+    given = ["--pool", shared_pool("llama")[1].path] if source == "pool" else ["--samples", data / "samples.jsonl"]
+    common = ["--name", "tiny", "--out", data / "out"]
+    run(script, monkeypatch, *common, *given, "--data", data / "test_half.jsonl", "--per-task", 4)
+    numbers = (data / "out" / "tiny.json").read_text()
+    result = json.loads(numbers)
+    # cluster by cluster, "nli" before "words"
+    assert result["tasks"] == result["adapters"]
+    assert [task for task, _ in result["tasks"]] == ["delta", "alpha", "beta", "gamma"]
+    for score in ("own", "cosine", "tied"):
+        assert [row.index(max(row)) for row in result[score]] == [0, 1, 2, 3]
+    assert all(1 <= size <= 4 for size in result["candidates"])
+    assert not any(text in numbers for task in tiny.tasks for text in tiny.texts(task, 8))
+    pictures = {path: path.read_bytes() for path in (data / "out").glob("*.png")}
+    assert len(pictures) == 3
+    for path in pictures:
+        path.unlink()
+    run(script, monkeypatch, *common, "--from", data / "out" / "tiny.json")
+    assert pictures == {path: path.read_bytes() for path in (data / "out").glob("*.png")}
+
+
+def test_an_adapter_without_rows_comes_last(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="needs hilora[reproduce]")
+    lines = (data / "test_half.jsonl").read_text().splitlines(keepends=True)
+    (data / "some.jsonl").write_text("".join(line for line in lines if '"beta"' not in line))
+    options = ["--name", "tiny", "--out", data, "--samples", data / "samples.jsonl", "--data", data / "some.jsonl"]
+    run("reproduce/figures/heatmap.py", monkeypatch, *options)
+    result = json.loads((data / "tiny.json").read_text())
+    assert [name for name, _ in result["adapters"]] == ["delta", "alpha", "gamma", "beta"]
+    assert len(result["own"]) == 3
+    assert {len(row) for row in result["own"]} == {4}
