@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hilora.errors import HiloraError
 from hilora.evaluate.lines import Line, constant_answers, describe_row, read_done, result
+from hilora.evaluate.metrics import METRICS
 from hilora.evaluate.rows import Row
 from hilora.evaluate.settings import Case
 from hilora.generate import HiLoRA
@@ -100,6 +101,8 @@ class Bench:
             if name != CONSTANT:
                 get_method(name, **options)  # refused before anything runs
         rows = [case.row for case in self.job.cases]
+        for name in {name for row in rows for name in row.metrics if name in METRICS}:
+            METRICS[name].row("a", "a")  # a metric whose package is missing is known now, not in an hour
         self.encoded = encode_prompts([row.inputs for row in rows], self.tokenizer)
         self.limits = answer_limits(rows, self.tokenizer, self.job.max_new_tokens)
         self.embedder = Remembering(self.embedder)

@@ -5,6 +5,7 @@
 Run again to resume; --only names one of the runs:
 
     cross      Tables 2, 4: each cluster in turn unseen, all methods
+    iid        every adapter in the pool, all methods: the project's first table
     within     the same rows in halves of every cluster at once, all methods
     nli        Table 1, Fig. 1: the NLI cluster alone in halves, all methods
     gamma      Fig. 6: gamma 20 to 100 %
@@ -25,6 +26,7 @@ METHODS = (
     "hilora",
     "hilora-gs",
     "hilora-roc",
+    "hilora-plus",
     "mixture",
     "selection",
     "fusion",
@@ -52,6 +54,7 @@ ABLATIONS = (
 )
 RUNS = (
     Run("cross", ["cross"], METHODS, VAL, per_task=50),
+    Run("iid", ["iid"], METHODS, VAL, per_task=20),
     Run("within", ["within"], METHODS, VAL, per_task=13),
     Run("nli", ["within"], METHODS, VAL, per_task=40, clusters=("nli",)),
     Run("gamma", ["within", "cross"], ("base", "oracle", *GAMMAS), VAL, per_task=10, halves=2),

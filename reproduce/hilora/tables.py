@@ -173,8 +173,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reproduce/hilora"))
     args = parser.parse_args()
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
-    files = {name: args.rows / f"{name}.jsonl" for name in ("cross", "within", "nli", "gamma", "ablation")}
+    files = {name: args.rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "ablation")}
     read = {name: Results([path]) for name, path in files.items() if path.exists()}
+    if "iid" in read:
+        text += setting_section("Every adapter in the pool", read["iid"], "iid", {})
     if "within" in read:
         text += setting_section("Within cluster", read["within"], "within", {})
         text += [seen_section(read["within"], "Within cluster: seen and unseen tasks")]

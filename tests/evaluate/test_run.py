@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,19 @@ def test_results_of_other_adapters_or_of_something_else_are_not_mixed(run: Run, 
     (tmp_path / "text").write_text("no json\n")
     with pytest.raises(InputError, match="no JSON Lines file of results"):
         run(tmp_path / "text")
+
+
+def test_a_metric_whose_package_is_missing_is_refused_before_anything_runs(
+    run: Run, rows: list[Row], tmp_path: Path, monkeypatch: Any
+) -> None:
+    from hilora.evaluate import metrics
+
+    rows[-1] = replace(rows[-1], metrics=("bleu",))
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
+    metrics._bleu_counter.cache_clear()
+    with pytest.raises(HiloraError, match="pip install 'hilora"):
+        run(tmp_path / "out.jsonl", methods="base")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_a_row_that_fails_stops_the_run_and_is_named(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
