@@ -165,6 +165,8 @@ class Planner:
             if pair not in masks:
                 masks[pair] = self.pool.allowed(*pair)
             found.append(masks[pair])
+        if len(masks) == 1:  # one list for all, however large the pool: no copies
+            return found[0].expand(count, -1)
         return torch.stack(found) if found else torch.empty(0, len(self.pool), dtype=torch.bool)
 
 

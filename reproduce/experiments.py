@@ -6,18 +6,18 @@ took, in as many sittings as it took, are kept in times.jsonl beside the results
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hilora import Pool
 from hilora.cli.evaluate import parse_methods
-from hilora.evaluate.rows import cluster_of, load_rows
+from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.run import Bench, Job, run_job
 from hilora.evaluate.settings import make_cases
-from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 from hilora.models import load_base
 from hilora.route.embed import Embedder
@@ -42,7 +42,6 @@ class Run:
     per_task: int | None = None
     part: str = "second"
     clusters: tuple[str, ...] | None = None
-    tasks: tuple[str, ...] | None = None
     halves: int = 4
 
 
@@ -55,26 +54,15 @@ def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype
     for run in runs:
         if only and run.name not in only:
             continue
-        source = data / run.data
-        rows = load_rows(source, part=run.part, per_task=run.per_task, clusters=run.clusters, tasks=run.tasks)
-        clusters = cluster_of(load_rows(source))
-        header = setup(
-            run.name,
-            dtype=dtype,
-            adapters={entry.name: entry.hash[:16] for entry in pool.entries},
-            ridge=pool.ridge,
-            max_new_tokens=64,
-            seed=0,
-            part=run.part,
-            per_task=run.per_task,
-        )
+        rows = load_rows(data / run.data)
+        chosen = choose_rows(rows, part=run.part, per_task=run.per_task, clusters=run.clusters)
         for setting in run.settings:
-            cases = make_cases(setting, rows, pool.names, clusters=clusters, halves=run.halves)
+            cases = make_cases(setting, chosen, pool.names, clusters=cluster_of(rows), halves=run.halves)
             job = Job(setting, cases, parse_methods(",".join(run.methods)))
+            bench = Bench(pool, model, tokenizer, embedder, job)
             log = _Log(f"{run.name} {setting}", len(cases))
-            run_job(
-                Bench(pool, model, tokenizer, embedder, job), out / f"{run.name}.jsonl", header=header, on_rows=log
-            )
+            header = bench.header(run.name, part=run.part, per_task=run.per_task)
+            run_job(bench, out / f"{run.name}.jsonl", header=header, on_rows=log)
             if log.batches:
                 line = {"run": run.name, "setting": setting, "minutes": round(log.minutes(), 1)}
                 with (out / "times.jsonl").open("a") as times:
@@ -94,6 +82,30 @@ class _Log:
 
     def minutes(self) -> float:
         return (time.perf_counter() - self.began) / 60
+
+
+def run_main(doc: str | None, runs: Sequence[Run], out: str) -> None:
+    """The command line of a script that carries out its runs."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help=f"the folder that holds {runs[0].data}")
+    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--only", nargs="*", default=[])
+    args = parser.parse_args()
+    carry_out(runs, args.data, args.pool, args.out, args.dtype, args.only)
+
+
+def tables_main(doc: str | None, folder: str, sections: Callable[[Path, Path], list[str]]) -> None:
+    """The command line of a script that makes results.md of (rows, out) -> its sections, the times last."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", type=Path, default=Path(folder) / "rows")
+    parser.add_argument("--out", type=Path, default=Path(folder))
+    args = parser.parse_args()
+    text = sections(args.rows, args.out)
+    if (args.rows / "times.jsonl").exists():
+        text += [section("Time", times_table(args.rows / "times.jsonl"))]
+    (args.out / "results.md").write_text("\n".join(text))
 
 
 def section(title: str, *parts: str) -> str:

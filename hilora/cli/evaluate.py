@@ -40,44 +40,32 @@ def tasks(
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")] = None,
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
-    from hilora.evaluate.rows import cluster_of, load_rows
+    from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
     from hilora.evaluate.run import Bench, Job, run_job
     from hilora.evaluate.settings import make_cases
-    from hilora.evaluate.setup import setup
     from hilora.models import load_base
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
     from hilora.route.embed import Embedder
 
     opened = Pool.open(find_pool(pool))
-    chosen = load_rows(data, part=part, per_task=per_task, tasks=_split(task), clusters=_split(cluster), seed=seed)
-    clusters = cluster_of(load_rows(data))
-    cases = make_cases(setting, chosen, opened.names, clusters=clusters, halves=halves, seed=seed)
+    rows = load_rows(data)
+    chosen = choose_rows(rows, part=part, per_task=per_task, tasks=_split(task), clusters=_split(cluster), seed=seed)
+    cases = make_cases(setting, chosen, opened.names, clusters=cluster_of(rows), halves=halves, seed=seed)
     job = Job(setting, cases, parse_methods(methods), max_new_tokens, batch_size, seed)
     quiet_transformers()
     with status("Loading the models"):
         model, tokenizer = load_base(base or opened.base.name, dtype=dtype)
         embedder = Embedder(opened.embedder.name, instruction=opened.embedder.instruction)
-    header = setup(
-        "hilora evaluate tasks",
-        dtype=str(model.dtype).removeprefix("torch."),
-        adapters={entry.name: entry.hash[:16] for entry in opened.entries},
-        ridge=opened.ridge,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        part=part,
-        per_task=per_task,
-    )
+    bench = Bench(opened, model, tokenizer, embedder, job)
+    header = bench.header("hilora evaluate tasks", part=part, per_task=per_task)
+    before = {label: number * len(cases) for number, label in enumerate(job.methods)}
     with progress(len(cases) * len(job.methods), "rows") as advance:
-        before: dict[str, int] = {}
 
         def on_rows(label: str, done: int) -> None:
-            before[label] = done
-            skipped = sum(len(cases) for name in list(job.methods)[: list(job.methods).index(label)])
-            advance(skipped + done, f"{setting}: {label}")
+            advance(before[label] + done, f"{setting}: {label}")
 
-        run_job(Bench(opened, model, tokenizer, embedder, job), json_out, header=header, on_rows=on_rows)
+        run_job(bench, json_out, header=header, on_rows=on_rows)
     table([json_out], setting=setting)
 
 

@@ -29,7 +29,7 @@ class Fused:
         """Bind to ROCs and a plan."""
         position = torch.cat([torch.arange(rank).repeat(len(columns)) for rank, columns in rocs.blocks])
         position, longest = position.to(rocs.owner.device), int(position.max()) + 1
-        factor = plan.weights.T[rocs.owner].to(rocs.down.dtype)  # (roc, batch)
+        factor = plan.weights.T[rocs.owner].to(rocs.down.dtype)  # (roc, batch), twice, so without the scale
         scale = plan.scale.to(rocs.down.dtype)
 
         def gated(z: Tensor, spread: Spread) -> Tensor:

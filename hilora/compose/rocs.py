@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.compose.delta import Gated, Spread
+from hilora.compose.weighted import roc_weights
 from hilora.errors import InputError, UnknownNameError
 from hilora.types import Plan, Rocs
 
@@ -126,7 +127,7 @@ class TopRocs:
         """Bind to ROCs and a plan."""
         scale, measure = plan.scale.to(rocs.down.dtype), CRITERIA[self.criterion]
         if self.weighted:
-            scale = (plan.weights * plan.scale[:, None]).T[rocs.owner].to(rocs.down.dtype)  # (roc, batch)
+            scale = roc_weights(rocs, plan)
         if plan.whole:
             factor = (plan.rocs > 0).T[rocs.owner] * scale  # (roc, batch)
             return lambda z, spread: z * spread(factor)

@@ -13,9 +13,9 @@ from hilora.errors import InputError
 from hilora.generate import HiLoRA
 from hilora.planner import Routed
 from hilora.prompts import encode_prompts, pad_batch, pad_id
+from hilora.train.data import IGNORED
 
 UNROUTED = -1
-IGNORED = -100  # label of a position that transformers leaves out
 
 
 class Scored(NamedTuple):

@@ -39,15 +39,12 @@ def describe_row(row: Row) -> dict[str, Any]:
     }
 
 
-def result(label: str, case: Case, answer: Completion, seconds: float, method: Method | None) -> Line:
+def result(label: str, case: Case, answer: Completion, seconds: float, method: Method) -> Line:
     """One row's line, setting and split apart: scores as sums of statistics, hashes, route."""
     scored = [name for name in case.row.metrics if name in METRICS]
     stats = {name: METRICS[name].row(answer.text, case.row.targets) for name in scored}
     best = answer.choices[:ROUTE_SHOWN]
-    rocs = sorted((choice.rocs for choice in answer.choices), reverse=True)
-    if method is not None:  # of one token
-        rocs = rocs[: method.sparse]
-    active = sum(rocs) if method is None or method.active is None else min(sum(rocs), method.active)
+    rocs = sorted((choice.rocs for choice in answer.choices), reverse=True)[: method.sparse]  # of one token
     return {
         "method": label,
         "id": case.row.id,
@@ -57,14 +54,12 @@ def result(label: str, case: Case, answer: Completion, seconds: float, method: M
         "finish": answer.finish_reason,
         "seconds": round(seconds, 4),
         "adapters": len(rocs),
-        "rocs": active,
+        "rocs": sum(rocs) if method.active is None else min(sum(rocs), method.active),
         "route": [[c.name, round(c.score, 3), round(c.weight, 3), c.rocs] for c in best],
     }
 
 
-def read_done(
-    out: Path, header: Line
-) -> tuple[set[tuple[str, str, str, str]], set[str], dict[tuple[str, str], Line]]:
+def read_done(out: Path, header: Line) -> tuple[set[Key], set[str], dict[tuple[str, str], Line]]:
     """What a file holds: keys (method, setting, split, id) of its rows, ids of its items, a row per (method, id).
 
     A line that was cut off in the middle of writing is taken out of the file.

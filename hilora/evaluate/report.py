@@ -89,6 +89,15 @@ class Results:
         """Labels of the methods measured under a setting, in the order of the file."""
         return [method for own, method in self.rows if own == setting]
 
+    @property
+    def clusters(self) -> dict[str, str]:
+        """Task -> cluster."""
+        return {item["task"]: item["cluster"] for item in self.items.values()}
+
+    def shared(self, setting: str) -> set[tuple[str, str]]:
+        """(split, id) of the rows that every method of a setting has."""
+        return set.intersection(*(set(self.rows[setting, method]) for method in self.methods(setting)))
+
     def select(self, setting: str, method: str, keep: Callable[[Mapping[str, Any]], bool]) -> dict[str, list[Any]]:
         """Task -> its rows, in a fixed order."""
         by_task: dict[str, list[Any]] = {}
@@ -132,7 +141,7 @@ def summarise(
         seed: of the bootstrap.
     """
     methods = results.methods(setting)
-    shared = set.intersection(*(set(results.rows[setting, method]) for method in methods))
+    shared = results.shared(setting)
     rows = {
         method: results.select(setting, method, lambda r: (r["split"], r["id"]) in shared and keep(r))
         for method in methods
@@ -153,7 +162,7 @@ def summarise(
                 method=method,
                 average=averages[method],
                 tasks=tasks,
-                clusters=_by_cluster(results, rows[method], tasks),
+                clusters=cluster_means(tasks, results.clusters),
                 difference=None if other is None else _percent(scored[method], scored[other], seed),
                 of_oracle=None if not oracle else 100 * value / oracle,
                 gap=None if oracle is None or base is None or oracle == base else (value - base) / (oracle - base),
@@ -181,10 +190,11 @@ def _percent(a: Mapping[str, Scored], b: Mapping[str, Scored], seed: int) -> Dif
     return Difference(100 * d.value, 100 * d.low, 100 * d.high, d.p)
 
 
-def _by_cluster(results: Results, rows: Mapping[str, Sequence[Any]], tasks: Mapping[str, float]) -> dict[str, float]:
+def cluster_means(tasks: Mapping[str, float], clusters: Mapping[str, str]) -> dict[str, float]:
+    """Cluster -> mean score of its tasks, from task -> score and task -> cluster."""
     members: dict[str, list[float]] = {}
     for task, score in tasks.items():
-        members.setdefault(results.items[rows[task][0]["id"]]["cluster"], []).append(score)
+        members.setdefault(clusters[task], []).append(score)
     return {cluster: float(np.mean(members[cluster])) for cluster in sorted(members)}
 
 

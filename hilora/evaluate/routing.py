@@ -19,12 +19,12 @@ from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import Floats
-from hilora.evaluate.run import Remembering
 from hilora.evaluate.setup import setup
 from hilora.evaluate.statistics import bootstrap, resamples, task_seed
+from hilora.jsonl import numbered_lines
 from hilora.planner import describe_embedder
 from hilora.route import embed
-from hilora.route.embed import Embedder
+from hilora.route.embed import Embedder, Remembering
 from hilora.route.gaussian import OwnGaussian, TiedGaussian, check_samples
 from hilora.route.retriever import Retriever
 from hilora.route.ridge import choose_ridge
@@ -53,13 +53,7 @@ def read_samples(path: Path) -> dict[str, list[str]]:
         InputError: the file cannot be read or holds no rows, or a row is bad (names the line).
     """
     texts: dict[str, list[str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {path}: {error}.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             task, text = itemgetter("task", "inputs")(json.loads(line))
         except (ValueError, KeyError, TypeError):

@@ -20,6 +20,7 @@ from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import normalise
 from hilora.evaluate.statistics import task_seed
 from hilora.evaluate.tasks import metrics_for
+from hilora.jsonl import numbered_lines
 
 PARTS = ("all", "first", "second")
 
@@ -54,8 +55,26 @@ def answer_hash(text: str) -> str:
     return short_hash(normalise(text))
 
 
-def load_rows(
-    data: Path,
+def load_rows(data: Path) -> list[Row]:
+    """All rows of a folder or a file.
+
+    Args:
+        data: a folder of JSON Lines files, or one such file.
+
+    Raises:
+        InputError: nothing to read, or a line without inputs or targets (names it).
+    """
+    if not data.exists():
+        raise InputError(f"There is no {data}. Give a folder of JSON Lines files, or one file.")
+    files = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
+    rows = [row for file in files for row in _read_file(file)]
+    if not rows:
+        raise InputError(f"{data} holds no rows. Expected JSON Lines files with inputs and targets.")
+    return rows
+
+
+def choose_rows(
+    rows: Sequence[Row],
     *,
     part: str = "all",
     per_task: int | None = None,
@@ -63,39 +82,36 @@ def load_rows(
     clusters: Collection[str] | None = None,
     seed: int = 0,
 ) -> list[Row]:
-    """Rows of a folder or a file, task by task in the order of their names.
+    """Rows to measure on, task by task in the order of their names.
 
     Args:
-        data: a folder of JSON Lines files, or one such file.
+        rows: all rows, from `load_rows`.
         part: "first" or "second" half of each task's lines (one to choose on, one to report), or "all".
         per_task: at most so many of each task, drawn by the seed.
         tasks, clusters: keep to these.
         seed: of the draw.
 
     Raises:
-        InputError: nothing to read, or a line without inputs or targets (names it).
         UnknownNameError: a task or cluster that the data do not have.
     """
     if part not in PARTS:
         raise UnknownNameError("part", part, PARTS)
     by_task: dict[str, list[Row]] = {}
-    for row in _read(data):
+    for row in rows:
         by_task.setdefault(row.task, []).append(row)
-    if not by_task:
-        raise InputError(f"{data} holds no rows. Expected JSON Lines files with inputs and targets.")
     _check("task", tasks, by_task)
-    _check("cluster", clusters, {row.cluster for rows in by_task.values() for row in rows})
+    _check("cluster", clusters, {row.cluster for row in rows})
     chosen: list[Row] = []
     for task in sorted(by_task):
-        rows = by_task[task]
-        if (tasks is not None and task not in tasks) or (clusters is not None and rows[0].cluster not in clusters):
+        own = by_task[task]
+        if (tasks is not None and task not in tasks) or (clusters is not None and own[0].cluster not in clusters):
             continue
-        half = len(rows) // 2
-        rows = {"all": rows, "first": rows[:half], "second": rows[half:]}[part]
-        if per_task is not None and len(rows) > per_task:
-            drawn = np.random.default_rng(task_seed(seed, task)).permutation(len(rows))[:per_task]
-            rows = [rows[i] for i in sorted(drawn)]
-        chosen += rows
+        half = len(own) // 2
+        own = {"all": own, "first": own[:half], "second": own[half:]}[part]
+        if per_task is not None and len(own) > per_task:
+            drawn = np.random.default_rng(task_seed(seed, task)).permutation(len(own))[:per_task]
+            own = [own[i] for i in sorted(drawn)]
+        chosen += own
     return chosen
 
 
@@ -110,19 +126,10 @@ def _check(what: str, names: Collection[str] | None, known: Collection[str]) -> 
             raise UnknownNameError(what, name, sorted(known))
 
 
-def _read(data: Path) -> list[Row]:
-    if not data.exists():
-        raise InputError(f"There is no {data}. Give a folder of JSON Lines files, or one file.")
-    files = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
-    return [row for file in files for row in _read_file(file)]
-
-
 def _read_file(file: Path) -> list[Row]:
     rows: list[Row] = []
     lines_of: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(file):
         try:
             fields: Mapping[str, Any] = json.loads(line)
             task = str(fields.get("task") or file.stem)

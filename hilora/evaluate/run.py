@@ -13,26 +13,24 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from hilora.errors import HiloraError
 from hilora.evaluate.lines import Line, constant_answers, describe_row, read_done, result
 from hilora.evaluate.metrics import METRICS
 from hilora.evaluate.rows import Row
 from hilora.evaluate.settings import Case
+from hilora.evaluate.setup import setup
 from hilora.generate import HiLoRA
-from hilora.methods import get_method
+from hilora.methods import Method, get_method
 from hilora.planner import Planner, Routed
 from hilora.pool.view import PoolView
 from hilora.prompts import encode_prompts
-from hilora.route.embed import Embedder
+from hilora.route.embed import Embedder, Remembering
 from hilora.route.oracle import Oracle
 from hilora.types import Completion
 
@@ -61,22 +59,6 @@ class Job:
     max_new_tokens: int = 64
     batch_size: int = 32
     seed: int = 0
-
-
-class Remembering(Embedder):
-    """An embedder that embeds each text once."""
-
-    def __init__(self, inner: Embedder) -> None:
-        self.inner, self.vectors = inner, dict[str, Tensor]()
-        self.name, self.instruction = inner.name, inner.instruction
-        self.dim, self.fingerprint = inner.dim, inner.fingerprint
-
-    def __call__(self, texts: Sequence[str], batch_size: int = 32) -> Float[Tensor, "text dim"]:
-        """Embed those texts that are new."""
-        new = list(dict.fromkeys(text for text in texts if text not in self.vectors))
-        if new:
-            self.vectors.update(zip(new, self.inner(new, batch_size), strict=True))
-        return torch.stack([self.vectors[text] for text in texts])
 
 
 @dataclass
@@ -117,14 +99,29 @@ class Bench:
         job = self.job
         return list(schedule(job.cases, [len(ids) for ids in self.encoded], self.limits, job.batch_size, job.seed))
 
-    def measure_constant(self, batch: Sequence[int]) -> dict[int, Line]:
+    def measure_constant(self, label: str, batch: Sequence[int]) -> dict[int, Line]:
         """Case number -> its line, where every answer is the most frequent one of its task."""
-        found = {}
-        for i in batch:
-            case = self.job.cases[i]
-            answer = Completion(self.constant[case.row.task], "stop", method=CONSTANT)
-            found[i] = result(CONSTANT, case, answer, 0.0, None)
-        return found
+        cases, method = self.job.cases, Method(CONSTANT)
+        answers = {i: Completion(self.constant[cases[i].row.task], "stop", method=CONSTANT) for i in batch}
+        return {i: result(label, cases[i], answer, 0.0, method) for i, answer in answers.items()}
+
+    def header(self, name: str, **more: Any) -> Line:
+        """The setup line of a results file: what its rows were made with.
+
+        Args:
+            name: of the command.
+            more: what else belongs to it; `part` and `per_task` are compared when a file is gone on with.
+        """
+        return setup(
+            name,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            adapters={entry.name: entry.hash[:16] for entry in self.pool.entries},
+            ridge=self.pool.ridge,
+            max_new_tokens=self.job.max_new_tokens,
+            batch_size=self.job.batch_size,
+            seed=self.job.seed,
+            **more,
+        )
 
     def measure(self, label: str, router: HiLoRA, routed: Routed, batch: Sequence[int]) -> dict[int, Line]:
         """Case number -> its line, for one batch.
@@ -168,7 +165,7 @@ def run_job(
         HiloraError: a row cannot be served; names it, and what was written stays.
     """
     job, batches = bench.job, bench.batches()
-    done, items, unmasked = read_done(out, header)
+    done, items, earlier = read_done(out, header)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(header) + "\n")
@@ -177,25 +174,23 @@ def run_job(
                 lines.write(json.dumps(describe_row(row)) + "\n")
         for label, (name, options) in job.methods.items():
             keys = [(label, job.setting, case.split, case.row.id) for case in job.cases]
-            todo = [batch for batch in batches if any(keys[i] not in done for i in batch)]
+            left = [batch for batch in batches if any(keys[i] not in done for i in batch)]
             finished = sum(key in done for key in keys)
-            if not todo:
+            if not left:
                 continue
-            is_masked, measure = False, cast(Measure, bench.measure_constant)
-            if name != CONSTANT:
-                planner = Planner(bench.pool, get_method(name, **options), bench.embedder)
-                is_masked = not isinstance(planner.method.router, Oracle | None)
-                measure, seconds = _measurer(bench, label, planner)
-                timing = {"routing": label, "setting": job.setting, "seconds": round(seconds, 2)}
-                lines.write(json.dumps(timing) + "\n")
-            for batch in todo:
-                known = {} if is_masked else {i: unmasked.get((label, job.cases[i].row.id)) for i in batch}
-                found: Mapping[int, Line | None] = known if known and None not in known.values() else measure(batch)
+            measure, is_masked, seconds = _measurer(bench, label, name, options)
+            lines.write(json.dumps({"routing": label, "setting": job.setting, "seconds": round(seconds, 2)}) + "\n")
+            for batch in left:
+                known = {i: (label, job.cases[i].row.id) for i in batch}
+                if not is_masked and earlier.keys() >= set(known.values()):
+                    found = {i: earlier[key] for i, key in known.items()}
+                else:
+                    found = measure(batch)
                 for i in batch:
-                    line, case = found[i], job.cases[i]
-                    if keys[i] not in done and line is not None:
-                        line |= {"setting": job.setting, "split": case.split, "seen": case.seen}
-                        unmasked[label, case.row.id] = dict(line)
+                    if keys[i] not in done:
+                        case = job.cases[i]
+                        line = found[i] | {"setting": job.setting, "split": case.split, "seen": case.seen}
+                        earlier[known[i]] = line
                         lines.write(json.dumps(line) + "\n")
                         finished += 1
                 lines.flush()
@@ -203,11 +198,15 @@ def run_job(
                     on_rows(label, finished)
 
 
-def _measurer(bench: Bench, label: str, planner: Planner) -> tuple[Measure, float]:
-    """What measures a batch by a method, and the seconds that routing all cases took."""
+def _measurer(bench: Bench, label: str, name: str, options: dict[str, Any]) -> tuple[Measure, bool, float]:
+    """What measures a batch by a method, whether masks can change its answers, the seconds that routing took."""
+    if name == CONSTANT:
+        return partial(bench.measure_constant, label), False, 0.0
+    planner = Planner(bench.pool, get_method(name, **options), bench.embedder)
     router = HiLoRA(bench.model, bench.tokenizer, planner)
     routed, seconds = route_cases(planner, bench.job.cases)
-    return lambda batch: bench.measure(label, router, routed, batch), seconds
+    is_masked = not isinstance(planner.method.router, Oracle | None)
+    return partial(bench.measure, label, router, routed), is_masked, seconds
 
 
 def route_cases(planner: Planner, cases: Sequence[Case]) -> tuple[Routed, float]:

@@ -5,7 +5,7 @@ The oracle is a reference, not a contestant: it is never the best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hilora.evaluate.report import Summary
@@ -50,12 +50,22 @@ def by_cost(summaries: Sequence[Summary]) -> Cells:
 
 def by_cluster(summaries: Sequence[Summary]) -> Cells:
     """One line per cluster, one column per method."""
-    return _grid(summaries, "cluster", lambda s: s.clusters)
+    return _with_mean(summaries, "cluster", {s.method: s.clusters for s in summaries})
 
 
 def by_task(summaries: Sequence[Summary]) -> Cells:
     """One line per task, one column per method."""
-    return _grid(summaries, "task", lambda s: s.tasks)
+    return _with_mean(summaries, "task", {s.method: s.tasks for s in summaries})
+
+
+def grid(what: str, scores: Mapping[str, Mapping[str, float]]) -> Cells:
+    """One line per name, one column per method, from method -> name -> score."""
+    rows: list[tuple[str, ...]] = []
+    for name in next(iter(scores.values())):
+        values = {method: of[name] for method, of in scores.items()}
+        best = max((v for method, v in values.items() if method not in REFERENCES), default=0.0)
+        rows.append((name, *(_mark(v, m not in REFERENCES and v == best) for m, v in values.items())))
+    return (what, *scores), rows
 
 
 TABLES: dict[str, Callable[[Sequence[Summary]], Cells]] = {
@@ -84,17 +94,11 @@ def rich_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _grid(summaries: Sequence[Summary], what: str, scores: Callable[[Summary], dict[str, float]]) -> Cells:
-    heading = (what, *(s.method for s in summaries))
-    rows: list[tuple[str, ...]] = []
-    for name in sorted(scores(summaries[0])):
-        values = [scores(s)[name] for s in summaries]
-        best = max((v for s, v in zip(summaries, values, strict=True) if s.method not in REFERENCES), default=0.0)
-        marked = (_mark(v, s.method not in REFERENCES and v == best) for s, v in zip(summaries, values, strict=True))
-        rows.append((name, *marked))
-    means = [sum(scores(s).values()) / len(scores(s)) for s in summaries]
-    rows.append(("mean", *(f"{mean:.1f}" for mean in means)))
-    return heading, rows
+def _with_mean(summaries: Sequence[Summary], what: str, scores: Mapping[str, Mapping[str, float]]) -> Cells:
+    names = sorted(next(iter(scores.values())))
+    heading, rows = grid(what, {method: {name: of[name] for name in names} for method, of in scores.items()})
+    means = [sum(of.values()) / len(of) for of in scores.values()]
+    return heading, [*rows, ("mean", *(f"{mean:.1f}" for mean in means))]
 
 
 def _mark(value: float, best: bool) -> str:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from hilora.errors import AdapterError, InputError
+from hilora.jsonl import numbered_lines
 from hilora.models import first_line
 
 SAMPLES_FILE = "samples.jsonl"
@@ -42,14 +43,8 @@ def read_samples(path: Path) -> list[str]:
     Raises:
         InputError: the file cannot be read, or a line is something else (names the line).
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the samples {path}: {error}.") from error
     texts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path, "the samples"):
         try:
             row = json.loads(line)
         except ValueError as error:

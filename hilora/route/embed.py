@@ -63,6 +63,22 @@ class Embedder:
         return out
 
 
+class Remembering(Embedder):
+    """An embedder that embeds each text once."""
+
+    def __init__(self, inner: Embedder) -> None:
+        self.inner, self.vectors = inner, dict[str, Tensor]()
+        self.name, self.instruction = inner.name, inner.instruction
+        self.dim, self.fingerprint = inner.dim, inner.fingerprint
+
+    def __call__(self, texts: Sequence[str], batch_size: int = 32) -> Float[Tensor, "text dim"]:
+        """Embed those texts that are new."""
+        new = list(dict.fromkeys(text for text in texts if text not in self.vectors))
+        if new:
+            self.vectors.update(zip(new, self.inner(new, batch_size), strict=True))
+        return torch.stack([self.vectors[text] for text in texts])
+
+
 def _download(name: str) -> Path:
     """A folder as it is, or the Hub's files in its cache (safetensors, never pickles)."""
     if Path(name).is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilora.errors import InputError
+from hilora.jsonl import numbered_lines
 from hilora.prompts import encode_prompts
 from hilora.train.recipe import Recipe
 
@@ -37,13 +38,7 @@ def read_lines(path: Path) -> list[dict[str, str]]:
         InputError: no such file, no rows, or a row without the two fields (names the line).
     """
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             row = json.loads(line)
             rows.append({"inputs": row["inputs"], "targets": row["targets"]})

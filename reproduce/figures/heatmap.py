@@ -25,8 +25,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
 from hilora.evaluate.routing import SCORERS, read_samples
-from hilora.evaluate.rows import Row, cluster_of, load_rows
-from hilora.evaluate.run import Remembering
+from hilora.evaluate.rows import Row, choose_rows, cluster_of, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tasks import paper_cluster
 from hilora.planner import describe_embedder
@@ -34,7 +33,7 @@ from hilora.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.route import embed
 from hilora.route.candidates import sign_sizes
-from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION
+from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION, Remembering
 from hilora.route.gaussian import OwnGaussian
 
 K = 3  # of Eq. 4, as in `hilora`
@@ -48,7 +47,7 @@ SCORES = {
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Mean score of each task's rows under each adapter, and mean number of candidates."""
-    rows = load_rows(args.data, part=args.part, per_task=args.per_task)
+    rows = choose_rows(load_rows(args.data), part=args.part, per_task=args.per_task)
     if args.pool:
         pool = Pool.open(find_pool(args.pool))
         embedder = embed.Embedder(pool.embedder.name, instruction=pool.embedder.instruction)

@@ -12,12 +12,11 @@ Run again to resume; --only names one of the runs:
     ablation   criterion, variance factor, k, covariance, allocation
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from experiments import Run, carry_out
+from experiments import Run, run_main
 
 METHODS = (
     "base",
@@ -63,14 +62,7 @@ RUNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds flan_mini/val/<task>.jsonl")
-    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
-    parser.add_argument("--out", type=Path, default=Path("reproduce/hilora/rows"))
-    parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--only", nargs="*", default=[])
-    args = parser.parse_args()
-    carry_out(RUNS, args.data, args.pool, args.out, args.dtype, args.only)
+    run_main(__doc__, RUNS, "reproduce/hilora/rows")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python reproduce/hilora/tables.py
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,23 +12,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import paper
-from experiments import section, times_table
+from experiments import section, tables_main
 
-from hilora.evaluate.report import Results, Summary, summarise
-from hilora.evaluate.tables import by_cost, by_method, by_task, markdown_table
+from hilora.evaluate.report import RESAMPLES, Results, Summary, cluster_means, summarise
+from hilora.evaluate.statistics import Scored, paired_difference
+from hilora.evaluate.tables import by_cost, by_method, by_task, grid, markdown_table
 from hilora.evaluate.tasks import paper_cluster
 
 Summaries = Sequence[Summary]
 
 
 def by_paper_cluster(results: Results, summaries: Summaries) -> dict[str, dict[str, float]]:
-    """Paper's cluster -> method -> mean over its tasks."""
-    cluster_of = {item["task"]: paper_cluster(item["cluster"]) for item in results.items.values()}
-    found: dict[str, dict[str, list[float]]] = {}
-    for s in summaries:
-        for task, score in s.tasks.items():
-            found.setdefault(cluster_of[task], {}).setdefault(s.method, []).append(score)
-    return {c: {m: float(np.mean(v)) for m, v in methods.items()} for c, methods in sorted(found.items())}
+    """Method -> paper's cluster -> mean over its tasks."""
+    clusters = {task: paper_cluster(cluster) for task, cluster in results.clusters.items()}
+    return {s.method: cluster_means(s.tasks, clusters) for s in summaries}
 
 
 def beside(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Sequence[float]]) -> str:
@@ -40,23 +36,11 @@ def beside(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Sequenc
         cells = [name]
         for method in ("hilora", "mixture", "oracle"):
             value = values[paper.METHODS.index(method)]
-            own = ours.get(name, {}).get(method)
+            own = ours.get(method, {}).get(name)
             cells += [f"{value:.1f}", "not run" if own is None else f"{own:.1f}"]
             cells.append("" if own is None else f"{own - value:+.1f}")
         rows.append(cells)
     return markdown_table(heading, rows)
-
-
-def grid(name: str, cells: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> str:
-    """One line per name, one column per method, the best in bold (the oracle is no contestant)."""
-    rows = []
-    for row, values in cells.items():
-        best = max(v for m, v in values.items() if m != "oracle")
-        marked = (
-            f"**{values[m]:.1f}**" if m != "oracle" and values[m] == best else f"{values[m]:.1f}" for m in methods
-        )
-        rows.append([row, *marked])
-    return markdown_table([name, *methods], rows)
 
 
 def halves(results: Results) -> dict[str, list[str]]:
@@ -71,11 +55,10 @@ def halves(results: Results) -> dict[str, list[str]]:
 
 def setting_section(title: str, results: Results, setting: str, theirs: Mapping[str, Sequence[float]]) -> list[str]:
     summaries = summarise(results, setting)
-    methods = [s.method for s in summaries]
     clusters = by_paper_cluster(results, summaries)
     text = [
         section(title, markdown_table(*by_method(summaries)), markdown_table(*by_cost(summaries))),
-        section(f"{title}: by cluster", grid("cluster", clusters, methods)),
+        section(f"{title}: by cluster", markdown_table(*grid("cluster", clusters))),
     ]
     if theirs:
         text.append(section(f"{title}: the paper's numbers and ours", beside(clusters, theirs)))
@@ -94,18 +77,17 @@ def seen_section(results: Results, title: str) -> str:
 
 def useful_tasks(results: Results, setting: str) -> set[str]:
     """Tasks whose own adapter beats base and the constant answer, each by an interval that excludes 0."""
-    found = set()
-    for task in {item["task"] for item in results.items.values()}:
-        keep = lambda row, task=task: row["id"].split("/")[0] == task  # noqa: E731
-        better = []
-        for reference in ("base", "constant"):
-            (oracle,) = [
-                s for s in summarise(results, setting, reference=reference, keep=keep) if s.method == "oracle"
-            ]
-            better.append(oracle.difference is not None and oracle.difference.low > 0)
-        if all(better):
-            found.add(task)
-    return found
+    shared = results.shared(setting)
+
+    def scored(method: str) -> dict[str, Scored]:
+        return results.scored(results.select(setting, method, lambda row: (row["split"], row["id"]) in shared))
+
+    oracle, others = scored("oracle"), [scored("base"), scored("constant")]
+
+    def beats(task: str, other: dict[str, Scored]) -> bool:
+        return paired_difference({task: oracle[task]}, {task: other[task]}, num=RESAMPLES).low > 0
+
+    return {task for task in oracle if all(beats(task, other) for other in others)}
 
 
 def useful_section(results: Results, setting: str, title: str) -> str:
@@ -167,13 +149,10 @@ def gamma_figure(results: Results, out: Path) -> str:
     return markdown_table(heading, list(rows.values()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=Path("reproduce/hilora/rows"))
-    parser.add_argument("--out", type=Path, default=Path("reproduce/hilora"))
-    args = parser.parse_args()
+def sections(rows: Path, out: Path) -> list[str]:
+    """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
-    files = {name: args.rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "ablation")}
+    files = {name: rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "ablation")}
     read = {name: Results([path]) for name, path in files.items() if path.exists()}
     if "iid" in read:
         text += setting_section("Every adapter in the pool", read["iid"], "iid", {})
@@ -186,15 +165,14 @@ def main() -> None:
         text += [useful_section(read["cross"], "cross", "Cross cluster: tasks with a useful adapter")]
     if "nli" in read:
         summaries = summarise(read["nli"], "within")
-        tasks = {t: {s.method: s.tasks[t] for s in summaries} for t in sorted(summaries[0].tasks)}
-        tasks["mean"] = {s.method: s.average.value for s in summaries}
-        bars(summaries, "NLI tasks, half of them seen (average over halves)", args.out / "fig1.svg")
+        tasks = {s.method: dict(sorted(s.tasks.items())) | {"mean": s.average.value} for s in summaries}
+        bars(summaries, "NLI tasks, half of them seen (average over halves)", out / "fig1.svg")
         lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["nli"]).items()]
         text += [
             section(
                 "Table 1, Fig. 1: NLI within cluster",
                 markdown_table(*by_method(summaries)),
-                grid("task", tasks, [s.method for s in summaries]),
+                markdown_table(*grid("task", tasks)),
                 "![Fig. 1](fig1.svg)",
                 beside(tasks, paper.TABLE_1),
                 "Seen in each half (the paper's shading, which says what it had as seen, is lost):",
@@ -203,7 +181,7 @@ def main() -> None:
             seen_section(read["nli"], "Table 1: seen and unseen tasks"),
         ]
     if "gamma" in read:
-        text += [section("Fig. 6: gamma", gamma_figure(read["gamma"], args.out / "fig6.svg"), "![Fig. 6](fig6.svg)")]
+        text += [section("Fig. 6: gamma", gamma_figure(read["gamma"], out / "fig6.svg"), "![Fig. 6](fig6.svg)")]
     if "ablation" in read:
         for setting in read["ablation"].settings:
             cells = by_method(summarise(read["ablation"], setting))
@@ -211,9 +189,11 @@ def main() -> None:
     if "within" in read:
         lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["within"]).items()]
         text += [section("Seen tasks of each half, all clusters", "\n".join(lists))]
-    if (args.rows / "times.jsonl").exists():
-        text += [section("Time", times_table(args.rows / "times.jsonl"))]
-    (args.out / "results.md").write_text("\n".join(text))
+    return text
+
+
+def main() -> None:
+    tables_main(__doc__, "reproduce/hilora", sections)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 
 from hilora import Pool
 from hilora.evaluate.report import Results, Summary, summarise
-from hilora.evaluate.rows import load_rows
+from hilora.evaluate.rows import choose_rows, load_rows
 from hilora.evaluate.run import Bench, Job, run_job
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.setup import setup
@@ -32,7 +32,7 @@ REASONS = {
 
 
 def measure(data: Path, pool: Pool, out: Path, per_task: int | None, dtype: str) -> None:
-    cases = make_cases("iid", load_rows(data, part="first", per_task=per_task), pool.names)
+    cases = make_cases("iid", choose_rows(load_rows(data), part="first", per_task=per_task), pool.names)
     job = Job("iid", cases, {name: (name, {}) for name in METHODS})
     model, tokenizer = load_base(pool.base.name, dtype=dtype)
     trained = {entry.name: entry.hash[:16] for entry in pool.entries}
@@ -81,7 +81,7 @@ def main() -> None:
     results = Results([rows])
     scores: dict[str, Summary] = {s.method: s for s in summarise(results, "iid", reference="base")}
     cells, verdicts = [], {}
-    cluster_of = {item["task"]: item["cluster"] for item in results.items.values()}
+    cluster_of = results.clusters
     for task in sorted(scores["oracle"].tasks, key=lambda t: (cluster_of[t], t)):
         values = [scores[name].tasks[task] for name in METHODS]
         verdicts[task] = verdict(*values)

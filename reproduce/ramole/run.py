@@ -9,12 +9,11 @@ trained on. Rows whose task has an adapter of that name are used. Run again to r
     number     Fig. 7a: the number of retrieved adapters, on the tasks scored by exact match
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from experiments import Run, carry_out
+from experiments import Run, run_main
 
 TEST = "ramole48/test_half.jsonl"
 METHODS = ("base", "constant", "oracle", "selection", "fusion", "mixture", "adapter-soup", "hilora", "hilora-gs")
@@ -27,14 +26,7 @@ RUNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds ramole48/test_half.jsonl")
-    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
-    parser.add_argument("--out", type=Path, default=Path("reproduce/ramole/rows"))
-    parser.add_argument("--dtype", default="bf16")
-    parser.add_argument("--only", nargs="*", default=[])
-    args = parser.parse_args()
-    carry_out(RUNS, args.data, args.pool, args.out, args.dtype, args.only)
+    run_main(__doc__, RUNS, "reproduce/ramole/rows")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 python reproduce/ramole/tables.py
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from experiments import section, times_table
+from experiments import section, tables_main
 
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.tables import by_cost, by_method, markdown_table
@@ -82,25 +81,24 @@ def number_figure(results: Results, out: Path) -> str:
     return markdown_table(("curve", "k", "average"), rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=Path("reproduce/ramole/rows"))
-    parser.add_argument("--out", type=Path, default=Path("reproduce/ramole"))
-    args = parser.parse_args()
+def sections(rows: Path, out: Path) -> list[str]:
+    """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# RAMoLE's training-free experiments, measured here\n\nMade by `python reproduce/ramole/tables.py`.\n"]
-    if (args.rows / "mixed.jsonl").exists():
-        results = Results([args.rows / "mixed.jsonl"])
+    if (rows / "mixed.jsonl").exists():
+        results = Results([rows / "mixed.jsonl"])
         found = {setting: {s.method: s for s in summarise(results, setting)} for setting in results.settings}
         text += [section("Table I: training-free columns", mixed_table(found))]
         for setting, of in found.items():
             cells = [markdown_table(*table(list(of.values()))) for table in (by_method, by_cost)]
             text += [section(f"All tasks, {setting.upper()}", *cells)]
-    if (args.rows / "number.jsonl").exists():
-        table = number_figure(Results([args.rows / "number.jsonl"]), args.out / "fig7a.svg")
+    if (rows / "number.jsonl").exists():
+        table = number_figure(Results([rows / "number.jsonl"]), out / "fig7a.svg")
         text += [section("Fig. 7a: number of retrieved adapters", "![Fig. 7a](fig7a.svg)", table)]
-    if (args.rows / "times.jsonl").exists():
-        text += [section("Time", times_table(args.rows / "times.jsonl"))]
-    (args.out / "results.md").write_text("\n".join(text))
+    return text
+
+
+def main() -> None:
+    tables_main(__doc__, "reproduce/ramole", sections)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hilora.errors import InputError, UnknownNameError
-from hilora.evaluate.rows import Row, load_rows
+from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.evaluate.settings import SETTINGS, Case, make_cases, seen_tasks
 
 TASKS = {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "c1": "c"}
@@ -106,26 +106,26 @@ def test_a_folder_and_one_file_hold_the_same_rows(data: Path, tmp_path: Path) ->
 
 
 def test_parts_share_no_row_and_make_up_all(data: Path) -> None:
-    first, second = load_rows(data, part="first"), load_rows(data, part="second")
+    first, second = choose_rows(load_rows(data), part="first"), choose_rows(load_rows(data), part="second")
     assert not {r.id for r in first} & {r.id for r in second}
     assert sorted(r.id for r in first + second) == sorted(r.id for r in load_rows(data))
 
 
 def test_a_draw_per_task_depends_on_the_seed_and_the_task(data: Path) -> None:
-    drawn = load_rows(data, per_task=4, seed=3)
+    drawn = choose_rows(load_rows(data), per_task=4, seed=3)
     assert [row.task for row in drawn] == ["dart"] * 4 + ["sst2"] * 4
-    assert drawn == load_rows(data, per_task=4, seed=3)
-    assert drawn != load_rows(data, per_task=4, seed=4)
-    assert drawn[:4] == load_rows(data, per_task=4, seed=3, tasks=["dart"])
+    assert drawn == choose_rows(load_rows(data), per_task=4, seed=3)
+    assert drawn != choose_rows(load_rows(data), per_task=4, seed=4)
+    assert drawn[:4] == choose_rows(load_rows(data), per_task=4, seed=3, tasks=["dart"])
 
 
 def test_bad_rows_and_names_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'sst2'"):
-        load_rows(data, tasks=["sst"])
+        choose_rows(load_rows(data), tasks=["sst"])
     with pytest.raises(UnknownNameError, match="cluster"):
-        load_rows(data, clusters=["nli"])
+        choose_rows(load_rows(data), clusters=["nli"])
     with pytest.raises(UnknownNameError, match="part"):
-        load_rows(data, part="third")
+        choose_rows(load_rows(data), part="third")
     with pytest.raises(InputError, match="There is no"):
         load_rows(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no rows"):
