@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,3 +207,29 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny() -> type[Tiny]:
     return Tiny
+
+
+class Scripts:
+    """The scripts outside the package, loaded and run as from a command line."""
+
+    root = Path(__file__).parent.parent
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def load(self, path: str) -> Any:
+        spec = importlib.util.spec_from_file_location(Path(path).stem, self.root / path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    def run(self, module: Any, *args: Any) -> None:
+        self.monkeypatch.setattr(sys, "argv", ["script", *map(str, args)])
+        module.main()
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Scripts:
+    return Scripts(monkeypatch)

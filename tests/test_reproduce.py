@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,10 @@ from hilora.evaluate.metrics import exact_match, metric_for, most_frequent, norm
 ROOT = Path(__file__).parent.parent
 
 
-def load(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(module: Any, monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["script", *map(str, args)])
-    module.main()
-
-
 def test_the_main_job_is_evaluated_resumed_and_tabled(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    scripts: Any,
     capsys: pytest.CaptureFixture[str],
     shared_pool: Any,
     tiny: Any,
@@ -44,31 +29,31 @@ def test_the_main_job_is_evaluated_resumed_and_tabled(
     for task in tiny.tasks:
         rows = [{"inputs": text, "targets": "x"} for text in texts[task]]
         (tmp_path / "val" / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluate, out = load("reproduce/main_job/evaluate.py"), tmp_path / "rows.jsonl"
+    evaluate, out = scripts.load("reproduce/main_job/evaluate.py"), tmp_path / "rows.jsonl"
     monkeypatch.setattr(evaluate, "load_base", lambda *a, **k: (model, tokenizer))
     monkeypatch.setattr(evaluate, "Embedder", lambda: embedder)
     options = ["--data", tmp_path, "--pool", pool.path, "--out", out, "--max-new-tokens", 2, "--batch-size", 5]
-    run(evaluate, monkeypatch, *options, "--methods", "base", "hilora")
+    scripts.run(evaluate, *options, "--methods", "base", "hilora")
     written = out.read_text()
     assert not any(text in written for part in texts.values() for text in part)
-    run(evaluate, monkeypatch, *options, "--methods", "base", "hilora")
+    scripts.run(evaluate, *options, "--methods", "base", "hilora")
     assert out.read_text() == written
-    run(evaluate, monkeypatch, *options, "--methods", "oracle", "hilora-roc")
+    scripts.run(evaluate, *options, "--methods", "oracle", "hilora-roc")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len({(row["method"], row["id"]) for row in rows if "id" in row}) == 5 * 4 * 3
     capsys.readouterr()
-    table = load("reproduce/main_job/table.py")
-    run(table, monkeypatch, "--rows", out)
+    table = scripts.load("reproduce/main_job/table.py")
+    scripts.run(table, "--rows", out)
     printed = capsys.readouterr().out
     assert "| alpha | 3 | exact match |" in printed
     assert "| oracle | " in printed
     out.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
     with pytest.raises(SystemExit, match="lacks 1 rows"):
-        run(table, monkeypatch, "--rows", out)
+        scripts.run(table, "--rows", out)
 
 
-def test_the_benchmarks_prompts_are_the_same_every_time() -> None:
-    benchmark = load("benchmarks/main_job.py")
+def test_the_benchmarks_prompts_are_the_same_every_time(scripts: Any) -> None:
+    benchmark = scripts.load("benchmarks/main_job.py")
     assert benchmark.prompts(8, 10) == benchmark.prompts(8, 10)
     assert len(set(benchmark.prompts(8, 10))) == 8
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -13,20 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CLUSTERS = {"alpha": "nli", "beta": "nli", "gamma": "closed_book QA", "delta": "closed_book QA"}
-
-
-def load(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(module: Any, monkeypatch: pytest.MonkeyPatch, *args: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["script", *map(str, args)])
-    module.main()
 
 
 @pytest.fixture
@@ -55,10 +40,16 @@ def use_tiny(module: Any, model: Any, tokenizer: Any, embedder: Any, monkeypatch
 
 @pytest.mark.parametrize("name", ["hilora", "ramole"])
 def test_a_papers_experiments_run_resume_and_become_tables(
-    name: str, world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    world: Any,
+    tokenizer: Any,
+    embedder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scripts: Any,
 ) -> None:
     pool, model = world
-    script = load(f"reproduce/{name}/run.py")
+    script = scripts.load(f"reproduce/{name}/run.py")
     use_tiny(sys.modules["experiments"], model, tokenizer, embedder, monkeypatch)
     short = {"gamma": script.GAMMAS, "ablation": script.ABLATIONS[:2]} if name == "hilora" else {}
     few = {r.name: ("base", "oracle", *short[r.name]) if r.name in short else r.methods for r in script.RUNS}
@@ -68,38 +59,38 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     monkeypatch.setattr(script, "RUNS", runs)
     rows = tmp_path / "rows"
     options = ["--data", tmp_path / "data", "--pool", pool.path, "--out", rows, "--dtype", "fp32"]
-    run(script, monkeypatch, *options, "--only", runs[0].name)
+    scripts.run(script, *options, "--only", runs[0].name)
     assert [p.name for p in rows.glob("*.jsonl") if p.stem != "times"] == [f"{runs[0].name}.jsonl"]
-    run(script, monkeypatch, *options)
+    scripts.run(script, *options)
     before = {p.name: len([r for r in p.read_text().splitlines() if '"method"' in r]) for p in rows.glob("*.jsonl")}
-    run(script, monkeypatch, *options)
+    scripts.run(script, *options)
     after = {p.name: len([r for r in p.read_text().splitlines() if '"method"' in r]) for p in rows.glob("*.jsonl")}
     assert before == after
     assert (rows / "times.jsonl").exists()
-    run(load(f"reproduce/{name}/tables.py"), monkeypatch, "--rows", rows, "--out", tmp_path)
+    scripts.run(scripts.load(f"reproduce/{name}/tables.py"), "--rows", rows, "--out", tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "| hilora |" in text
     assert "nan" not in text
 
 
 def test_adapters_are_checked_and_those_trained_anew_checked_again(
-    world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
 ) -> None:
     pool, model = world
     monkeypatch.syspath_prepend(str(ROOT / "reproduce" / "pool"))
-    check = load("reproduce/pool/check.py")
+    check = scripts.load("reproduce/pool/check.py")
     use_tiny(check, model, tokenizer, embedder, monkeypatch)
     out = tmp_path / "check"
     out.mkdir()
     options = ["--data", tmp_path / "data" / "flan_mini" / "val", "--pool", pool.path, "--out", out]
-    run(check, monkeypatch, *options)
+    scripts.run(check, *options)
     verdicts = json.loads((out / "verdicts.json").read_text())
     assert verdicts.keys() == CLUSTERS.keys()
     assert set(verdicts.values()) <= set(check.REASONS)
     table = (out / "check.md").read_text()
     assert all(f"| {task} |" in table for task in CLUSTERS)
     lines = (out / "check.jsonl").read_text().splitlines(keepends=True)
-    run(check, monkeypatch, "--out", out)  # from the rows alone
+    scripts.run(check, "--out", out)  # from the rows alone
     assert (out / "check.md").read_text() == table
     own = next(entry.hash[:16] for entry in pool.entries if entry.name == "alpha")
     (out / "check.jsonl").write_text("".join(lines).replace(own, "another"))
@@ -109,9 +100,9 @@ def test_adapters_are_checked_and_those_trained_anew_checked_again(
     assert len([r for r in left if r.get("method") == "base"]) == 16
 
 
-def test_verdicts_ask_for_more_than_base_and_the_constant_answer() -> None:
+def test_verdicts_ask_for_more_than_base_and_the_constant_answer(scripts: Any) -> None:
     sys.path.insert(0, str(ROOT / "reproduce" / "pool"))
-    check = load("reproduce/pool/check.py")
+    check = scripts.load("reproduce/pool/check.py")
     assert check.verdict(10, 20, 30) == "kept"
     assert check.verdict(10, 30, 30) == "constant"
     assert check.verdict(30, 10, 30) == "base"

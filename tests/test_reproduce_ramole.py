@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,6 @@ import pytest
 from hilora.evaluate.routing import TOPS  # before the embedder that it names is replaced
 
 ROOT = Path(__file__).parent.parent
-
-
-def run(path: str, monkeypatch: pytest.MonkeyPatch, *args: Any) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", ["script", *map(str, args)])
-    module.main()
-    return module
 
 
 @pytest.fixture
@@ -41,10 +28,11 @@ def data(tmp_path: Path, tiny: Any, embedder: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_retrieval_table_has_our_rows_beside_the_papers(
-    data: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, tiny: Any, scripts: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = "reproduce/ramole/retrieval.py"
-    module = run(script, monkeypatch, "--data", data, "--out", data / "out")
+    module = scripts.load(script)
+    scripts.run(module, "--data", data, "--out", data / "out")
     made = {path.name: path.read_text() for path in (data / "out").iterdir()}
     result = json.loads(made["retrieval.json"])
     assert list(result["methods"]) == list(module.OURS)
@@ -58,28 +46,26 @@ def test_the_retrieval_table_has_our_rows_beside_the_papers(
     assert "| **own** | 100.0 (100.0 to 100.0) |" in made["retrieval.md"]
     assert made["retrieval.md"] in capsys.readouterr().out
     (data / "out" / "retrieval.md").unlink()
-    run(script, monkeypatch, "--out", data / "out")
+    scripts.run(scripts.load(script), "--out", data / "out")
     assert (data / "out" / "retrieval.md").read_text() == made["retrieval.md"]
 
 
-def test_the_committed_retrieval_table_is_that_of_the_committed_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_committed_retrieval_table_is_that_of_the_committed_numbers(tmp_path: Path, scripts: Any) -> None:
     home = ROOT / "reproduce/ramole"
     (tmp_path / "retrieval.json").write_text((home / "retrieval.json").read_text())
-    run("reproduce/ramole/retrieval.py", monkeypatch, "--out", tmp_path)
+    scripts.run(scripts.load("reproduce/ramole/retrieval.py"), "--out", tmp_path)
     assert (tmp_path / "retrieval.md").read_text() == (home / "retrieval.md").read_text()
 
 
 @pytest.mark.parametrize("source", ["samples", "pool"])
 def test_heatmaps_are_drawn_and_drawn_again_from_their_numbers(
-    source: str, data: Path, shared_pool: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+    source: str, data: Path, shared_pool: Any, tiny: Any, scripts: Any
 ) -> None:
     pytest.importorskip("matplotlib", reason="needs hilora[reproduce]")
     script = "reproduce/figures/heatmap.py"
     given = ["--pool", shared_pool("llama")[1].path] if source == "pool" else ["--samples", data / "samples.jsonl"]
     common = ["--name", "tiny", "--out", data / "out"]
-    run(script, monkeypatch, *common, *given, "--data", data / "test_half.jsonl", "--per-task", 4)
+    scripts.run(scripts.load(script), *common, *given, "--data", data / "test_half.jsonl", "--per-task", 4)
     numbers = (data / "out" / "tiny.json").read_text()
     result = json.loads(numbers)
     # cluster by cluster, "nli" before "words"
@@ -93,16 +79,16 @@ def test_heatmaps_are_drawn_and_drawn_again_from_their_numbers(
     assert len(pictures) == 3
     for path in pictures:
         path.unlink()
-    run(script, monkeypatch, *common, "--from", data / "out" / "tiny.json")
+    scripts.run(scripts.load(script), *common, "--from", data / "out" / "tiny.json")
     assert pictures == {path: path.read_bytes() for path in (data / "out").glob("*.png")}
 
 
-def test_an_adapter_without_rows_comes_last(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_without_rows_comes_last(data: Path, scripts: Any) -> None:
     pytest.importorskip("matplotlib", reason="needs hilora[reproduce]")
     lines = (data / "test_half.jsonl").read_text().splitlines(keepends=True)
     (data / "some.jsonl").write_text("".join(line for line in lines if '"beta"' not in line))
     options = ["--name", "tiny", "--out", data, "--samples", data / "samples.jsonl", "--data", data / "some.jsonl"]
-    run("reproduce/figures/heatmap.py", monkeypatch, *options)
+    scripts.run(scripts.load("reproduce/figures/heatmap.py"), *options)
     result = json.loads((data / "tiny.json").read_text())
     assert [name for name, _ in result["adapters"]] == ["delta", "alpha", "gamma", "beta"]
     assert len(result["own"]) == 3
