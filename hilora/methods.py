@@ -124,13 +124,13 @@ def hilora_plus(
     gamma: float = 1.0,
     k: int = 3,
     floor: float = 0.1,
-    shrinkage: float = 0.1,
-    temperature: float | None = None,
+    terms: bool = True,
+    temperature: float = 1.0,
     criterion: str = "contribution",
 ) -> Method:
     """HiLoRA with a calibrated posterior: likely adapters weighted by probability, canonical ROCs by contribution."""
     _check_gamma(gamma)
-    router = Posterior(k, floor, shrinkage, temperature)
+    router = Posterior(k, floor, terms, temperature)
     return Method("hilora-plus", router, TopRocs(criterion, weighted=True), gamma, canonical=True)
 
 

@@ -18,8 +18,9 @@ from hilora.errors import InputError
 from hilora.methods import Method
 from hilora.pool.derived import Canonical, Merged, Source
 from hilora.pool.view import EmbedderInfo, PoolView
+from hilora.route.apart import route_apart
 from hilora.route.embed import Embedder
-from hilora.route.router import Gaussian, Query
+from hilora.route.router import Query
 from hilora.types import Choice, Plan, Route
 
 Names = Sequence[str] | Sequence[Sequence[str]] | None
@@ -64,9 +65,7 @@ class Planner:
         self.merged = None if method.merge is None else Merged(self.pool, method.merge)
         self._embedder = embedder
         if method.router is not None and self.pool.entries:
-            if isinstance(method.router, Gaussian) and method.router.ridge is None:
-                method.router.ridge = pool.ridge
-            method.router.fit(pool.embeddings() if method.router.needs_embedding else [torch.empty(0, 0)] * len(pool))
+            method.router.fit(self.pool)
 
     @property
     def embedder(self) -> Embedder:
@@ -84,6 +83,7 @@ class Planner:
         labels: Sequence[str] | None = None,
         allow: Names = None,
         deny: Names = None,
+        apart: bool = False,
     ) -> Routed:
         """Choose candidates and weights for each prompt.
 
@@ -91,6 +91,7 @@ class Planner:
             texts: raw prompt texts.
             labels: the right adapter of each prompt, for the oracle.
             allow, deny: names of adapters to keep to, or to leave out: a list for all, or one per prompt.
+            apart: route as if the adapters left out were not in the pool at all (`route.apart`); slower.
 
         Raises:
             UnknownNameError: a label or list names an adapter that the pool does not have.
@@ -108,7 +109,11 @@ class Planner:
         if not bool(served.any()):
             return Routed(texts, None, self.source, notes)
         vectors = self.embedder(texts) if router.needs_embedding else None
-        route = router(Query(texts, vectors, positions), allowed)
+        query = Query(texts, vectors, positions)
+        if apart and router.needs_embedding:
+            route = route_apart(router, self.pool, query, allowed)
+        else:
+            route = router(query, allowed)
         if self.merged is None:
             return Routed(texts, route, self.source, notes)
         return Routed(texts, _merge_rows(route, self.merged), self.merged, notes)

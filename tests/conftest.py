@@ -19,6 +19,7 @@ from hilora.fingerprint import describe_model
 from hilora.planner import describe_embedder
 from hilora.pool.pool import Pool
 from hilora.route.embed import Embedder
+from hilora.route.experts import WEIGHTS
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
@@ -164,8 +165,21 @@ def make_pool(path: Path, kind: str, model: Any, embedder: FakeEmbedder, tasks: 
     for task in tasks:
         folder = write_adapter(path.parent / f"{path.name}-{task}", sites, rank=RANKS[task], seed=ord(task[0]))
         pool.add(task, folder, task_texts(task, 20), embedder)
-    pool.tune()
+    with pytest.MonkeyPatch.context() as patch:
+        default_weights(patch)
+        pool.tune()
     return pool
+
+
+def default_weights(patch: pytest.MonkeyPatch) -> None:
+    """Pools are tuned to the default weights of the witnesses, at once; fitting them takes seconds."""
+    for place in ("hilora.pool.pool", "hilora.route.apart"):
+        patch.setattr(f"{place}.fit_weights", lambda samples: dict(WEIGHTS))
+
+
+@pytest.fixture
+def quick_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    default_weights(monkeypatch)
 
 
 @pytest.fixture

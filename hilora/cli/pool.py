@@ -21,6 +21,7 @@ Name = Annotated[str, typer.Argument(help="Adapter name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Base = Annotated[str, typer.Option(help="Base model of a new pool: a name or a path.")]
 EmbedderOption = Annotated[str | None, typer.Option(help="Embedder of a new pool.")]
+NoTerms = Annotated[bool, typer.Option("--no-terms", help="Keep no hashed n-grams of the samples.")]
 AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept adapters whose config names another base.")]
 DEFAULT_BASE = "smollm2-135m"
 
@@ -65,6 +66,7 @@ def add(
     embedder: EmbedderOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of an adapter of that name.")] = False,
     any_base: AnyBase = False,
+    no_terms: NoTerms = False,
 ) -> None:
     """Check an adapter and put it into a pool; the pool is made if there is none."""
     from hilora.pool.source import adapter_folder, samples_for
@@ -74,7 +76,7 @@ def add(
     texts = samples_for(name, folder, samples)
     opened, embed = _open_or_create(pool, base, embedder)
     with status(f"Adding {name}"):
-        entry = opened.add(name, folder, texts, embed, replace=replace, any_base=any_base)
+        entry = opened.add(name, folder, texts, embed, replace=replace, any_base=any_base, terms=not no_terms)
         opened.tune()
     if entry.num_samples < MIN_SAMPLES:
         errors.print(
@@ -94,6 +96,7 @@ def add_all(
     base: Base = DEFAULT_BASE,
     embedder: EmbedderOption = None,
     any_base: AnyBase = False,
+    no_terms: NoTerms = False,
 ) -> None:
     """Add every PEFT folder inside a folder under its own name; what is there already is left."""
     from hilora.pool.source import samples_for
@@ -107,7 +110,8 @@ def add_all(
     with progress(len(new), "adapters") as advance:
         for number, path in enumerate(new, start=1):
             try:
-                opened.add(path.name, path, samples_for(path.name, path, None), embed, any_base=any_base)
+                texts = samples_for(path.name, path, None)
+                opened.add(path.name, path, texts, embed, any_base=any_base, terms=not no_terms)
             except HiloraError as error:
                 refused.append(f"{path.name}: {error}")
             advance(number)

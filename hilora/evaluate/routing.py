@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,12 @@ from hilora.jsonl import numbered_lines
 from hilora.planner import describe_embedder
 from hilora.route import embed
 from hilora.route.embed import Embedder, Remembering
+from hilora.route.experts import Experts
+from hilora.route.features import Features, hash_terms
 from hilora.route.gaussian import OwnGaussian, TiedGaussian, check_samples
 from hilora.route.retriever import Retriever
 from hilora.route.ridge import choose_ridge
+from hilora.route.router import Collection
 
 TOPS = (1, 3, 5, 8)
 """The columns of RAMoLE's Table II."""
@@ -35,15 +38,46 @@ RESAMPLES = 2000
 STEP = 256  # texts between two calls of on_progress
 
 Progress = Callable[[int, int], None]
-Scorer = OwnGaussian | TiedGaussian | Retriever
 
-SCORERS: dict[str, Callable[[Sequence[Tensor]], Scorer]] = {
-    "cosine": lambda samples: Retriever().fit(samples),
-    "own": lambda samples: OwnGaussian(choose_ridge(samples)).fit(samples),
-    "tied": lambda samples: TiedGaussian(0.1).fit(samples),
+
+@dataclass
+class Scorer:
+    """What ranks adapters: scores of texts, and what was chosen on the samples."""
+
+    score: Callable[[Features], Tensor]
+    settings: dict[str, Any]
+
+
+def _cosine(samples: Sequence[Features]) -> Scorer:
+    model = Retriever().fit(Collection(samples))
+    return Scorer(lambda texts: model.score(texts.embeddings), {})
+
+
+def _own(samples: Sequence[Features]) -> Scorer:
+    embeddings = [own.embeddings for own in samples]
+    model = OwnGaussian(choose_ridge(embeddings)).fit(embeddings)
+    return Scorer(lambda texts: model.score(texts.embeddings), {"ridge": model.ridge})
+
+
+def _tied(samples: Sequence[Features]) -> Scorer:
+    model = TiedGaussian(0.1).fit([own.embeddings for own in samples])
+    return Scorer(lambda texts: model.score(texts.embeddings), {"shrinkage": model.shrinkage})
+
+
+def _experts(samples: Sequence[Features]) -> Scorer:
+    model = Experts().fit(samples)
+    return Scorer(model.score, {"weights": {k: round(w, 6) for k, w in model.weights_.items()}})
+
+
+SCORERS: dict[str, Callable[[Sequence[Features]], Scorer]] = {
+    "cosine": _cosine,
+    "own": _own,
+    "tied": _tied,
+    "experts": _experts,
 }
-"""Name -> (the adapters' sample embeddings -> what scores prompts); the ridge is chosen as in a pool."""
-METHOD_SCORERS = {"hilora": "own", "mixture": "cosine", "selection": "cosine"}  # what methods rank adapters by
+"""Name -> (the adapters' samples -> what scores prompts); all is chosen on the samples, as in a pool."""
+METHOD_SCORERS = {"hilora": "own", "hilora-plus": "experts", "mixture": "cosine", "selection": "cosine"}
+"""What methods rank adapters by."""
 
 
 def read_samples(path: Path) -> dict[str, list[str]]:
@@ -99,17 +133,18 @@ def evaluate_routing(
         remembering(texts[start : start + STEP])
         if on_progress:
             on_progress(min(start + STEP, len(texts)), len(texts))
-    vectors = [remembering(list(samples[name])) for name in names]
+    worded = "experts" in scorers
+    known = [look_at(list(samples[name]), remembering, worded) for name in names]
     if set(scorers) != {"cosine"}:
-        for name, embeddings in zip(names, vectors, strict=True):
-            check_samples(embeddings, name)
-    fitted = {scorer: SCORERS[scorer](vectors) for scorer in set(scorers)}
+        for name, own in zip(names, known, strict=True):
+            check_samples(own.embeddings, name)
+    fitted = {scorer: SCORERS[scorer](known) for scorer in set(scorers)}
     num = sum(len(prompts) for prompts in test.values())
     first: dict[str, Floats] = {}  # task -> (method,)
     shares, drawn = np.zeros((len(methods), len(TOPS))), np.zeros((len(methods), RESAMPLES, len(TOPS)))
     for task in sorted(test):
-        query, own = remembering(list(test[task])), names.index(task)
-        hits = np.stack([top_hits(fitted[scorer].score(query), own) for scorer in scorers])  # (method, row, top)
+        query, place = look_at(list(test[task]), remembering, worded), names.index(task)
+        hits = np.stack([top_hits(fitted[scorer].score(query), place) for scorer in scorers])  # (method, row, top)
         first[task] = hits[:, :, 0].mean(1)
         shares += hits.sum(1) / num
         # share_b = sum_r weight_br hit_r / num
@@ -122,9 +157,14 @@ def evaluate_routing(
             "n": num,
             "intervals": {top: [round(each.low, 6), round(each.high, 6)] for top, each in intervals.items()},
             "tasks": {task: round(float(means[i]), 6) for task, means in first.items()},
-            "settings": {k: v for k, v in vars(fitted[scorer]).items() if k in ("ridge", "shrinkage")},
+            "settings": fitted[scorer].settings,
         }
     return found
+
+
+def look_at(texts: list[str], embed: Embedder, worded: bool) -> Features:
+    """Texts as routing sees them."""
+    return Features(embed(texts), hash_terms(texts) if worded else None)
 
 
 def top_hits(scores: Float[Tensor, "batch adapter"], own: int) -> Floats:

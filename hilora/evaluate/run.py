@@ -220,6 +220,7 @@ def route_cases(planner: Planner, cases: Sequence[Case]) -> tuple[Routed, float]
         [case.row.inputs for case in cases],
         labels=[case.row.task for case in cases] if is_oracle else None,
         deny=None if is_oracle else [case.deny for case in cases],
+        apart=True,
     )
     return routed, time.perf_counter() - began
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
@@ -24,12 +23,14 @@ from hilora.fingerprint import BaseInfo
 from hilora.pool import store
 from hilora.pool.peft import content_hash, read_adapter
 from hilora.pool.view import EmbedderInfo, Entry, PoolView
+from hilora.route.apart import has_grown
+from hilora.route.experts import fit_weights
+from hilora.route.features import Features, hash_terms
 from hilora.route.gaussian import check_samples
 from hilora.route.ridge import RIDGE, choose_ridge
 
 Embed = Callable[[Sequence[str]], Tensor]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-RETUNE_GROWTH = 1.25
 
 
 @dataclass
@@ -39,6 +40,7 @@ class _Draft:
     entries: dict[str, Entry]
     embedder: EmbedderInfo
     ridge: float
+    weights: Mapping[str, float] | None
     tuned_on: int
 
     def manifest(self, version: int) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class _Draft:
             "version": version,
             "embedder": asdict(self.embedder),
             "ridge": self.ridge,
+            "weights": self.weights,
             "tuned_on": self.tuned_on,
             "adapters": [asdict(entry) for entry in entries],
         }
@@ -72,7 +75,7 @@ class Pool(PoolView):
         path = Path(path)
         if (path / store.MANIFEST).exists():
             raise PoolError(f"{path} holds a pool already. Open it, or choose another folder.")
-        manifest = _Draft({}, embedder, RIDGE, 0).manifest(version=0)
+        manifest = _Draft({}, embedder, RIDGE, None, 0).manifest(version=0)
         with store.explained(f"make a pool at {path}"):
             store.write_whole(path / store.BASE, base.to_json().encode())
             store.write_manifest(path, manifest)
@@ -85,7 +88,7 @@ class Pool(PoolView):
 
         with store.explained(f"change the pool {self.path}"), FileLock(self.path / ".lock"):
             self.reload()
-            draft = _Draft({e.name: e for e in self.entries}, self.embedder, self.ridge, self.tuned_on)
+            draft = _Draft({e.name: e for e in self.entries}, self.embedder, self.ridge, self.weights, self.tuned_on)
             yield draft
             manifest = draft.manifest(self.version + 1)
             store.write_manifest(self.path, manifest)
@@ -100,16 +103,18 @@ class Pool(PoolView):
         *,
         replace: bool = False,
         any_base: bool = False,
+        terms: bool = True,
     ) -> Entry:
         """Check an adapter and put it into the pool, wholly or not at all.
 
         Args:
             name: unique in the pool: letters, digits, dots, dashes.
             folder: the PEFT folder.
-            samples: a few texts of its training data (20 in the paper); only their embeddings are kept.
+            samples: a few texts of its training data (20 in the paper); kept are embeddings and hashed terms only.
             embed: the pool's embedder.
             replace: take the place of an adapter of that name.
             any_base: accept an adapter whose config names another base model.
+            terms: keep hashed n-grams of the samples too (see `route.features` for what they leak).
 
         Raises:
             InputError: the name is taken or malformed, or the samples are too few.
@@ -124,16 +129,16 @@ class Pool(PoolView):
         adapter = read_adapter(Path(folder), name=name, sites=self.base.sites)
         if not any_base:
             self.base.check_adapter(name, adapter.base_model)
-        vectors = self._embed(name, samples, embed, self.embedder.dim)
+        found = self._look_at(name, samples, embed, self.embedder.dim, terms)
         entry = Entry(
             name=name,
             hash=adapter.hash,
-            samples=embeddings_hash(vectors),
+            samples=samples_hash(found),
             rank=adapter.rank,
             num_sites=len(adapter.factors),
             num_parameters=sum(d.numel() + u.numel() for d, u in adapter.factors.values()),
             base_model=adapter.base_model,
-            num_samples=len(vectors),
+            num_samples=len(found),
             enabled=True,
             added=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -146,11 +151,17 @@ class Pool(PoolView):
             if name in draft.entries and not replace:
                 raise taken
             store.write_tensors(self.path / store.ADAPTERS / f"{entry.hash}.safetensors", tensors)
-            store.write_tensors(self.path / store.SAMPLES / f"{entry.samples}.safetensors", {"embeddings": vectors})
+            self._write_samples(found)
             draft.entries[name] = entry
         return entry
 
-    def _embed(self, name: str, samples: Sequence[str], embed: Embed, dim: int) -> Float[Tensor, "sample dim"]:
+    def _write_samples(self, found: Features) -> str:
+        """Write what is kept of an adapter's samples; returns its content hash."""
+        content = samples_hash(found)
+        store.write_tensors(self.path / store.SAMPLES / f"{content}.safetensors", sample_tensors(found))
+        return content
+
+    def _look_at(self, name: str, samples: Sequence[str], embed: Embed, dim: int, terms: bool) -> Features:
         texts = [text for text in samples if text.strip()]
         vectors = embed(texts).float().contiguous() if texts else torch.empty(0, dim)
         if vectors.ndim != 2 or vectors.shape[1] != dim:
@@ -159,7 +170,7 @@ class Pool(PoolView):
                 f"dim {dim}. Embed with it, or run: hilora pool reembed"
             )
         check_samples(vectors, name)
-        return vectors
+        return Features(vectors, hash_terms(texts) if terms else None)
 
     def remove(self, name: str) -> None:
         """Take an adapter out; its files stay for those who have the pool open, until `prune`."""
@@ -179,12 +190,12 @@ class Pool(PoolView):
             return store.prune(self.path, used)
 
     def tune(self, *, always: bool = False) -> float:
-        """Choose the ridge on the samples again, if the pool has grown or shrunk by a quarter since."""
-        grown = RETUNE_GROWTH * min(len(self), self.tuned_on) < max(len(self), self.tuned_on)
-        if always or grown:
-            ridge = choose_ridge(self.embeddings())
+        """Choose ridge and weights on the samples again, if the pool has grown or shrunk by a quarter since."""
+        if always or has_grown(len(self), self.tuned_on):
+            samples = self.samples()
+            ridge, weights = choose_ridge([own.embeddings for own in samples]), fit_weights(samples)
             with self._edit() as draft:
-                draft.ridge, draft.tuned_on = ridge, len(draft.entries)
+                draft.ridge, draft.weights, draft.tuned_on = ridge, weights, len(draft.entries)
         return self.ridge
 
     def reembed(self, samples: Mapping[str, Sequence[str]], embedder: EmbedderInfo, embed: Embed) -> None:
@@ -194,14 +205,13 @@ class Pool(PoolView):
             InputError: an adapter's samples are missing; the pool stays as it was.
         """
         _need_all(self.names, samples)
-        vectors = {name: self._embed(name, samples[name], embed, embedder.dim) for name in self.names}
+        kept = {entry.name: own.terms is not None for entry, own in zip(self.entries, self.samples(), strict=True)}
+        found = {name: self._look_at(name, samples[name], embed, embedder.dim, kept[name]) for name in self.names}
         with self._edit() as draft:
-            _need_all(list(draft.entries), vectors)  # another may have added one meanwhile
+            _need_all(list(draft.entries), found)  # another may have added one meanwhile
             for name, entry in draft.entries.items():
-                content = embeddings_hash(vectors[name])
-                path = self.path / store.SAMPLES / f"{content}.safetensors"
-                store.write_tensors(path, {"embeddings": vectors[name]})
-                draft.entries[name] = replace(entry, samples=content, num_samples=len(vectors[name]))
+                content = self._write_samples(found[name])
+                draft.entries[name] = replace(entry, samples=content, num_samples=len(found[name]))
             draft.embedder = embedder
         self.tune(always=True)
 
@@ -210,10 +220,10 @@ class Pool(PoolView):
         for entry in self.entries:
             try:
                 whole = content_hash(self.factors(entry.hash)) == entry.hash
-                vectors = self._samples(entry)
-                whole &= embeddings_hash(vectors) == entry.samples
+                found = self._samples(entry)
+                whole &= samples_hash(found) == entry.samples
                 wrong = "" if whole else "a file of it was changed (content hash differs)"
-                check_samples(vectors, entry.name)
+                check_samples(found.embeddings, entry.name)
             except (PoolError, InputError) as error:
                 wrong = str(error)
             yield entry, wrong
@@ -227,6 +237,23 @@ def _need_all(names: Sequence[str], samples: Mapping[str, object]) -> None:
         )
 
 
-def embeddings_hash(vectors: Tensor) -> str:
-    """Content hash of an adapter's sample embeddings; names their file."""
-    return hashlib.sha256(repr(tuple(vectors.shape)).encode() + vectors.numpy().tobytes()).hexdigest()
+def sample_tensors(found: Features) -> dict[str, Tensor]:
+    """What is kept of an adapter's samples, as stored."""
+    terms = found.terms
+    if terms is None:
+        return {"embeddings": found.embeddings}
+    sizes = torch.bincount(terms.text, minlength=len(found)).int()
+    return {
+        "embeddings": found.embeddings,
+        "characters": terms.characters,
+        "phrases": terms.phrases,
+        "phrases_of_text": sizes,
+    }
+
+
+def samples_hash(found: Features) -> str:
+    """Content hash of what is kept of an adapter's samples; names their file."""
+    digest = hashlib.sha256()
+    for tensor in sample_tensors(found).values():
+        digest.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from hilora.errors import MismatchError, PoolError, UnknownNameError
 from hilora.fingerprint import BaseInfo
 from hilora.pool import store
+from hilora.route.features import Features, Terms
 from hilora.types import Factors
 
 V = TypeVar("V", bound="PoolView")  # typing.Self would do, but the run-time shape checks cannot read it
@@ -68,6 +69,7 @@ class PoolView:
         entries: the adapters, ordered by content hash (so that the order of adding changes nothing).
         embedder: what its samples were embedded with.
         ridge: for the own-covariance Gaussian, chosen on the samples.
+        weights: of the witnesses of `route.experts`, fitted on the samples; None before the first tuning.
         version: counts the changes.
     """
 
@@ -82,6 +84,7 @@ class PoolView:
             self._positions = {entry.name: i for i, entry in enumerate(self.entries)}
             self.embedder = EmbedderInfo(**manifest["embedder"])
             self.ridge = float(manifest["ridge"])
+            self.weights: Mapping[str, float] | None = manifest.get("weights")
             self.tuned_on = int(manifest["tuned_on"])
             self.version = int(manifest["version"])
         except (KeyError, TypeError, ValueError) as error:
@@ -153,14 +156,19 @@ class PoolView:
         except KeyError as error:
             raise store.damaged(path, f"no tensor {error}") from error
 
-    def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
-        """Embeddings of all adapters' samples, in the pool's order."""
+    def samples(self) -> list[Features]:
+        """What is kept of all adapters' samples, in the pool's order."""
         return [self._samples(entry) for entry in self.entries]
 
-    def _samples(self, entry: Entry) -> Float[Tensor, "sample dim"]:
+    def _samples(self, entry: Entry) -> Features:
         path = self.path / store.SAMPLES / f"{entry.samples}.safetensors"
+        tensors = store.map_tensors(path)
         try:
-            return store.map_tensors(path)["embeddings"]
+            if "characters" not in tensors:
+                return Features(tensors["embeddings"])
+            sizes = tensors["phrases_of_text"].long()
+            text = torch.arange(len(sizes)).repeat_interleave(sizes)
+            return Features(tensors["embeddings"], Terms(tensors["characters"], tensors["phrases"], text))
         except KeyError as error:
             raise store.damaged(path, f"no tensor {error}") from error
 

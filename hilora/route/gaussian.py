@@ -154,10 +154,12 @@ class TiedGaussian:
         dim = pooled.shape[0]
         level = max(float(pooled.diagonal().mean()), 1e-6)  # samples may be all alike
         pooled = (1 - self.shrinkage) * pooled + self.shrinkage * level * torch.eye(dim, dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(pooled)
-        self.whitening_ = (vectors / values.sqrt()).float()  # (dim, whitened)
-        self.mean_ = (means @ (vectors / values.sqrt())).float()
-        self.log_det_ = float(values.log().sum())
+        # any square root of the inverse whitens: with pooled = L L', z' L^-T has the identity for its covariance
+        lower = torch.linalg.cholesky(pooled)
+        whitening = torch.linalg.solve_triangular(lower, torch.eye(dim, dtype=torch.float64), upper=False).T
+        self.whitening_ = whitening.float()  # (dim, whitened)
+        self.mean_ = (means @ whitening).float()
+        self.log_det_ = 2 * float(lower.diagonal().log().sum())
         return self
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:

@@ -9,7 +9,6 @@ rows of a call that may use the same adapters, as RAMoLE's tables do for mixed t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from hilora.errors import InputError
 from hilora.route.candidates import select
-from hilora.route.router import Query
+from hilora.route.router import Known, Query, embeddings_of
 from hilora.types import Route
 
 
@@ -39,9 +38,9 @@ class Retriever:
         if self.k < 1:
             raise InputError(f"k is the number of adapters to retrieve: got {self.k}, expected at least 1.")
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Retriever:
+    def fit(self, known: Known) -> Retriever:
         """Learn the mean embedding of each adapter, of length 1 from here on."""
-        means = torch.stack([samples.double().mean(0) for samples in embeddings])
+        means = torch.stack([samples.double().mean(0) for samples in embeddings_of(known)])
         self.mean_ = torch.nn.functional.normalize(means, dim=1)
         return self
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from hilora.allocate import budget, share_expected
 from hilora.route.candidates import select, sign_sizes
-from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian
+from hilora.route.crossfit import FOLDS, folds
+from hilora.route.features import Features
+from hilora.route.gaussian import OwnGaussian, TiedGaussian
 
 RIDGE = 1e-4
 """The ridge where nothing can be cross-validated; near what is chosen for unit embeddings of dim 384."""
 GRID = tuple(float(r) for r in np.geomspace(1e-5, 1e-2, 13))
-FOLDS = 5
 MOST_ADAPTERS = 200
 MOST_QUERIES = 400
 
@@ -49,20 +50,11 @@ def _folds(
     embeddings: Sequence[Float[Tensor, "_ dim"]],
     fresh: Callable[[], OwnGaussian | TiedGaussian],
 ) -> list[tuple[Int[Tensor, " held"], Float[Tensor, "held adapter"]]]:
-    """(owner, scores) per fold; adapters with too few samples to spare are never held out."""
-    out = []
-    for fold in range(FOLDS):
-        kept, held, owner = [], [], []
-        for i, samples in enumerate(embeddings):
-            mask = torch.arange(len(samples)) % FOLDS == fold
-            if len(samples) - int(mask.sum()) < MIN_SAMPLES:
-                mask[:] = False
-            kept.append(samples[~mask])
-            held.append(samples[mask])
-            owner += [i] * int(mask.sum())
-        if owner:
-            out.append((torch.tensor(owner), fresh().fit(kept).score(torch.cat(held))))
-    return out
+    """(owner, scores) per fold."""
+    return [
+        (owner, fresh().fit([own.embeddings for own in kept]).score(held.embeddings))
+        for kept, held, owner in folds([Features(own) for own in embeddings])
+    ]
 
 
 def choose_ridge(

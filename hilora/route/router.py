@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import select, sign_sizes
+from hilora.route.features import Features
 from hilora.route.gaussian import COVARIANCES, OwnGaussian, TiedGaussian
 from hilora.route.ridge import RIDGE, held_out_scores
 from hilora.types import Route
@@ -36,6 +37,48 @@ class Query:
 
 
 @runtime_checkable
+class Known(Protocol):
+    """What a router may learn from: a pool, or `Collection`."""
+
+    @property
+    def ridge(self) -> float:
+        """Of the own-covariance Gaussian, chosen on the samples."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, float] | None:
+        """Of the witnesses of `experts`, fitted on the samples; None if they have not been."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def samples(self) -> Sequence[Features]:
+        """Each adapter's samples, in the pool's order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Samples by adapter that lie in no pool."""
+
+    held: Sequence[Features]
+    ridge: float = RIDGE
+    weights: Mapping[str, float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def samples(self) -> Sequence[Features]:
+        """Each adapter's samples."""
+        return self.held
+
+
+def embeddings_of(known: Known) -> list[Float[Tensor, "_ dim"]]:
+    """The embeddings of each adapter's samples."""
+    return [own.embeddings for own in known.samples()]
+
+
+@runtime_checkable
 class Router(Protocol):
     """One call from query to route.
 
@@ -47,8 +90,8 @@ class Router(Protocol):
     needs_embedding: bool
     seen_above_: float | None
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Router:
-        """Learn from the samples of each adapter, in the pool's order."""
+    def fit(self, known: Known) -> Router:
+        """Learn from the samples of each adapter."""
         ...
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
@@ -76,6 +119,7 @@ class Gaussian:
     needs_embedding: bool = field(default=True, init=False)
 
     model_: OwnGaussian | TiedGaussian = field(init=False)
+    ridge_: float = field(init=False, default=RIDGE)
     seen_above_: float | None = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
@@ -92,8 +136,11 @@ class Gaussian:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
         self._fresh()  # refuses a ridge or a shrinkage that makes no sense
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Gaussian:
+    def fit(self, known: Known) -> Gaussian:
         """Fit one Gaussian per adapter."""
+        embeddings = embeddings_of(known)
+        if self.ridge is None:
+            self.ridge_ = known.ridge
         self.model_ = self._fresh().fit(embeddings)
         self.seen_above_ = 0.0
         if self.covariance == "tied":
@@ -103,7 +150,7 @@ class Gaussian:
 
     def _fresh(self) -> OwnGaussian | TiedGaussian:
         if self.covariance == "own":
-            return OwnGaussian(RIDGE if self.ridge is None else self.ridge)
+            return OwnGaussian(self.ridge_ if self.ridge is None else self.ridge)
         return TiedGaussian(self.shrinkage)
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from hilora.route.candidates import select
-from hilora.route.router import Query
+from hilora.route.router import Known, Query
 from hilora.types import Route
 
 
@@ -21,7 +20,7 @@ class Everyone:
     needs_embedding: bool = field(default=False, init=False)
     seen_above_: float | None = field(default=None, init=False)
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Everyone:
+    def fit(self, known: Known) -> Everyone:
         """Nothing to learn."""
         return self
 

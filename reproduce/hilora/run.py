@@ -9,6 +9,8 @@ Run again to resume; --only names one of the runs:
     within     the same rows in halves of every cluster at once, all methods
     nli        Table 1, Fig. 1: the NLI cluster alone in halves, all methods
     gamma      Fig. 6: gamma 20 to 100 %
+    choose     what hilora-plus is made of; first halves of the rows, which no table uses
+    broad      the same for prompts of unseen clusters
     ablation   criterion, variance factor, k, covariance, allocation
 """
 
@@ -51,7 +53,25 @@ ABLATIONS = (
     "hilora-roc:criterion=contribution",
     "hilora-roc:k=8",
 )
+CHOICES = (
+    "hilora",
+    "hilora-gs",
+    "hilora-plus",
+    "mixture",
+    "ensemble",
+    "arrow",
+    "hilora-plus:k=1",
+    "hilora-plus:k=8:floor=0.01",
+    "hilora-plus:gamma=0.4",
+)
+BROAD = (
+    "hilora-plus:k=8:floor=0:temperature=3",
+    "hilora-plus:k=16:floor=0:temperature=6",
+    "hilora-plus:k=50:floor=0:temperature=12",
+)
 RUNS = (
+    Run("choose", ["within"], ("base", "oracle", *CHOICES), VAL, per_task=6, part="first", halves=2),
+    Run("broad", ["cross"], ("base", "oracle", *BROAD, *CHOICES[:-1]), VAL, per_task=6, part="first"),
     Run("cross", ["cross"], METHODS, VAL, per_task=50),
     Run("iid", ["iid"], METHODS, VAL, per_task=20),
     Run("within", ["within"], METHODS, VAL, per_task=13),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from hilora.evaluate.routing import (
 )
 from hilora.evaluate.statistics import resamples, task_seed
 from hilora.route.embed import Embedder
+from hilora.route.experts import Experts
+from hilora.route.features import Features, Terms, hash_terms
 
 Texts = dict[str, list[str]]
 
@@ -43,17 +46,39 @@ def made_up(count: int, seed: int, num_tasks: int = 10) -> Texts:
     }
 
 
-def cosine(samples: list[np.ndarray], z: np.ndarray, settings: dict[str, float]) -> list[float]:
-    means = [part.mean(0) for part in samples]
+def fewer(texts: list[str]) -> Terms:
+    """The first character buckets only: a covariance of all of them takes a second to factor."""
+    terms = hash_terms(texts)
+    return Terms(terms.characters[:, :64].contiguous(), terms.phrases, terms.text)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hilora.evaluate.routing.hash_terms", fewer)
+
+
+def looked_at(texts: list[str], embedder: Any) -> Features:
+    return Features(embedder(texts), fewer(texts))
+
+
+def numbers(samples: list[Features]) -> list[np.ndarray]:
+    return [own.embeddings.double().numpy() for own in samples]
+
+
+def cosine(known: list[Features], prompt: Features, settings: dict[str, Any]) -> list[float]:
+    (z,) = prompt.embeddings.double().numpy()
+    means = [part.mean(0) for part in numbers(known)]
     return [float(mean @ z / np.linalg.norm(mean) / np.linalg.norm(z)) for mean in means]
 
 
-def own(samples: list[np.ndarray], z: np.ndarray, settings: dict[str, float]) -> list[float]:
+def own(known: list[Features], prompt: Features, settings: dict[str, Any]) -> list[float]:
+    (z,) = prompt.embeddings.double().numpy()
     ridge = settings["ridge"] * np.eye(len(z))
-    return [multivariate_normal.logpdf(z, part.mean(0), np.cov(part.T) + ridge) for part in samples]
+    return [multivariate_normal.logpdf(z, part.mean(0), np.cov(part.T) + ridge) for part in numbers(known)]
 
 
-def tied(samples: list[np.ndarray], z: np.ndarray, settings: dict[str, float]) -> list[float]:
+def tied(known: list[Features], prompt: Features, settings: dict[str, Any]) -> list[float]:
+    (z,), samples = prompt.embeddings.double().numpy(), numbers(known)
     centred = np.concatenate([part - part.mean(0) for part in samples])
     pooled = centred.T @ centred / (len(centred) - len(samples))
     a = settings["shrinkage"]
@@ -61,7 +86,18 @@ def tied(samples: list[np.ndarray], z: np.ndarray, settings: dict[str, float]) -
     return [multivariate_normal.logpdf(z, part.mean(0), pooled) for part in samples]
 
 
-SCORES: dict[str, Callable[..., list[float]]] = {"cosine": cosine, "own": own, "tied": tied}
+def experts(known: list[Features], prompt: Features, settings: dict[str, Any]) -> list[float]:
+    """Its own formulas have tests of their own; here, that the stated weights on these samples give the ranks."""
+    found: list[float] = fitted(tuple(known), tuple(settings["weights"].items())).score(prompt)[0].tolist()
+    return found
+
+
+@cache
+def fitted(known: tuple[Features, ...], weights: tuple[tuple[str, float], ...]) -> Experts:
+    return Experts(dict(weights)).fit(known)
+
+
+SCORES: dict[str, Callable[..., list[float]]] = {"cosine": cosine, "own": own, "tied": tied, "experts": experts}
 
 
 @pytest.fixture
@@ -85,11 +121,11 @@ def test_top_k_is_the_share_of_prompts_with_fewer_than_k_better_adapters(method:
     samples, test = made_up(12, 1), made_up(7, 2)
     found = evaluate_routing(samples, test, [method], embedder)[method]
     names = list(samples)
-    vectors = [embedder(samples[name]).double().numpy() for name in names]
+    known = [looked_at(samples[name], embedder) for name in names]
     hits: dict[str, list[list[bool]]] = {}
     for task, prompts in test.items():
-        for z in embedder(prompts).double().numpy():
-            scores = SCORES[method](vectors, z, found["settings"])
+        for prompt in prompts:
+            scores = SCORES[method](known, looked_at([prompt], embedder), found["settings"])
             better = sum(score > scores[names.index(task)] for score in scores)
             hits.setdefault(task, []).append([better < k for k in TOPS])
     flat = [row for rows in hits.values() for row in rows]
@@ -179,7 +215,7 @@ def test_what_cannot_be_measured_is_refused(embedder: Any, tiny: Any) -> None:
         evaluate_routing(samples, test, [], embedder)
     with pytest.raises(InputError, match="'c' have no adapter to find: no samples for c, d"):
         evaluate_routing(samples, {**test, "d": ["x"], "c": ["x"]}, ["cosine"], embedder)
-    for method in ("own", "tied"):
+    for method in ("own", "tied", "experts", "hilora-plus"):
         with pytest.raises(InputError, match=r"'b' has 1 sample"):
             evaluate_routing(samples, test, [method], embedder)
     assert evaluate_routing(samples, test, ["cosine"], embedder)["cosine"]["top1"] == 1.0  # a mean of one is one

@@ -25,6 +25,9 @@ HEADER = {"setup": "test", "adapters": {"alpha": "1"}, "seed": 0}
 Run = Callable[..., list[dict[str, Any]]]
 
 
+pytestmark = pytest.mark.usefixtures("quick_tuning")
+
+
 @pytest.fixture
 def world(shared_pool: Any) -> tuple[Any, Pool]:
     made: tuple[Any, Pool] = shared_pool("llama")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from hilora import HiLoRA, Planner, get_method
 from hilora.errors import HiloraError, InputError, PoolError, UnknownNameError
@@ -26,6 +28,8 @@ from hilora.fingerprint import describe_model
 from hilora.planner import describe_embedder
 from hilora.pool import Pool, store
 from hilora.pool.view import EmbedderInfo, PoolView
+from hilora.route.experts import WEIGHTS, fit_weights
+from hilora.route.features import Features, hash_terms
 
 TASKS = ["alpha", "beta", "gamma", "delta"]
 Add = Callable[..., Any]
@@ -76,6 +80,12 @@ def problems(pool: Pool) -> list[str]:
     return [problem for _, problem in pool.check() if problem]
 
 
+def chosen(monkeypatch: pytest.MonkeyPatch, ridge: float = 2e-3, **weights: float) -> None:
+    """Let tuning choose these, and at once."""
+    monkeypatch.setattr("hilora.pool.pool.choose_ridge", lambda _: ridge)
+    monkeypatch.setattr("hilora.pool.pool.fit_weights", lambda _: WEIGHTS | weights)
+
+
 # --- what is kept -----------------------------------------------------------------------------------
 
 
@@ -87,7 +97,7 @@ def test_a_pool_keeps_embeddings_and_never_texts(pool: Pool, folder: Any, embedd
             assert word.encode() not in content, name
             assert word.encode("utf-16-le") not in content, name
     with safe_open(pool.path / "samples" / f"{entry.samples}.safetensors", "pt") as file:
-        assert list(file.keys()) == ["embeddings"]
+        assert sorted(file.keys()) == ["characters", "embeddings", "phrases", "phrases_of_text"]
         assert file.metadata() is None
         torch.testing.assert_close(file.get_tensor("embeddings"), embedder(texts))
 
@@ -99,7 +109,7 @@ def test_opening_reads_the_manifest_only(pool: Pool, add: Add) -> None:
     opened = Pool.open(pool.path)
     assert opened.names == ["a"]
     assert opened.entries == (entry,)
-    for read in (lambda: opened.factors(entry.hash), opened.embeddings, lambda: opened.base):
+    for read in (lambda: opened.factors(entry.hash), opened.samples, lambda: opened.base):
         with pytest.raises(PoolError) as caught:
             read()
         assert str(pool.path) in str(caught.value)
@@ -137,6 +147,125 @@ def test_a_pool_is_not_made_where_one_is(pool: Pool, add: Add, base: Any, embedd
     with pytest.raises(PoolError, match="holds a pool already"):
         Pool.create(pool.path, base[1], describe_embedder(embedder))
     assert contents(pool.path) == before
+
+
+# --- samples -------------------------------------------------------------------------------------------
+
+ODD = ["Is it?\n\nYes.", "\u00a7", "word " * 50, "\u0107ma \U0001f600", "twice twice", "twice twice"]
+
+
+def assert_same(found: Features, want: Features) -> None:
+    torch.testing.assert_close(found.embeddings, want.embeddings, rtol=0, atol=0)
+    assert (found.terms is None) == (want.terms is None)
+    if found.terms is not None and want.terms is not None:
+        for name in ("characters", "phrases", "text"):
+            one, other = getattr(found.terms, name), getattr(want.terms, name)
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("terms", [True, False])
+def test_samples_come_back_as_they_were_looked_at(terms: bool, pool: Pool, folder: Any, embedder: Any) -> None:
+    given = [" ", *ODD[:3], "", *ODD[3:]]  # blank lines are no samples
+    entry = pool.add("a", folder(0), given, embedder, terms=terms)
+    assert entry.num_samples == len(ODD)
+    want = Features(embedder(ODD), hash_terms(ODD) if terms else None)
+    for view in (pool, Pool.open(pool.path)):
+        (found,) = view.samples()
+        assert_same(found, want)
+    assert problems(pool) == []
+
+
+def test_samples_lie_in_the_pools_order_with_or_without_terms(pool: Pool, add: Add, tiny: Any, embedder: Any) -> None:
+    for seed, task in enumerate(TASKS):
+        add(pool, task, seed, task, terms=seed % 2 == 0)
+    for entry, found in zip(pool.entries, pool.samples(), strict=True):
+        seed = TASKS.index(entry.name)
+        texts = tiny.texts(entry.name, 8, seed)
+        assert_same(found, Features(embedder(texts), None if seed % 2 else hash_terms(texts)))
+
+
+def test_samples_without_terms_have_the_content_hash_that_they_always_had(
+    pool: Pool, folder: Any, embedder: Any
+) -> None:
+    """Pools that were made before terms were kept stay whole."""
+    vectors = embedder(ODD)
+    want = hashlib.sha256(repr(tuple(vectors.shape)).encode() + vectors.numpy().tobytes()).hexdigest()
+    assert pool.add("a", folder(0), ODD, embedder, terms=False).samples == want
+    with safe_open(pool.path / "samples" / f"{want}.safetensors", "pt") as file:
+        assert list(file.keys()) == ["embeddings"]
+
+
+def test_samples_of_another_wording_are_another_content(pool: Pool, folder: Any) -> None:
+    def alike(texts: Any) -> Any:
+        return torch.eye(24)[: len(texts)]
+
+    lists = [ODD, [*ODD[:-1], "twice twice."], ["word " * 50, *ODD[:2], *ODD[3:]]]
+    found = [pool.add(f"a{i}", folder(0), texts, alike).samples for i, texts in enumerate(lists)]
+    found += [pool.add("b", folder(0), ODD, alike, terms=False).samples]
+    assert len(set(found)) == 4
+    assert pool.add("again", folder(0), ODD, alike).samples == found[0]
+
+
+@pytest.mark.parametrize("lost", ["embeddings", "phrases", "phrases_of_text"])
+def test_a_samples_file_that_lacks_a_part_is_damaged(lost: str, pool: Pool, add: Add) -> None:
+    path = pool.path / "samples" / f"{add(pool, 'bad').samples}.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if name != lost}, path)
+    with pytest.raises(PoolError, match="hilora pool check"):
+        pool.samples()
+    assert lost in problems(pool)[0]
+
+
+def test_tuning_stores_the_weights_that_the_samples_give(pool: Pool, add: Add, embedder: Any) -> None:
+    for seed, task in enumerate(["alpha", "alpha", "beta"]):  # two that are hard to tell apart
+        add(pool, f"a{seed}", seed, task, terms=False)
+    assert pool.weights is None
+    assert Pool.open(pool.path).weights is None
+    pool.tune()
+    manifest = json.loads((pool.path / "pool.json").read_text())
+    want = fit_weights(pool.samples())
+    assert manifest["weights"] == pool.weights == Pool.open(pool.path).weights == want
+    assert want != WEIGHTS
+    planner = Planner(Pool.open(pool.path), get_method("hilora-plus"), embedder)
+    assert planner.method.router.model_.weights_ == want  # type: ignore[union-attr]
+
+
+def test_weights_last_through_other_changes_until_the_pool_is_tuned_again(
+    pool: Pool, add: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(6):
+        add(pool, f"a{seed}", seed)
+    chosen(monkeypatch, 2e-3, phrases=0.5)
+    pool.tune()
+    chosen(monkeypatch, 3e-3, phrases=0.7)
+    add(pool, "new", 7)
+    pool.enable("a1", False)
+    pool.tune()  # a seventh of seven is no quarter
+    assert (pool.ridge, pool.weights, pool.tuned_on) == (2e-3, WEIGHTS | {"phrases": 0.5}, 6)
+    add(pool, "newer", 8)
+    pool.tune()
+    assert (pool.ridge, pool.weights, pool.tuned_on) == (3e-3, WEIGHTS | {"phrases": 0.7}, 8)
+    assert (Pool.open(pool.path).ridge, Pool.open(pool.path).weights) == (pool.ridge, pool.weights)
+
+
+def test_a_manifest_from_before_there_were_weights_opens_and_routes(
+    pool: Pool, add: Add, tiny: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, task in enumerate(TASKS):
+        add(pool, task, seed, task, terms=False)
+    path = pool.path / "pool.json"
+    manifest = json.loads(path.read_text())
+    del manifest["weights"]
+    path.write_text(json.dumps(manifest))
+    opened = Pool.open(pool.path)
+    assert opened.weights is None
+    assert opened.names == pool.names
+    planner = Planner(opened, get_method("hilora-plus"), embedder)
+    for task in TASKS:
+        assert planner.explain(planner.route(tiny.texts(task, 1, 99)))[0][0].name == task
+    chosen(monkeypatch)
+    opened.tune(always=True)
+    assert Pool.open(pool.path).weights == WEIGHTS
 
 
 # --- order, names, contents ---------------------------------------------------------------------------
@@ -234,7 +363,7 @@ def test_a_view_keeps_what_it_opened_until_it_reloads(pool: Pool, add: Add) -> N
     writer.enable("c", False)
     add(writer, "d", 8)
     assert (view.entries, view.version) == (kept, version)
-    assert len(view.embeddings()) == 3
+    assert len(view.samples()) == 3
     for content, factors in weights.items():
         for site, pair in view.factors(content).items():
             assert all(torch.equal(x, y) for x, y in zip(pair, factors[site], strict=True))
@@ -335,8 +464,9 @@ def test_reembedding_while_another_adds_is_refused_clearly(
 
 
 def test_reembedding_changes_embedder_and_embeddings_and_no_adapter(
-    pool: Pool, add: Add, tiny: Any, embedder: Any
+    pool: Pool, add: Add, tiny: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    chosen(monkeypatch)
     hashes = {add(pool, name, seed).hash for seed, name in enumerate("ab")}
     other = EmbedderInfo("other", embedder.dim, "embed", "1111")
     texts = {name: tiny.texts("gamma", 9, seed) for seed, name in enumerate("ab")}
@@ -344,9 +474,24 @@ def test_reembedding_changes_embedder_and_embeddings_and_no_adapter(
     opened = Pool.open(pool.path)
     assert opened.embedder == other
     assert {entry.hash for entry in opened.entries} == hashes
-    for entry, vectors in zip(opened.entries, opened.embeddings(), strict=True):
-        assert entry.num_samples == 9
-        torch.testing.assert_close(vectors, -embedder(texts[entry.name]))
+    for entry, own in zip(opened.entries, opened.samples(), strict=True):
+        assert entry.num_samples == len(own) == 9
+        torch.testing.assert_close(own.embeddings, -embedder(texts[entry.name]))
+
+
+def test_reembedding_keeps_terms_where_they_were_kept(
+    pool: Pool, add: Add, tiny: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen(monkeypatch)
+    for seed, name in enumerate("abc"):
+        add(pool, name, seed, terms=name != "b")
+    texts = {name: tiny.texts("gamma", 9, seed) for seed, name in enumerate("abc")}
+    pool.reembed(texts, EmbedderInfo("other", embedder.dim, "embed", "1111"), lambda batch: -embedder(batch))
+    opened = Pool.open(pool.path)
+    for entry, found in zip(opened.entries, opened.samples(), strict=True):
+        own = texts[entry.name]
+        assert_same(found, Features(-embedder(own), None if entry.name == "b" else hash_terms(own)))
+    assert problems(opened) == []
 
 
 def test_reembedding_without_the_samples_of_every_adapter_changes_nothing(
@@ -410,7 +555,7 @@ def test_a_change_that_the_disk_refuses_leaves_the_old_state(
 ) -> None:
     add(pool, "one", 0)
     add(pool, "two", 1)
-    monkeypatch.setattr("hilora.pool.pool.choose_ridge", lambda _: 2e-3)
+    chosen(monkeypatch)
     before = contents(pool.path)
     with monkeypatch.context() as patch:
         break_step(patch, step, code)
@@ -469,13 +614,13 @@ def test_after_a_failed_change_the_object_agrees_with_the_folder_and_the_change_
 ) -> None:
     add(pool, "one", 0)
     add(pool, "two", 1)
-    monkeypatch.setattr("hilora.pool.pool.choose_ridge", lambda _: 2e-3)
-    state = (pool.entries, pool.version, pool.ridge, pool.tuned_on, pool.embedder)
+    chosen(monkeypatch)
+    state = (pool.entries, pool.version, pool.ridge, pool.weights, pool.tuned_on, pool.embedder)
     with monkeypatch.context() as patch:
         break_step(patch, "manifest", errno.ENOSPC)
         with pytest.raises(PoolError):
             CHANGES[change](pool, add)
-    assert (pool.entries, pool.version, pool.ridge, pool.tuned_on, pool.embedder) == state
+    assert (pool.entries, pool.version, pool.ridge, pool.weights, pool.tuned_on, pool.embedder) == state
     CHANGES[change](pool, add)
 
 
@@ -492,7 +637,7 @@ def test_a_pool_on_a_read_only_disk_says_so(pool: Pool, add: Add, monkeypatch: p
         patch.setattr(os, "open", refuse)
         with pytest.raises(PoolError, match="read-only; copy the pool"):
             pool.remove("one")
-        assert len(Pool.open(pool.path).embeddings()) == 1  # reading goes on
+        assert len(Pool.open(pool.path).samples()) == 1  # reading goes on
     assert_as_before(pool.path, before)
 
 

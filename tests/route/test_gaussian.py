@@ -14,9 +14,10 @@ from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import select, sign_sizes
+from hilora.route.features import Features
 from hilora.route.gaussian import COVARIANCES, MIN_SAMPLES, OwnGaussian, TiedGaussian, check_samples
 from hilora.route.ridge import choose_ridge
-from hilora.route.router import Gaussian, Query
+from hilora.route.router import Collection, Gaussian, Query
 
 Draw = Callable[[int, int], Tensor]
 FORMS = [OwnGaussian(1e-2), TiedGaussian(0.2)]
@@ -37,6 +38,10 @@ def clusters(num_adapters: int, dim: int, noise: float, seed: int = 0) -> Draw:
 
 def all_of(draw: Draw, num_adapters: int, count: int) -> list[Tensor]:
     return [draw(adapter, count) for adapter in range(num_adapters)]
+
+
+def known(samples: list[Tensor], **options: float) -> Collection:
+    return Collection([Features(own) for own in samples], **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 1e-2, 0.3])
@@ -302,7 +307,7 @@ def test_a_ridge_or_shrinkage_that_is_no_variance_is_refused(covariance: str, op
 def test_top_keeps_the_k_best_scores(covariance: str, k: int) -> None:
     draw = clusters(5, 16, 1.0)
     samples, query = all_of(draw, 5, 12), torch.cat(all_of(draw, 5, 2))
-    router = Gaussian(covariance, "top", k, ridge=1e-2).fit(samples)
+    router = Gaussian(covariance, "top", k, ridge=1e-2).fit(known(samples))
     route = router(Query(["x"] * 10, query), torch.ones(10, 5, dtype=torch.bool))
     model = COVARIANCES[covariance](*([1e-2] if covariance == "own" else []))
     best = model.fit(samples).score(query).topk(min(k, 5), dim=1)
@@ -316,17 +321,28 @@ def test_an_adapter_that_is_not_allowed_has_no_part_in_a_route(covariance: str, 
     draw = clusters(6, 16, 1.0)
     samples, query = all_of(draw, 6, 12), torch.cat(all_of(draw, 6, 4))
     allowed = torch.tensor([True, False, True, True, False, True])
-    router = Gaussian(covariance, candidates, 4, ridge=1e-2).fit(samples)
+    router = Gaussian(covariance, candidates, 4, ridge=1e-2).fit(known(samples))
     route = router(Query(["x"] * 24, query), allowed.expand(24, -1))
     assert bool(allowed[route.ids[route.weights > 0]].all())
     # the scores of the allowed ones are what they are without the others
     assert torch.isfinite(route.scores[route.weights > 0]).all()
 
 
+def test_the_ridge_is_the_pools_unless_one_is_given() -> None:
+    draw = clusters(4, 16, 1.0)
+    samples, query = all_of(draw, 4, 12), torch.cat(all_of(draw, 4, 2))
+    for router, ridge in ((Gaussian(), 0.03), (Gaussian(ridge=0.2), 0.2)):
+        for pools in (0.5, 0.03):  # fitted anew, it takes the new pool's
+            router.fit(known(samples, ridge=pools))
+        want = OwnGaussian(ridge).fit(samples).score(query)
+        route = router(Query(["x"] * 8, query), torch.ones(8, 4, dtype=torch.bool))
+        assert torch.equal(route.scores[:, 0], want.max(1).values)
+
+
 def test_prompts_of_an_adapter_score_above_the_seen_threshold() -> None:
     """Tied scores: 5 % of the held-out samples lie below it; far-away prompts do."""
     draw = clusters(5, 32, 0.5)
-    router = Gaussian("tied", "top").fit(all_of(draw, 4, 20))
+    router = Gaussian("tied", "top").fit(known(all_of(draw, 4, 20)))
     assert router.seen_above_ is not None
     own = router.model_.score(torch.cat(all_of(draw, 4, 25))).max(1).values
     stranger = router.model_.score(draw(4, 25)).max(1).values

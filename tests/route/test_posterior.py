@@ -9,92 +9,138 @@ import torch
 from torch import Tensor
 
 from hilora.errors import InputError
-from hilora.route.posterior import GRID, TEMPERATURE, Posterior, fit_temperature
-from hilora.route.router import Query
+from hilora.route.experts import WEIGHTS, Experts, fit_weights
+from hilora.route.features import Features, hash_terms
+from hilora.route.posterior import Posterior
+from hilora.route.router import Collection, Query
 
 DIM, ADAPTERS = 16, 6
+WORDS = ["red", "green", "blue", "white", "black", "brown"]
+"""What the samples of each adapter mention, where they have words."""
 
 
-def tasks(samples: int, spread: float = 1.0, seed: int = 0) -> tuple[list[Tensor], Tensor]:
+def tasks(samples: int, spread: float = 1.0, seed: int = 0) -> tuple[list[Features], Tensor]:
     """Samples of Gaussian tasks around random centres, and the centres."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(ADAPTERS, DIM, generator=generator)
     noise = torch.randn(ADAPTERS, samples, DIM, generator=generator) * spread
-    return list(centres[:, None] + noise), centres
+    return [Features(own) for own in centres[:, None] + noise], centres
+
+
+def worded(samples: list[Features]) -> list[Features]:
+    """The same with words, as a pool keeps them."""
+    texts = [[f"a {word} thing, number {n}" for n in range(len(samples[0]))] for word in WORDS]
+    return [Features(own.embeddings, hash_terms(text)) for own, text in zip(samples, texts, strict=True)]
+
+
+def asked(embedding: Tensor, text: str = "x") -> Query:
+    return Query([text] * len(embedding), embedding)
 
 
 def everything(batch: int) -> Tensor:
     return torch.ones(batch, ADAPTERS, dtype=torch.bool)
 
 
-def test_weights_are_the_tempered_softmax_over_the_k_likeliest() -> None:
-    embeddings, _ = tasks(20)
-    router = Posterior(k=3, floor=0.0, temperature=4.0).fit(embeddings)
-    query = torch.randn(9, DIM, generator=torch.Generator().manual_seed(1))
-    route = router(Query(["x"] * 9, query), everything(9))
-    scores = router.model_.score(query)
-    for row in range(9):
-        logits = [float(s) * DIM / 4.0 for s in scores[row]]
-        best = sorted(range(ADAPTERS), key=lambda i: -logits[i])[:3]
-        total = sum(math.exp(logits[i]) for i in best)
+@pytest.mark.parametrize("terms", [True, False])
+def test_weights_are_the_softmax_of_the_experts_over_the_k_best(terms: bool) -> None:
+    samples = tasks(20)[0]
+    samples = worded(samples) if terms else samples
+    weights = {"meaning": 0.1, "spelling": 0.01, "phrases": 0.05}
+    router = Posterior(k=3, floor=0.0, terms=terms).fit(Collection(samples, weights=weights))
+    texts = [f"{word} or {other}?" for word in WORDS for other in ("blue", "pink")]
+    vectors = torch.randn(len(texts), DIM, generator=torch.Generator().manual_seed(1))
+    route = router(Query(texts, vectors), everything(len(texts)))
+    query = Features(vectors, hash_terms(texts) if terms else None)
+    scores = Experts(weights).fit(samples).score(query).double()
+    for row in range(len(texts)):
+        best = scores[row].argsort(descending=True)[:3].tolist()
+        total = sum(math.exp(scores[row, i]) for i in best)
+        whole = math.log(sum(math.exp(scores[row, i]) for i in range(ADAPTERS)))
         assert route.ids[row].tolist() == best
-        want = [math.exp(logits[i]) / total for i in best]
-        assert route.weights[row].tolist() == pytest.approx(want, rel=1e-4)
-        assert route.scores[row].tolist() == pytest.approx([float(scores[row, i]) for i in best])
+        want = [math.exp(scores[row, i]) / total for i in best]
+        assert route.weights[row].tolist() == pytest.approx(want, rel=1e-3)
+        assert route.scores[row].tolist() == pytest.approx([float(scores[row, i]) - whole for i in best], abs=1e-3)
 
 
-def test_the_fitted_temperature_predicts_how_often_the_best_is_right() -> None:
-    embeddings, centres = tasks(20, spread=1.6)
-    router = Posterior(k=ADAPTERS, floor=0.0).fit(embeddings)
+def test_the_best_weight_predicts_how_often_the_best_is_right() -> None:
+    samples, centres = tasks(20, spread=1.6)
+    router = Posterior(k=ADAPTERS, floor=0.0, terms=False).fit(Collection(samples))
     generator = torch.Generator().manual_seed(2)
     label = torch.randint(0, ADAPTERS, (2000,), generator=generator)
     query = centres[label] + 1.6 * torch.randn(2000, DIM, generator=generator)
-    route = router(Query(["x"] * 2000, query), everything(2000))
+    route = router(asked(query), everything(2000))
     right = (route.ids[:, 0] == label).double().mean()
+    assert 0.5 < right < 0.95
     assert abs(float(route.weights[:, 0].double().mean()) - float(right)) < 0.05
 
 
 def test_adapters_far_behind_the_best_are_left_out() -> None:
-    embeddings, centres = tasks(20, spread=0.3)
-    router = Posterior(k=4, floor=0.2).fit(embeddings)
+    samples, centres = tasks(20, spread=0.3)
+    router = Posterior(k=4, floor=0.2, terms=False).fit(Collection(samples))
     query = torch.cat([centres, (centres[:1] + centres[1:2]) / 2])
-    route = router(Query(["x"] * len(query), query), everything(len(query)))
+    route = router(asked(query), everything(len(query)))
     counts = (route.weights > 0).sum(1).tolist()
     assert counts[:ADAPTERS] == [1] * ADAPTERS
     assert all(float(w) >= 0.2 * float(row.max()) - 1e-6 for row in route.weights for w in row if w > 0)
 
 
+@pytest.mark.parametrize("floor", [0.02, 0.3, 1.0])
+def test_the_floor_is_a_share_of_the_best_that_is_allowed(floor: float) -> None:
+    samples = tasks(20, spread=1.6)[0]
+    query = torch.randn(30, DIM, generator=torch.Generator().manual_seed(1))
+    every = Posterior(k=ADAPTERS, floor=0.0, terms=False).fit(Collection(samples))(asked(query), everything(30))
+    allowed = everything(30)
+    allowed[torch.arange(30), every.ids[:, 0]] = False  # the likeliest of all is no measure then
+    weights = torch.zeros(30, ADAPTERS).scatter(1, every.ids, every.weights) * allowed
+    route = Posterior(k=ADAPTERS, floor=floor, terms=False).fit(Collection(samples))(asked(query), allowed)
+    for row in range(30):
+        want = {i for i in range(ADAPTERS) if weights[row, i] >= floor * weights[row].max()}
+        assert set(route.ids[row][route.weights[row] > 0].tolist()) == want
+        assert route.weights[row].sum() == pytest.approx(1)
+
+
 def test_masked_adapters_get_nothing_and_rows_do_not_touch_each_other() -> None:
-    embeddings, _ = tasks(20)
-    router = Posterior().fit(embeddings)
+    router = Posterior(terms=False).fit(Collection(tasks(20)[0]))
     query = torch.randn(8, DIM, generator=torch.Generator().manual_seed(3))
     allowed = torch.rand(8, ADAPTERS, generator=torch.Generator().manual_seed(4)) < 0.5
     allowed[0] = False
-    route = router(Query(["x"] * 8, query), allowed)
+    route = router(asked(query), allowed)
     for row in range(8):
         used = route.ids[row][route.weights[row] > 0]
         assert bool(allowed[row][used].all())
-        alone = router(Query(["x"], query[row : row + 1]), allowed[row : row + 1])
+        alone = router(asked(query[row : row + 1]), allowed[row : row + 1])
         assert used.tolist() == alone.ids[0][alone.weights[0] > 0].tolist()
         assert route.weights[row].sum() == pytest.approx(float(bool(allowed[row].any())))
 
 
-def test_the_temperature_maximises_the_held_out_likelihood() -> None:
-    generator = torch.Generator().manual_seed(5)
-    scores = torch.randn(400, ADAPTERS, generator=generator, dtype=torch.float64) * 30
-    true = 12.0
-    label = torch.multinomial(torch.softmax(scores / true, 1), 1, generator=generator)[:, 0]
-    found = fit_temperature(scores[torch.arange(400), label], scores)
-    assert 0.7 * true < found < 1.4 * true
+def test_words_decide_where_embeddings_say_nothing() -> None:
+    alike = [Features(own.embeddings - own.embeddings.mean(0)) for own in tasks(20)[0]]
+    query = torch.zeros(ADAPTERS, DIM)
+    texts = [f"a {word} thing" for word in WORDS]
+    for terms, held in ((True, worded(alike)), (True, alike), (False, worded(alike))):
+        known = Collection(held, weights={"meaning": 0.06, "spelling": 0.1, "phrases": 0.5})
+        route = Posterior(terms=terms, floor=0.0).fit(known)(Query(texts, query), everything(ADAPTERS))
+        if terms and held is not alike:
+            assert route.ids[:, 0].tolist() == list(range(ADAPTERS))
+            assert route.weights[:, 0].min() > 0.9
+        else:  # what is not kept, or not looked at, changes nothing
+            assert len(set(route.ids[:, 0].tolist())) == 1
+            assert route.weights[:, 0].max() < 0.5
+
+
+def test_weights_of_the_witnesses_come_with_a_pool_or_are_fitted() -> None:
+    samples = tasks(20)[0]
+    given = {"meaning": 0.5, "spelling": 0.1, "phrases": 0.2}
+    assert Posterior().fit(Collection(samples, weights=given)).model_.weights_ == given
+    assert Posterior().fit(Collection(samples)).model_.weights_ == fit_weights(samples) != WEIGHTS
 
 
 def test_too_few_samples_to_hold_out_take_the_default() -> None:
-    router = Posterior().fit([samples[:2] for samples in tasks(20)[0]])
-    assert router.temperature_ == TEMPERATURE
-    assert GRID[0] < TEMPERATURE < GRID[-1]
+    router = Posterior().fit(Collection([samples.take(torch.arange(2)) for samples in tasks(20)[0]]))
+    assert router.model_.weights_ == WEIGHTS
 
 
-@pytest.mark.parametrize("wrong", [{"k": 0}, {"floor": 2.0}, {"temperature": 0.0}, {"shrinkage": 0.0}])
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"floor": 2.0}, {"floor": -0.1}, {"floor": math.nan}])
 def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         Posterior(**wrong)  # type: ignore[arg-type]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from hilora.errors import InputError
+from hilora.route.features import Features
 from hilora.route.retriever import Retriever, Soup
-from hilora.route.router import Query
+from hilora.route.router import Collection, Query
 from hilora.types import Route
 
 DIM = 8
@@ -23,6 +24,10 @@ def embeddings() -> list[Tensor]:
 @pytest.fixture
 def query() -> Tensor:
     return torch.randn(7, DIM, generator=torch.Generator().manual_seed(1))
+
+
+def known(embeddings: list[Tensor]) -> Collection:
+    return Collection([Features(own) for own in embeddings])
 
 
 def everything(batch: int) -> Tensor:
@@ -41,7 +46,7 @@ def picked(route: Route, row: int) -> dict[int, float]:
 def test_the_k_nearest_mean_embeddings_are_retrieved_with_equal_weights(
     embeddings: list[Tensor], query: Tensor, k: int
 ) -> None:
-    route = Retriever(k).fit(embeddings)(Query(["x"] * 7, query), everything(7))
+    route = Retriever(k).fit(known(embeddings))(Query(["x"] * 7, query), everything(7))
     for row in range(7):
         scores = [cosine(query[row].double(), e.double().mean(0)) for e in embeddings]
         best = sorted(range(6), key=lambda i: -scores[i])[:k]
@@ -54,10 +59,10 @@ def test_the_k_nearest_mean_embeddings_are_retrieved_with_equal_weights(
 def test_each_row_retrieves_among_what_it_may_use(embeddings: list[Tensor], query: Tensor) -> None:
     allowed = torch.rand(7, 6, generator=torch.Generator().manual_seed(2)) < 0.5
     allowed[0], allowed[1] = False, True
-    route = Retriever(3).fit(embeddings)(Query(["x"] * 7, query), allowed)
+    route = Retriever(3).fit(known(embeddings))(Query(["x"] * 7, query), allowed)
     assert picked(route, 0) == {}
     for row in range(1, 7):
-        alone = Retriever(3).fit(embeddings)(Query(["x"], query[row : row + 1]), allowed[row : row + 1])
+        alone = Retriever(3).fit(known(embeddings))(Query(["x"], query[row : row + 1]), allowed[row : row + 1])
         assert picked(route, row) == pytest.approx(picked(alone, 0))
         assert len(picked(route, row)) == min(3, int(allowed[row].sum()))
         assert all(bool(allowed[row, i]) for i in picked(route, row))
@@ -66,7 +71,7 @@ def test_each_row_retrieves_among_what_it_may_use(embeddings: list[Tensor], quer
 def test_a_soup_is_one_set_for_all_rows_of_a_domain(embeddings: list[Tensor], query: Tensor) -> None:
     allowed = everything(7)
     allowed[4:, 2] = False  # the last three rows are another domain
-    route = Soup(2).fit(embeddings)(Query(["x"] * 7, query), allowed)
+    route = Soup(2).fit(known(embeddings))(Query(["x"] * 7, query), allowed)
     for rows in (range(4), range(4, 7)):
         mean = [
             sum(cosine(query[r].double(), e.double().mean(0)) for r in rows) / len(rows)

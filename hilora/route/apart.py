@@ -1,0 +1,84 @@
+"""Routing as if adapters that a row may not use did not exist; for measuring what a smaller pool would do.
+
+A mask keeps an adapter from being chosen, but what a router learned from its samples stays: a shared covariance, how
+rare an n-gram is, numbers tuned on the pool. Here each distinct mask gets a router of its own, fitted to the adapters
+that remain, and tuned to them where a pool that lost so many would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hilora.route.experts import fit_weights
+from hilora.route.features import Features
+from hilora.route.ridge import choose_ridge
+from hilora.route.router import Known, Query, Router
+from hilora.types import Route
+
+GROWTH = 1.25
+"""A pool is tuned again when it has grown or shrunk by this factor."""
+
+
+def has_grown(size: int, tuned_on: int) -> bool:
+    """Whether a pool has grown or shrunk so much that it is to be tuned again."""
+    return min(size, tuned_on) * GROWTH < max(size, tuned_on)
+
+
+class Remaining:
+    """Some of a pool's adapters, for a router to learn from."""
+
+    def __init__(self, known: Known, kept: Int[Tensor, " kept"]) -> None:
+        everyone = known.samples()
+        self.known, self.held = known, [everyone[i] for i in kept.tolist()]
+        self.tune = has_grown(len(self.held), len(known))
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def samples(self) -> Sequence[Features]:
+        """Each remaining adapter's samples."""
+        return self.held
+
+    @cached_property
+    def ridge(self) -> float:
+        """Chosen anew where the pool would."""
+        return choose_ridge([own.embeddings for own in self.held]) if self.tune else self.known.ridge
+
+    @cached_property
+    def weights(self) -> Mapping[str, float] | None:
+        """Fitted anew where the pool would."""
+        return fit_weights(self.held) if self.tune else self.known.weights
+
+
+def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
+    """Route each row by a router that has seen the samples of the row's allowed adapters only.
+
+    Args:
+        router: learns from embeddings; is left as it is.
+        known: what it learned from.
+        query: rows with embeddings.
+        allowed: adapters that each row may use.
+    """
+    masks, mask_of = torch.unique(allowed, dim=0, return_inverse=True)
+    parts = []
+    for number, mask in enumerate(masks):
+        rows, kept = (mask_of == number).nonzero()[:, 0], mask.nonzero()[:, 0]
+        if len(kept):
+            assert query.embedding is not None
+            some = Query([query.texts[row] for row in rows.tolist()], query.embedding[rows])
+            own = router if len(kept) == len(known) else deepcopy(router).fit(Remaining(known, kept))
+            route = own(some, torch.ones(len(rows), len(kept), dtype=torch.bool))
+            parts.append((rows, Route(kept[route.ids], route.scores, route.weights)))
+    width = max((route.ids.shape[1] for _, route in parts), default=1)
+    ids = torch.zeros(len(allowed), width, dtype=torch.long)
+    scores, weights = torch.zeros(len(allowed), width), torch.zeros(len(allowed), width)
+    for rows, route in parts:
+        size = route.ids.shape[1]
+        ids[rows, :size], scores[rows, :size], weights[rows, :size] = route.ids, route.scores, route.weights
+    return Route(ids, scores, weights)

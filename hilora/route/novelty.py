@@ -1,0 +1,37 @@
+"""Does any adapter here know such prompts? A score that falls when none does.
+
+The log posterior's softmax says which adapter fits best, not whether one fits: prompts of an unseen task have a best
+adapter too. What changes is its lead over the rest. The lead of a row is the score of its best adapter minus the mean
+score of all that it may use,
+
+    lead(x) = max_i s_i(x) - mean_i s_i(x),        s_i(x) = sum_v w_v log p_v(x | i),
+
+so that whatever makes a prompt unlikely under every adapter (its length, rare words) cancels. Samples that the
+statistics have not seen have leads, too; a prompt is called unseen where its lead is below all but a few of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+UNSEEN_SHARE = 0.05
+"""Share of held-out samples, of seen tasks all, that the threshold calls unseen."""
+
+
+def leads(
+    scores: Float[Tensor, "batch adapter"], allowed: Bool[Tensor, "batch adapter"] | None = None
+) -> Float[Tensor, " batch"]:
+    """How far the best adapter of each row is above the mean of those that the row may use; 0 where there is none."""
+    mask = torch.ones_like(scores, dtype=torch.bool) if allowed is None else allowed
+    best = scores.masked_fill(~mask, -torch.inf).max(1).values
+    mean = (scores * mask).sum(1) / mask.sum(1)
+    return (best - mean).nan_to_num(nan=0.0, neginf=0.0)
+
+
+def seen_above(held_out: Sequence[float]) -> float | None:
+    """The lead above which a prompt is called seen; None without held-out samples."""
+    return float(torch.tensor(held_out).quantile(UNSEEN_SHARE)) if len(held_out) else None
