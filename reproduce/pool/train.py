@@ -2,13 +2,16 @@
 
     python reproduce/pool/train.py --data FLAN_MINI --out runs/adapters
 
-FLAN_MINI holds train/<task>.jsonl with {"inputs", "targets"} lines. Finished adapters are kept; an
-interrupted one goes on at its last checkpoint. Two CPU cores take about 5 minutes
+FLAN_MINI holds train/<task>.jsonl with {"inputs", "targets"} lines. Finished adapters are kept unless their recipe
+was changed; an interrupted one goes on at its last checkpoint. Two CPU cores take about 5 minutes
 for each; `--compile` (needs a C++ compiler) makes that 4.
 """
 
 import argparse
+import json
+import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from hilora.models import load_base
@@ -22,12 +25,11 @@ from hilora.train.recipe import Recipe
 SHORT = Recipe(steps=100, max_tokens=224)
 LABEL = Recipe(steps=130, max_tokens=224)
 LONG = Recipe(steps=70, max_tokens=224)
+LONGER = Recipe(steps=300, max_tokens=224)
 RECIPES = {
     "sst2": Recipe(steps=90),
     "snli": Recipe(steps=150),
-    "mnli_matched": Recipe(steps=150, rank=16, alpha=32),
     "yelp_polarity_reviews": Recipe(steps=60, max_tokens=192),
-    "cola": Recipe(steps=90),
     "trec": Recipe(steps=80, rank=4, alpha=8),
     "common_gen": Recipe(steps=80),
     "arithmetic": Recipe(steps=120),
@@ -58,14 +60,11 @@ RECIPES = {
     "multi30k_fren": SHORT,
     "web_nlg_en": Recipe(steps=80, max_tokens=224, rank=16, alpha=32),
     "dart": SHORT,
-    "glue_mrpc": SHORT,
-    "rte": SHORT,
     "copa": LABEL,
     "social_i_qa": LABEL,
     "imdb_reviews": LONG,
     "natural_questions": SHORT,
     "openbookqa": LABEL,
-    "stsb": SHORT,
     "wic": LABEL,
     "yahoo_answers_topics": Recipe(steps=80, max_tokens=192),
     "dialogsum": LONG,
@@ -74,19 +73,26 @@ RECIPES = {
     "paws_wiki": SHORT,
     "mnli_mismatched": LABEL,
     "winogrande": LABEL,
-    "trivia_qa": SHORT,
-    "wmt14_enfr": SHORT,
-    "wmt16_translate_deen": SHORT,
-    "squad_v2": LONG,
-    "cosmos_qa": LONG,
     "piqa": SHORT,
     "hellaswag": LONG,
     "arc_challenge": SHORT,
+    "cosmos_qa": LONG,
+    "wmt14_enfr": SHORT,
+    "wmt16_translate_deen": SHORT,
     "multi30k_csen": SHORT,
+    "newstest_enes": SHORT,
+    "trivia_qa": SHORT,
+    "squad_v2": LONG,
+    # a second try, with more steps: the first was no better than the most frequent answer
+    "mnli_matched": Recipe(steps=350, rank=16, alpha=32, max_tokens=224),
+    "stsb": LONGER,
+    "cola": LONGER,
+    "rte": LONGER,
+    "glue_mrpc": LONGER,
+    # not trained yet
     "cb": LONG,
     "anli_r2": LONG,
     "anli_r3": LONG,
-    "newstest_enes": SHORT,
     "multirc": Recipe(steps=60, batch=8, max_tokens=352),
     "drop_contrast": Recipe(steps=60, batch=8, max_tokens=352),
 }
@@ -103,8 +109,13 @@ def main() -> None:
     model, tokenizer = load_base("smollm2-135m")
     for task in args.tasks:
         if (args.out / task).exists():
-            print(f"{task}: done before", flush=True)
-            continue
+            if json.loads((args.out / task / "recipe.json").read_text()) == json.loads(
+                json.dumps(asdict(RECIPES[task]))
+            ):
+                print(f"{task}: done before", flush=True)
+                continue
+            shutil.rmtree(args.out / task)
+            print(f"{task}: once more, by its new recipe", flush=True)
         start = time.perf_counter()
 
         def log(step: int, loss: float, speed: float, task: str = task) -> None:
