@@ -1,0 +1,1 @@
+"""What a pool's routing statistics promise, and what they keep of it."""
