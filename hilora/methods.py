@@ -125,12 +125,14 @@ def hilora_plus(
     k: int = 3,
     floor: float = 0.1,
     terms: bool = True,
-    temperature: float = 1.0,
+    candidates: str = "top",
+    alpha: float = 0.05,
+    unseen: str = "broad",
     criterion: str = "contribution",
 ) -> Method:
     """HiLoRA with a calibrated posterior: likely adapters weighted by probability, canonical ROCs by contribution."""
     _check_gamma(gamma)
-    router = Posterior(k, floor, terms, temperature)
+    router = Posterior(k, floor, terms, candidates, alpha, unseen)
     return Method("hilora-plus", router, TopRocs(criterion, weighted=True), gamma, canonical=True)
 
 

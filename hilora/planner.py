@@ -149,7 +149,8 @@ class Planner:
                 if weight > 0:
                     entry, score = routed.source.entries[adapter], float(route.scores[row, i])
                     rocs = int(plan.rocs[place, column[adapter]])
-                    seen = None if threshold is None else score > threshold
+                    fit = score if route.leads is None else float(route.leads[row])
+                    seen = None if threshold is None else fit > threshold
                     found.append(Choice(entry.name, score, weight, rocs, entry.rank, seen))
             out.append(tuple(found))
         return out
@@ -202,7 +203,7 @@ def _merge_rows(route: Route, merged: Merged) -> Route:
         members = tuple(sorted(route.ids[row][chosen[row]].tolist()))
         if members:
             ids[row, 0] = merged.position(members)
-    return Route(ids, route.scores[:, :1], chosen.any(1, keepdim=True).float())
+    return Route(ids, route.scores[:, :1], chosen.any(1, keepdim=True).float(), route.leads)
 
 
 def describe_embedder(embedder: Embedder) -> EmbedderInfo:

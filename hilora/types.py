@@ -81,11 +81,13 @@ class Route:
         ids: (batch, candidate) positions in the pool.
         scores: (batch, candidate) fp32, higher is better.
         weights: (batch, candidate) fp32, sums to 1 in a row; 0 = padding.
+        leads: (batch,) how far the best adapter is above the rest; None where scores speak for themselves.
     """
 
     ids: Int[Tensor, "batch candidate"]
     scores: Float[Tensor, "batch candidate"]
     weights: Float[Tensor, "batch candidate"]
+    leads: Float[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hilora.fingerprint import describe_model
 from hilora.planner import describe_embedder
 from hilora.pool.pool import Pool
 from hilora.route.embed import Embedder
-from hilora.route.experts import WEIGHTS
+from hilora.route.experts import WEIGHTS, Calibration
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
@@ -174,7 +174,7 @@ def make_pool(path: Path, kind: str, model: Any, embedder: FakeEmbedder, tasks: 
 def default_weights(patch: pytest.MonkeyPatch) -> None:
     """Pools are tuned to the default weights of the witnesses, at once; fitting them takes seconds."""
     for place in ("hilora.pool.pool", "hilora.route.apart"):
-        patch.setattr(f"{place}.fit_weights", lambda samples: dict(WEIGHTS))
+        patch.setattr(f"{place}.calibrate", lambda samples: Calibration(dict(WEIGHTS)))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from hilora.pool import store
 from hilora.pool.peft import content_hash, read_adapter
 from hilora.pool.view import EmbedderInfo, Entry, PoolView
 from hilora.route.apart import has_grown
-from hilora.route.experts import fit_weights
+from hilora.route.experts import Calibration, calibrate
 from hilora.route.features import Features, hash_terms
 from hilora.route.gaussian import check_samples
 from hilora.route.ridge import RIDGE, choose_ridge
@@ -40,7 +40,7 @@ class _Draft:
     entries: dict[str, Entry]
     embedder: EmbedderInfo
     ridge: float
-    weights: Mapping[str, float] | None
+    calibration: Calibration | None
     tuned_on: int
 
     def manifest(self, version: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class _Draft:
             "version": version,
             "embedder": asdict(self.embedder),
             "ridge": self.ridge,
-            "weights": self.weights,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
             "tuned_on": self.tuned_on,
             "adapters": [asdict(entry) for entry in entries],
         }
@@ -88,7 +88,8 @@ class Pool(PoolView):
 
         with store.explained(f"change the pool {self.path}"), FileLock(self.path / ".lock"):
             self.reload()
-            draft = _Draft({e.name: e for e in self.entries}, self.embedder, self.ridge, self.weights, self.tuned_on)
+            entries = {entry.name: entry for entry in self.entries}
+            draft = _Draft(entries, self.embedder, self.ridge, self.calibration, self.tuned_on)
             yield draft
             manifest = draft.manifest(self.version + 1)
             store.write_manifest(self.path, manifest)
@@ -190,12 +191,12 @@ class Pool(PoolView):
             return store.prune(self.path, used)
 
     def tune(self, *, always: bool = False) -> float:
-        """Choose ridge and weights on the samples again, if the pool has grown or shrunk by a quarter since."""
+        """Choose ridge and calibration on the samples again, if the pool has grown or shrunk by a quarter since."""
         if always or has_grown(len(self), self.tuned_on):
             samples = self.samples()
-            ridge, weights = choose_ridge([own.embeddings for own in samples]), fit_weights(samples)
+            ridge, found = choose_ridge([own.embeddings for own in samples]), calibrate(samples)
             with self._edit() as draft:
-                draft.ridge, draft.weights, draft.tuned_on = ridge, weights, len(draft.entries)
+                draft.ridge, draft.calibration, draft.tuned_on = ridge, found, len(draft.entries)
         return self.ridge
 
     def reembed(self, samples: Mapping[str, Sequence[str]], embedder: EmbedderInfo, embed: Embed) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hilora.errors import MismatchError, PoolError, UnknownNameError
 from hilora.fingerprint import BaseInfo
 from hilora.pool import store
+from hilora.route.experts import Calibration
 from hilora.route.features import Features, Terms
 from hilora.types import Factors
 
@@ -69,7 +70,7 @@ class PoolView:
         entries: the adapters, ordered by content hash (so that the order of adding changes nothing).
         embedder: what its samples were embedded with.
         ridge: for the own-covariance Gaussian, chosen on the samples.
-        weights: of the witnesses of `route.experts`, fitted on the samples; None before the first tuning.
+        calibration: of the scores of `route.experts`, from the samples; None before the first tuning.
         version: counts the changes.
     """
 
@@ -84,7 +85,8 @@ class PoolView:
             self._positions = {entry.name: i for i, entry in enumerate(self.entries)}
             self.embedder = EmbedderInfo(**manifest["embedder"])
             self.ridge = float(manifest["ridge"])
-            self.weights: Mapping[str, float] | None = manifest.get("weights")
+            found = manifest.get("calibration")
+            self.calibration = None if found is None else Calibration(**found)
             self.tuned_on = int(manifest["tuned_on"])
             self.version = int(manifest["version"])
         except (KeyError, TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ that remain, and tuned to them where a pool that lost so many would be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hilora.route.experts import fit_weights
+from hilora.route.experts import Calibration, calibrate
 from hilora.route.features import Features
 from hilora.route.ridge import choose_ridge
 from hilora.route.router import Known, Query, Router
@@ -51,9 +51,9 @@ class Remaining:
         return choose_ridge([own.embeddings for own in self.held]) if self.tune else self.known.ridge
 
     @cached_property
-    def weights(self) -> Mapping[str, float] | None:
-        """Fitted anew where the pool would."""
-        return fit_weights(self.held) if self.tune else self.known.weights
+    def calibration(self) -> Calibration | None:
+        """Worked out anew where the pool would."""
+        return calibrate(self.held) if self.tune else self.known.calibration
 
 
 def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
@@ -74,11 +74,14 @@ def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor
             some = Query([query.texts[row] for row in rows.tolist()], query.embedding[rows])
             own = router if len(kept) == len(known) else deepcopy(router).fit(Remaining(known, kept))
             route = own(some, torch.ones(len(rows), len(kept), dtype=torch.bool))
-            parts.append((rows, Route(kept[route.ids], route.scores, route.weights)))
+            parts.append((rows, Route(kept[route.ids], route.scores, route.weights, route.leads)))
     width = max((route.ids.shape[1] for _, route in parts), default=1)
     ids = torch.zeros(len(allowed), width, dtype=torch.long)
     scores, weights = torch.zeros(len(allowed), width), torch.zeros(len(allowed), width)
+    leads = torch.zeros(len(allowed)) if any(route.leads is not None for _, route in parts) else None
     for rows, route in parts:
         size = route.ids.shape[1]
         ids[rows, :size], scores[rows, :size], weights[rows, :size] = route.ids, route.scores, route.weights
-    return Route(ids, scores, weights)
+        if leads is not None and route.leads is not None:
+            leads[rows] = route.leads
+    return Route(ids, scores, weights, leads)

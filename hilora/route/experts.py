@@ -24,9 +24,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hilora.route.conformal import own_surprises
 from hilora.route.crossfit import folds
 from hilora.route.features import Features, Terms, spans
 from hilora.route.gaussian import TiedGaussian
+from hilora.route.novelty import leads, seen_above
 
 SHRINKAGE = 0.3
 """Of the tied covariance of the embeddings; by cross-validation on the samples of the 48 tasks of RAMoLE."""
@@ -36,6 +38,8 @@ WEIGHTS = {"meaning": 0.06, "spelling": 0.015, "phrases": 0.012}
 """Where nothing can be held out; near what is fitted for 20 samples per adapter."""
 MOST_ADAPTERS = 200
 """The weights of larger pools are fitted on so many of their adapters, spread over the pool."""
+MOST_SURPRISES = 1000
+"""A pool keeps at most so many, evenly taken."""
 
 
 class Witness(Protocol):
@@ -206,12 +210,50 @@ def witness_scores(
     return torch.cat(owners), {name: torch.cat(rows) for name, rows in scores.items()}
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What the samples of a pool say about the scores of prompts that nothing was fitted on.
+
+    Attributes:
+        weights: of the witnesses.
+        surprises: -log posterior of held-out samples' own adapters, for conformal sets (`conformal`).
+        seen_above: the lead of the best adapter above which a prompt is called seen (`novelty`); None if unknown.
+    """
+
+    weights: Mapping[str, float]
+    surprises: Sequence[float] = ()
+    seen_above: float | None = None
+
+
+def calibrate(samples: Sequence[Features], terms: bool = True) -> Calibration:
+    """Weights, surprises and the seen threshold from the samples alone, cross-fitted.
+
+    Large pools are judged on `MOST_ADAPTERS` of their adapters: their surprises are then those of a smaller pool.
+    """
+    some = samples[:: -(-len(samples) // MOST_ADAPTERS)]
+    owner, scores = witness_scores(some, terms)
+    if not scores or len(samples) < 2:
+        return Calibration(dict(WEIGHTS))
+    weights = _fit(owner, scores)
+    posterior = sum_scores(scores, weights)
+    surprise = own_surprises(posterior, owner)[:: -(-len(owner) // MOST_SURPRISES)]
+    return Calibration(weights, [round(s, 4) for s in surprise.tolist()], seen_above(leads(posterior).tolist()))
+
+
+def sum_scores(
+    scores: Mapping[str, Float[Tensor, "text adapter"]], weights: Mapping[str, float]
+) -> Float[Tensor, "text adapter"]:
+    """The weighted sum of the witnesses' log-likelihoods."""
+    return torch.stack([score * weights[name] for name, score in scores.items()]).sum(0)
+
+
 def fit_weights(samples: Sequence[Features], terms: bool = True) -> dict[str, float]:
     """The weights that make held-out samples' own adapters likeliest; `WEIGHTS` where nothing can be held out."""
-    stride = -(-len(samples) // MOST_ADAPTERS)
-    owner, scores = witness_scores(samples[::stride], terms)
-    if not scores or len(samples) < 2:
-        return dict(WEIGHTS)
+    return dict(calibrate(samples, terms).weights)
+
+
+def _fit(owner: Tensor, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """The witnesses' weights from what they say of held-out samples."""
     names = list(scores)
     stacked = torch.stack([scores[name].double() for name in names], dim=2)  # (held, adapter, witness)
     stacked = stacked - stacked.max(1, keepdim=True).values

@@ -3,42 +3,58 @@
 The weighted product of witnesses (`experts`) is a calibrated log posterior: w_i(x) = softmax_i(log p(x | i)). A
 composer that weighs outputs by w is the posterior mean of the adapters' outputs: the right adapter alone where the
 prompt is clear, a mixture of likely ones where it is not. A part of `hilora-plus`, not in the papers.
+
+A prompt that no adapter knows (`novelty`) has no right adapter to find. What then serves best is broad: more
+adapters, with weights nearer to each other, so that what they share (how to answer an instruction) adds up and what
+each knows of its own task does not.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hilora.errors import InputError
+from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import select
-from hilora.route.experts import Experts
+from hilora.route.conformal import conformal_sizes, threshold
+from hilora.route.experts import Experts, calibrate
 from hilora.route.features import Features, hash_terms
+from hilora.route.novelty import leads
 from hilora.route.router import Known, Query
 from hilora.types import Route
+
+CANDIDATES = ("top", "conformal")
+UNSEEN = ("broad", "base", "same")
+BROAD_K = 8
+BROAD_TEMPERATURE = 3.0
 
 
 @dataclass
 class Posterior:
-    """The k likeliest adapters, weighted by their calibrated probability.
+    """Likely adapters, weighted by their calibrated probability.
 
     Args:
-        k: at most so many adapters per row.
-        floor: adapters below this share of the best one's weight are left out.
+        k: at most so many adapters per row, with candidates "top".
+        floor: adapters below this share of the best one's weight are left out, with candidates "top".
         terms: whether to look at n-grams beside the embedding.
-        temperature: scores are divided by it: above 1 spreads the weights over more adapters.
+        candidates: "top", or "conformal": sets that hold the right adapter with probability 1 - alpha.
+        alpha: of conformal sets.
+        unseen: what serves prompts that no adapter knows: "broad" (more adapters, weights nearer to each other),
+            "base" (the base model alone), or "same" (as any other prompt).
     """
 
     k: int = 3
     floor: float = 0.1
     terms: bool = True
-    temperature: float = 1.0
+    candidates: str = "top"
+    alpha: float = 0.05
+    unseen: str = "broad"
     needs_embedding: bool = field(default=True, init=False)
     seen_above_: float | None = field(init=False, default=None)
+    limit_: float = field(init=False, default=0.0)
     model_: Experts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,19 +62,48 @@ class Posterior:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
         if not 0 <= self.floor <= 1:
             raise InputError(f"floor is a share of the best weight: got {self.floor}, expected 0 <= floor <= 1.")
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be above 0; got {self.temperature}.")
+        if self.candidates not in CANDIDATES:
+            raise UnknownNameError("candidates rule", self.candidates, CANDIDATES)
+        if self.unseen not in UNSEEN:
+            raise UnknownNameError("way to serve unseen prompts", self.unseen, UNSEEN)
+        threshold((), self.alpha)  # refuses what is no share
 
     def fit(self, known: Known) -> Posterior:
-        """Fit the likelihoods; their weights come with a pool, or are fitted here."""
-        self.model_ = Experts(known.weights, self.terms).fit(known.samples())
+        """Fit the likelihoods; how to read them comes with a pool, or is worked out here."""
+        samples = known.samples()
+        found = known.calibration if self.terms else None
+        if found is None:
+            found = calibrate(samples, self.terms)
+        self.model_ = Experts(found.weights, self.terms).fit(samples)
+        self.seen_above_ = found.seen_above
+        self.limit_ = threshold(found.surprises, self.alpha)
         return self
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
-        """Each row's likeliest allowed adapters; scores are log posteriors over the whole pool."""
+        """Each row's likely allowed adapters; scores are log posteriors over the whole pool."""
         assert query.embedding is not None
         texts = Features(query.embedding, hash_terms(query.texts) if self.terms else None)
-        logits = torch.log_softmax(self.model_.score(texts) / self.temperature, dim=1)
-        best = logits.masked_fill(~allowed, -torch.inf).max(1, keepdim=True).values
-        near = allowed & (logits - best >= float(np.log(max(self.floor, 1e-30))))
-        return select(logits, torch.full((len(logits),), float(self.k)), near)
+        scores = self.model_.score(texts)
+        lead = leads(scores, allowed)
+        posterior = torch.log_softmax(scores, dim=1)
+        route = self._route(posterior, lead, allowed)
+        return Route(route.ids, posterior.gather(1, route.ids), route.weights, lead)
+
+    def _route(
+        self, posterior: Float[Tensor, "batch adapter"], lead: Float[Tensor, " batch"], allowed: Tensor
+    ) -> Route:
+        unseen = torch.zeros_like(lead, dtype=torch.bool)
+        if self.seen_above_ is not None and self.unseen != "same":
+            unseen = lead <= self.seen_above_
+        if self.candidates == "conformal":
+            sizes, near = conformal_sizes(posterior, allowed, self.limit_), allowed
+        else:
+            best = posterior.masked_fill(~allowed, -torch.inf).max(1, keepdim=True).values
+            near = allowed & ((posterior - best).exp() >= self.floor)
+            sizes = torch.full((len(posterior),), float(self.k))
+        if self.unseen == "base":
+            return select(posterior, sizes, near & ~unseen[:, None])
+        near = torch.where(unseen[:, None], allowed, near)
+        sizes = torch.where(unseen, float(max(BROAD_K, self.k)), sizes)
+        temper = torch.where(unseen, BROAD_TEMPERATURE, 1.0)
+        return select(posterior / temper[:, None], sizes, near)

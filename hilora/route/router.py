@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import select, sign_sizes
+from hilora.route.experts import Calibration
 from hilora.route.features import Features
 from hilora.route.gaussian import COVARIANCES, OwnGaussian, TiedGaussian
 from hilora.route.ridge import RIDGE, held_out_scores
@@ -46,8 +47,8 @@ class Known(Protocol):
         ...
 
     @property
-    def weights(self) -> Mapping[str, float] | None:
-        """Of the witnesses of `experts`, fitted on the samples; None if they have not been."""
+    def calibration(self) -> Calibration | None:
+        """Of the scores of `experts`, from the samples; None if there is none yet."""
         ...
 
     def __len__(self) -> int: ...
@@ -63,7 +64,7 @@ class Collection:
 
     held: Sequence[Features]
     ridge: float = RIDGE
-    weights: Mapping[str, float] | None = None
+    calibration: Calibration | None = None
 
     def __len__(self) -> int:
         return len(self.held)
@@ -84,7 +85,8 @@ class Router(Protocol):
 
     Attributes:
         needs_embedding: whether it looks at `Query.embedding`.
-        seen_above_: an adapter with a score above this knows such prompts; None where scores say nothing.
+        seen_above_: where a route's leads are above this, or its scores if it has no leads, an adapter knows such
+            prompts; None where neither says anything.
     """
 
     needs_embedding: bool

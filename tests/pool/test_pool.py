@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from hilora.fingerprint import describe_model
 from hilora.planner import describe_embedder
 from hilora.pool import Pool, store
 from hilora.pool.view import EmbedderInfo, PoolView
-from hilora.route.experts import WEIGHTS, fit_weights
+from hilora.route.experts import WEIGHTS, Calibration, calibrate
 from hilora.route.features import Features, hash_terms
 
 TASKS = ["alpha", "beta", "gamma", "delta"]
@@ -83,7 +84,7 @@ def problems(pool: Pool) -> list[str]:
 def chosen(monkeypatch: pytest.MonkeyPatch, ridge: float = 2e-3, **weights: float) -> None:
     """Let tuning choose these, and at once."""
     monkeypatch.setattr("hilora.pool.pool.choose_ridge", lambda _: ridge)
-    monkeypatch.setattr("hilora.pool.pool.fit_weights", lambda _: WEIGHTS | weights)
+    monkeypatch.setattr("hilora.pool.pool.calibrate", lambda _: Calibration(WEIGHTS | weights))
 
 
 # --- what is kept -----------------------------------------------------------------------------------
@@ -216,21 +217,23 @@ def test_a_samples_file_that_lacks_a_part_is_damaged(lost: str, pool: Pool, add:
     assert lost in problems(pool)[0]
 
 
-def test_tuning_stores_the_weights_that_the_samples_give(pool: Pool, add: Add, embedder: Any) -> None:
+def test_tuning_stores_the_calibration_that_the_samples_give(pool: Pool, add: Add, embedder: Any) -> None:
     for seed, task in enumerate(["alpha", "alpha", "beta"]):  # two that are hard to tell apart
         add(pool, f"a{seed}", seed, task, terms=False)
-    assert pool.weights is None
-    assert Pool.open(pool.path).weights is None
+    assert pool.calibration is None
+    assert Pool.open(pool.path).calibration is None
     pool.tune()
     manifest = json.loads((pool.path / "pool.json").read_text())
-    want = fit_weights(pool.samples())
-    assert manifest["weights"] == pool.weights == Pool.open(pool.path).weights == want
-    assert want != WEIGHTS
+    want = calibrate(pool.samples())
+    assert manifest["calibration"] == asdict(want)
+    assert pool.calibration == Pool.open(pool.path).calibration == want
+    assert want.weights != WEIGHTS
+    assert want.seen_above is not None
     planner = Planner(Pool.open(pool.path), get_method("hilora-plus"), embedder)
-    assert planner.method.router.model_.weights_ == want  # type: ignore[union-attr]
+    assert planner.method.router.model_.weights_ == want.weights  # type: ignore[union-attr]
 
 
-def test_weights_last_through_other_changes_until_the_pool_is_tuned_again(
+def test_a_calibration_lasts_through_other_changes_until_the_pool_is_tuned_again(
     pool: Pool, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in range(6):
@@ -241,31 +244,33 @@ def test_weights_last_through_other_changes_until_the_pool_is_tuned_again(
     add(pool, "new", 7)
     pool.enable("a1", False)
     pool.tune()  # a seventh of seven is no quarter
-    assert (pool.ridge, pool.weights, pool.tuned_on) == (2e-3, WEIGHTS | {"phrases": 0.5}, 6)
+    assert (pool.ridge, pool.calibration, pool.tuned_on) == (2e-3, Calibration(WEIGHTS | {"phrases": 0.5}), 6)
     add(pool, "newer", 8)
     pool.tune()
-    assert (pool.ridge, pool.weights, pool.tuned_on) == (3e-3, WEIGHTS | {"phrases": 0.7}, 8)
-    assert (Pool.open(pool.path).ridge, Pool.open(pool.path).weights) == (pool.ridge, pool.weights)
+    assert (pool.ridge, pool.calibration, pool.tuned_on) == (3e-3, Calibration(WEIGHTS | {"phrases": 0.7}), 8)
+    opened = Pool.open(pool.path)
+    assert opened.ridge == pool.ridge
+    assert opened.calibration == pool.calibration
 
 
-def test_a_manifest_from_before_there_were_weights_opens_and_routes(
+def test_a_manifest_from_before_there_was_a_calibration_opens_and_routes(
     pool: Pool, add: Add, tiny: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed, task in enumerate(TASKS):
         add(pool, task, seed, task, terms=False)
     path = pool.path / "pool.json"
     manifest = json.loads(path.read_text())
-    del manifest["weights"]
+    del manifest["calibration"]
     path.write_text(json.dumps(manifest))
     opened = Pool.open(pool.path)
-    assert opened.weights is None
+    assert opened.calibration is None
     assert opened.names == pool.names
     planner = Planner(opened, get_method("hilora-plus"), embedder)
     for task in TASKS:
         assert planner.explain(planner.route(tiny.texts(task, 1, 99)))[0][0].name == task
     chosen(monkeypatch)
     opened.tune(always=True)
-    assert Pool.open(pool.path).weights == WEIGHTS
+    assert Pool.open(pool.path).calibration == Calibration(WEIGHTS)
 
 
 # --- order, names, contents ---------------------------------------------------------------------------
@@ -615,12 +620,12 @@ def test_after_a_failed_change_the_object_agrees_with_the_folder_and_the_change_
     add(pool, "one", 0)
     add(pool, "two", 1)
     chosen(monkeypatch)
-    state = (pool.entries, pool.version, pool.ridge, pool.weights, pool.tuned_on, pool.embedder)
+    state = (pool.entries, pool.version, pool.ridge, pool.calibration, pool.tuned_on, pool.embedder)
     with monkeypatch.context() as patch:
         break_step(patch, "manifest", errno.ENOSPC)
         with pytest.raises(PoolError):
             CHANGES[change](pool, add)
-    assert (pool.entries, pool.version, pool.ridge, pool.weights, pool.tuned_on, pool.embedder) == state
+    assert (pool.entries, pool.version, pool.ridge, pool.calibration, pool.tuned_on, pool.embedder) == state
     CHANGES[change](pool, add)
 
 

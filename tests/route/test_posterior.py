@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hilora.errors import InputError
-from hilora.route.experts import WEIGHTS, Experts, fit_weights
+from hilora.errors import InputError, UnknownNameError
+from hilora.route.experts import WEIGHTS, Calibration, Experts, fit_weights
 from hilora.route.features import Features, hash_terms
 from hilora.route.posterior import Posterior
 from hilora.route.router import Collection, Query
@@ -46,12 +46,16 @@ def test_weights_are_the_softmax_of_the_experts_over_the_k_best(terms: bool) -> 
     samples = tasks(20)[0]
     samples = worded(samples) if terms else samples
     weights = {"meaning": 0.1, "spelling": 0.01, "phrases": 0.05}
-    router = Posterior(k=3, floor=0.0, terms=terms).fit(Collection(samples, weights=weights))
+    router = Posterior(k=3, floor=0.0, terms=terms, unseen="same").fit(
+        Collection(samples, calibration=Calibration(weights))
+    )
     texts = [f"{word} or {other}?" for word in WORDS for other in ("blue", "pink")]
     vectors = torch.randn(len(texts), DIM, generator=torch.Generator().manual_seed(1))
     route = router(Query(texts, vectors), everything(len(texts)))
     query = Features(vectors, hash_terms(texts) if terms else None)
-    scores = Experts(weights).fit(samples).score(query).double()
+    scores = router.model_.score(query).double()
+    if terms:
+        torch.testing.assert_close(scores, Experts(weights).fit(samples).score(query).double())
     for row in range(len(texts)):
         best = scores[row].argsort(descending=True)[:3].tolist()
         total = sum(math.exp(scores[row, i]) for i in best)
@@ -64,7 +68,7 @@ def test_weights_are_the_softmax_of_the_experts_over_the_k_best(terms: bool) -> 
 
 def test_the_best_weight_predicts_how_often_the_best_is_right() -> None:
     samples, centres = tasks(20, spread=1.6)
-    router = Posterior(k=ADAPTERS, floor=0.0, terms=False).fit(Collection(samples))
+    router = Posterior(k=ADAPTERS, floor=0.0, terms=False, unseen="same").fit(Collection(samples))
     generator = torch.Generator().manual_seed(2)
     label = torch.randint(0, ADAPTERS, (2000,), generator=generator)
     query = centres[label] + 1.6 * torch.randn(2000, DIM, generator=generator)
@@ -76,7 +80,7 @@ def test_the_best_weight_predicts_how_often_the_best_is_right() -> None:
 
 def test_adapters_far_behind_the_best_are_left_out() -> None:
     samples, centres = tasks(20, spread=0.3)
-    router = Posterior(k=4, floor=0.2, terms=False).fit(Collection(samples))
+    router = Posterior(k=4, floor=0.2, terms=False, unseen="same").fit(Collection(samples))
     query = torch.cat([centres, (centres[:1] + centres[1:2]) / 2])
     route = router(asked(query), everything(len(query)))
     counts = (route.weights > 0).sum(1).tolist()
@@ -88,11 +92,15 @@ def test_adapters_far_behind_the_best_are_left_out() -> None:
 def test_the_floor_is_a_share_of_the_best_that_is_allowed(floor: float) -> None:
     samples = tasks(20, spread=1.6)[0]
     query = torch.randn(30, DIM, generator=torch.Generator().manual_seed(1))
-    every = Posterior(k=ADAPTERS, floor=0.0, terms=False).fit(Collection(samples))(asked(query), everything(30))
+    every = Posterior(k=ADAPTERS, floor=0.0, terms=False, unseen="same").fit(Collection(samples))(
+        asked(query), everything(30)
+    )
     allowed = everything(30)
     allowed[torch.arange(30), every.ids[:, 0]] = False  # the likeliest of all is no measure then
     weights = torch.zeros(30, ADAPTERS).scatter(1, every.ids, every.weights) * allowed
-    route = Posterior(k=ADAPTERS, floor=floor, terms=False).fit(Collection(samples))(asked(query), allowed)
+    route = Posterior(k=ADAPTERS, floor=floor, terms=False, unseen="same").fit(Collection(samples))(
+        asked(query), allowed
+    )
     for row in range(30):
         want = {i for i in range(ADAPTERS) if weights[row, i] >= floor * weights[row].max()}
         assert set(route.ids[row][route.weights[row] > 0].tolist()) == want
@@ -100,7 +108,7 @@ def test_the_floor_is_a_share_of_the_best_that_is_allowed(floor: float) -> None:
 
 
 def test_masked_adapters_get_nothing_and_rows_do_not_touch_each_other() -> None:
-    router = Posterior(terms=False).fit(Collection(tasks(20)[0]))
+    router = Posterior(terms=False, unseen="same").fit(Collection(tasks(20)[0]))
     query = torch.randn(8, DIM, generator=torch.Generator().manual_seed(3))
     allowed = torch.rand(8, ADAPTERS, generator=torch.Generator().manual_seed(4)) < 0.5
     allowed[0] = False
@@ -118,8 +126,8 @@ def test_words_decide_where_embeddings_say_nothing() -> None:
     query = torch.zeros(ADAPTERS, DIM)
     texts = [f"a {word} thing" for word in WORDS]
     for terms, held in ((True, worded(alike)), (True, alike), (False, worded(alike))):
-        known = Collection(held, weights={"meaning": 0.06, "spelling": 0.1, "phrases": 0.5})
-        route = Posterior(terms=terms, floor=0.0).fit(known)(Query(texts, query), everything(ADAPTERS))
+        known = Collection(held, calibration=Calibration({"meaning": 0.06, "spelling": 0.1, "phrases": 0.5}))
+        route = Posterior(terms=terms, floor=0.0, unseen="same").fit(known)(Query(texts, query), everything(ADAPTERS))
         if terms and held is not alike:
             assert route.ids[:, 0].tolist() == list(range(ADAPTERS))
             assert route.weights[:, 0].min() > 0.9
@@ -131,7 +139,7 @@ def test_words_decide_where_embeddings_say_nothing() -> None:
 def test_weights_of_the_witnesses_come_with_a_pool_or_are_fitted() -> None:
     samples = tasks(20)[0]
     given = {"meaning": 0.5, "spelling": 0.1, "phrases": 0.2}
-    assert Posterior().fit(Collection(samples, weights=given)).model_.weights_ == given
+    assert Posterior().fit(Collection(samples, calibration=Calibration(given))).model_.weights_ == given
     assert Posterior().fit(Collection(samples)).model_.weights_ == fit_weights(samples) != WEIGHTS
 
 
@@ -140,7 +148,51 @@ def test_too_few_samples_to_hold_out_take_the_default() -> None:
     assert router.model_.weights_ == WEIGHTS
 
 
-@pytest.mark.parametrize("wrong", [{"k": 0}, {"floor": 2.0}, {"floor": -0.1}, {"floor": math.nan}])
+def test_prompts_that_no_adapter_knows_are_served_broadly_or_by_the_base() -> None:
+    samples, centres = tasks(20, spread=0.3)
+    known = Collection(samples)
+    stranger = centres.mean(0, keepdim=True).expand(4, -1) + 0.1 * torch.randn(4, DIM)
+    query = asked(torch.cat([centres, stranger]))
+    every = everything(len(query.texts))
+    same = Posterior(terms=False, unseen="same").fit(known)(query, every)
+    broad = Posterior(terms=False, unseen="broad").fit(known)(query, every)
+    base = Posterior(terms=False, unseen="base").fit(known)(query, every)
+    for row in range(ADAPTERS):  # seen: all alike
+        used = same.weights[row][same.weights[row] > 0]
+        for route in (broad, base):
+            assert route.weights[row][route.weights[row] > 0].tolist() == pytest.approx(used.tolist())
+    for row in range(ADAPTERS, ADAPTERS + 4):
+        assert int((broad.weights[row] > 0).sum()) == ADAPTERS
+        assert broad.weights[row].max() <= same.weights[row].max() + 1e-6
+        assert not base.weights[row].any()
+    assert broad.leads is not None
+    threshold = Posterior(terms=False).fit(known).seen_above_
+    assert ((broad.leads > threshold) == (torch.arange(ADAPTERS + 4) < ADAPTERS)).all()
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.05])
+def test_conformal_candidates_hold_the_right_adapter_as_often_as_promised(alpha: float) -> None:
+    samples, centres = tasks(40, spread=1.6)
+    router = Posterior(terms=False, candidates="conformal", alpha=alpha, unseen="same").fit(Collection(samples))
+    generator = torch.Generator().manual_seed(5)
+    label = torch.randint(0, ADAPTERS, (3000,), generator=generator)
+    query = centres[label] + 1.6 * torch.randn(3000, DIM, generator=generator)
+    route = router(asked(query), everything(3000))
+    held = ((route.ids == label[:, None]) & (route.weights > 0)).any(1).double().mean()
+    assert 1 - alpha - 0.03 < held < 1 - alpha + 0.06
+    sizes = (route.weights > 0).sum(1)
+    assert 1 <= sizes.min() < sizes.max()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"k": 0}, {"floor": 2.0}, {"floor": -0.1}, {"floor": math.nan}, {"alpha": 0.0}, {"alpha": 1.5}]
+)
 def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
+        Posterior(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"candidates": "best"}, {"unseen": "bases"}])
+def test_unknown_names_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(UnknownNameError):
         Posterior(**wrong)  # type: ignore[arg-type]

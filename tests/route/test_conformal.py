@@ -1,0 +1,128 @@
+"""Conformal candidate sets, the lead that tells seen from unseen, and routing without masked adapters."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hilora.errors import InputError
+from hilora.route.apart import route_apart
+from hilora.route.conformal import conformal_sizes, own_surprises, surprises, threshold
+from hilora.route.features import Features
+from hilora.route.novelty import UNSEEN_SHARE, leads, seen_above
+from hilora.route.posterior import Posterior
+from hilora.route.router import Collection, Gaussian, Query, Router
+
+ADAPTERS, DIM = 6, 12
+
+
+def test_a_surprise_is_the_negative_log_posterior_among_the_allowed() -> None:
+    logits = torch.randn(5, ADAPTERS, generator=torch.Generator().manual_seed(0))
+    allowed = torch.rand(5, ADAPTERS, generator=torch.Generator().manual_seed(1)) < 0.6
+    allowed[:, 0] = True
+    found = surprises(logits, allowed)
+    for row in range(5):
+        total = sum(math.exp(logits[row, i]) for i in range(ADAPTERS) if allowed[row, i])
+        for i in range(ADAPTERS):
+            want = -math.log(math.exp(logits[row, i]) / total) if allowed[row, i] else math.inf
+            assert float(found[row, i]) == pytest.approx(want, abs=1e-5)
+    owner = torch.tensor([0, 3, 1, 5, 2])
+    assert own_surprises(logits, owner).tolist() == pytest.approx(
+        [float(surprises(logits)[row, i]) for row, i in enumerate(owner.tolist())]
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 50), max_size=60), st.floats(0.001, 0.999))
+def test_the_threshold_lets_in_the_least_share_that_the_promise_needs(values: list[float], alpha: float) -> None:
+    """At least (n + 1)(1 - alpha) of n values lie at or below it, and it is the smallest such value."""
+    needed = (len(values) + 1) * (1 - alpha)
+    limit = threshold(values, alpha)
+    if math.isinf(limit):
+        assert needed > len(values)
+    else:
+        assert limit in values
+        assert sum(v <= limit for v in values) >= needed - 1e-6
+        assert sum(v < limit for v in values) < needed
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, math.nan])
+def test_what_is_no_share_is_refused(alpha: float) -> None:
+    with pytest.raises(InputError, match="alpha"):
+        threshold([1.0], alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.1, 0.05])
+def test_coverage_of_exchangeable_prompts_is_what_is_promised(alpha: float) -> None:
+    """However wrong the posterior: here it is twice too sure."""
+    stream = np.random.default_rng(0)
+    covered = []
+    for _ in range(300):
+        owner = torch.from_numpy(stream.integers(0, 8, 400))
+        logits = torch.from_numpy(stream.normal(size=(400, 8)))
+        logits[torch.arange(400), owner] += 2
+        own = own_surprises(2 * logits, owner)
+        limit = threshold(own[:200].tolist(), alpha)
+        covered.append((own[200:] <= limit).double().mean())
+    assert 1 - alpha - 0.004 < np.mean(covered) < 1 - alpha + 1 / 201 + 0.004
+
+
+def test_a_set_is_never_empty_where_an_adapter_is_allowed() -> None:
+    logits = torch.zeros(3, ADAPTERS)
+    allowed = torch.ones(3, ADAPTERS, dtype=torch.bool)
+    allowed[1] = False
+    allowed[2, 1:] = False
+    assert conformal_sizes(logits, allowed, 0.1).tolist() == [1, 0, 1]
+    assert conformal_sizes(logits, allowed, math.inf).tolist() == [ADAPTERS, 0, 1]
+
+
+def test_the_lead_is_the_best_score_above_the_mean_of_the_allowed() -> None:
+    scores = torch.randn(4, ADAPTERS, generator=torch.Generator().manual_seed(2))
+    allowed = torch.rand(4, ADAPTERS, generator=torch.Generator().manual_seed(3)) < 0.5
+    allowed[0], allowed[1, 0] = False, True
+    found = leads(scores, allowed)
+    assert float(found[0]) == 0
+    for row in range(1, 4):
+        own = [float(scores[row, i]) for i in range(ADAPTERS) if allowed[row, i]]
+        assert float(found[row]) == pytest.approx(max(own) - sum(own) / len(own), abs=1e-5)
+    torch.testing.assert_close(leads(scores + 7), leads(scores), rtol=1e-4, atol=1e-5)
+
+
+def test_few_held_out_samples_are_called_unseen() -> None:
+    values = np.random.default_rng(0).normal(size=500).tolist()
+    limit = seen_above(values)
+    assert limit is not None
+    assert np.mean(np.array(values) <= limit) == pytest.approx(UNSEEN_SHARE, abs=0.005)
+    assert seen_above([]) is None
+
+
+@pytest.mark.parametrize(
+    "router", [Gaussian(ridge=0.1), Gaussian("tied", "top"), Posterior(terms=False)], ids=["own", "tied", "posterior"]
+)
+def test_masked_adapters_might_as_well_not_be_there(router: Router) -> None:
+    generator = torch.Generator().manual_seed(4)
+    centres = torch.randn(ADAPTERS, DIM, generator=generator)
+    samples = [Features(c + 0.5 * torch.randn(10, DIM, generator=generator)) for c in centres]
+    query = Query(["x"] * 8, torch.randn(8, DIM, generator=generator))
+    allowed = torch.ones(8, ADAPTERS, dtype=torch.bool)
+    allowed[2:5, :2] = False
+    allowed[5:7, 3:] = False
+    allowed[7] = False
+    known = Collection(samples)
+    found = route_apart(router.fit(known), known, query, allowed)
+    assert not found.weights[7].any()
+    for row in range(7):
+        kept = allowed[row].nonzero()[:, 0]
+        few = Collection([samples[i] for i in kept.tolist()])
+        assert query.embedding is not None
+        alone = Query(["x"], query.embedding[row : row + 1])
+        want = router.fit(few)(alone, torch.ones(1, len(kept), dtype=torch.bool))
+        used = want.weights[0] > 0
+        got = found.weights[row] > 0
+        assert found.ids[row][got].tolist() == kept[want.ids[0][used]].tolist()
+        assert found.weights[row][got].tolist() == pytest.approx(want.weights[0][used].tolist(), rel=1e-4)
