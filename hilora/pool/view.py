@@ -86,7 +86,7 @@ class PoolView:
             self.embedder = EmbedderInfo(**manifest["embedder"])
             self.ridge = float(manifest["ridge"])
             found = manifest.get("calibration")
-            self.calibration = None if found is None else Calibration(**found)
+            self.calibration = None if found is None else Calibration.from_json(found)
             self.tuned_on = int(manifest["tuned_on"])
             self.version = int(manifest["version"])
         except (KeyError, TypeError, ValueError) as error:

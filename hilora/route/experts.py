@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -221,8 +221,13 @@ class Calibration:
     """
 
     weights: Mapping[str, float]
-    surprises: Sequence[float] = ()
+    surprises: tuple[float, ...] = ()
     seen_above: float | None = None
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Calibration:
+        """As a pool's manifest has it."""
+        return cls(dict(found["weights"]), tuple(found["surprises"]), found["seen_above"])
 
 
 def calibrate(samples: Sequence[Features], terms: bool = True) -> Calibration:
@@ -237,7 +242,8 @@ def calibrate(samples: Sequence[Features], terms: bool = True) -> Calibration:
     weights = _fit(owner, scores)
     posterior = sum_scores(scores, weights)
     surprise = own_surprises(posterior, owner)[:: -(-len(owner) // MOST_SURPRISES)]
-    return Calibration(weights, [round(s, 4) for s in surprise.tolist()], seen_above(leads(posterior).tolist()))
+    known = seen_above(leads(posterior).tolist())
+    return Calibration(weights, tuple(round(s, 4) for s in surprise.tolist()), known)
 
 
 def sum_scores(

@@ -225,7 +225,7 @@ def test_tuning_stores_the_calibration_that_the_samples_give(pool: Pool, add: Ad
     pool.tune()
     manifest = json.loads((pool.path / "pool.json").read_text())
     want = calibrate(pool.samples())
-    assert manifest["calibration"] == asdict(want)
+    assert manifest["calibration"] == json.loads(json.dumps(asdict(want)))
     assert pool.calibration == Pool.open(pool.path).calibration == want
     assert want.weights != WEIGHTS
     assert want.seen_above is not None
