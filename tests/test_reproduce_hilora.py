@@ -14,6 +14,9 @@ ROOT = Path(__file__).parent.parent
 CLUSTERS = {"alpha": "nli", "beta": "nli", "gamma": "closed_book QA", "delta": "closed_book QA"}
 
 
+pytestmark = pytest.mark.usefixtures("quick_tuning")
+
+
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pool: Any, tiny: Any, tokenizer: Any) -> Any:
     """A pool, and data in the layout that the scripts read; the scripts load the tiny model."""

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hilora.cli import evaluate, pool, train
+from hilora.cli import evaluate, figures, pool, train
+from hilora.cli.explain import explain
 from hilora.cli.options import parse_settings, quiet_transformers, read_prompts
 from hilora.cli.show import console, show_completion, show_methods, show_route, status
 
@@ -22,6 +23,8 @@ app = typer.Typer(
 app.add_typer(pool.app, name="pool")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(figures.app, name="figures")
+app.command()(explain)
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts; '-' reads lines from standard input.")]
 File = Annotated[

@@ -92,7 +92,7 @@ class Spelling:
 class Phrases:
     """Naive Bayes over the word n-grams that a text has, smoothed by how common they are in the pool.
 
-    With n_i samples, n_it of them using phrase t, and p_t the share of the pool's samples that do,
+    With n_i samples, n_it of them using phrase t, and p_t = (n_t + 1/2) / (N + 1) the share in the pool,
     P(t | i) = (n_it + strength p_t) / (n_i + strength). Phrases that no sample of the pool uses say nothing.
 
     Args:
@@ -138,7 +138,7 @@ class Phrases:
         scores = torch.zeros(len(texts) * len(self.absent_), dtype=torch.float64)
         scores.index_add_(0, cells, self.gain_[entries].double())
         number = torch.bincount(text, minlength=len(texts))  # known phrases of each text
-        return (scores.view(len(texts), -1) + number[:, None] * self.absent_).float()
+        return (scores.view(len(texts), len(self.absent_)) + number[:, None] * self.absent_).float()
 
 
 def _terms(texts: Features) -> Terms:
@@ -235,9 +235,10 @@ def calibrate(samples: Sequence[Features], terms: bool = True) -> Calibration:
 
     Large pools are judged on `MOST_ADAPTERS` of their adapters: their surprises are then those of a smaller pool.
     """
-    some = samples[:: -(-len(samples) // MOST_ADAPTERS)]
-    owner, scores = witness_scores(some, terms)
-    if not scores or len(samples) < 2:
+    if len(samples) < 2:
+        return Calibration(dict(WEIGHTS))
+    owner, scores = witness_scores(samples[:: -(-len(samples) // MOST_ADAPTERS)], terms)
+    if not scores:
         return Calibration(dict(WEIGHTS))
     weights = _fit(owner, scores)
     posterior = sum_scores(scores, weights)

@@ -1,0 +1,186 @@
+"""Which ROCs each token of a prompt and its answer used, site by site.
+
+The answer is generated as always. Then prompt and answer go through the model once more, in one piece, under the
+same plan and with a composer that hands on what the method's own one does and looks at it: the token used ROC j where
+(gate * z)_j is not 0. One forward pass gives the same gates as prefill and decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hilora.analyse.rocs import by_layer
+from hilora.attach import attach, placements
+from hilora.compose.delta import Gate, Gated, Spread, stack_sites
+from hilora.errors import InputError
+from hilora.generate import HiLoRA
+from hilora.prompts import Prompt, encode_prompts, query_text
+from hilora.types import Completion, Plan, Rocs, Site
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What each token used.
+
+    Attributes:
+        tokens: their texts, the prompt's and then the answer's.
+        num_prompt: how many are the prompt's.
+        names: the plan's adapters, in the order of its columns.
+        used: site -> (token, roc) whether the token used the ROC; sites layer by layer, ROCs as in `owners`.
+        added: site -> (token, adapter) sizes |gate z| |b|, summed over the adapter's ROCs.
+        owners: (roc,) the adapter of each ROC, of as many as it has anywhere; a site may lack some.
+        plan: what the row might use.
+        answer: the completion.
+    """
+
+    tokens: list[str]
+    num_prompt: int
+    names: tuple[str, ...]
+    used: Mapping[str, Bool[Tensor, "token _"]]
+    added: Mapping[str, Float[Tensor, "token _"]]
+    owners: Int[Tensor, " _"]
+    plan: Plan
+    answer: Completion
+
+    def used_at(self, sites: Sequence[str]) -> Float[Tensor, "token _"]:
+        """Share of the sites at which each token used each ROC: (token, roc)."""
+        return torch.stack([self.used[site].float() for site in sites]).mean(0)
+
+    def counts(self, sites: Sequence[str]) -> Float[Tensor, "token _"]:
+        """How many ROCs of each adapter each token used at a site, mean over sites: (token, adapter)."""
+        used = self.used_at(sites)
+        return torch.zeros(len(used), len(self.names)).index_add_(1, self.owners, used)
+
+    def shares(self) -> Float[Tensor, "token _"]:
+        """Each adapter's share of what all added to a token; 0 where nothing was: (token, adapter)."""
+        added = self.strength()
+        return added / added.sum(1, keepdim=True).clamp_min(1e-30)
+
+    def strength(self) -> Float[Tensor, "token _"]:
+        """What each adapter added to each token, mean over sites: (token, adapter)."""
+        return torch.stack(list(self.added.values())).mean(0)
+
+    def numbers(self, sites: Sequence[str]) -> dict[str, Any]:
+        """All of it as plain numbers and texts, over some sites."""
+        return {
+            "answer": self.answer.text,
+            "tokens": self.tokens,
+            "num_prompt": self.num_prompt,
+            "adapters": list(self.names),
+            "rocs_planned": dict(zip(self.names, self.plan.rocs[0].tolist(), strict=True)),
+            "rocs_used": _rounded(self.counts(sites)),  # (token, adapter)
+            "share_added": _rounded(self.shares()),  # (token, adapter)
+            "share_of_tokens": _rounded(self.used_at(sites).mean(0)),  # (roc,)
+            "roc_owner": self.owners.tolist(),
+        }
+
+
+@dataclass
+class Recorder:
+    """A composer that does what another one does, and keeps what came of it.
+
+    Args:
+        inner: the composer.
+        sites: the stacked sites, by which it knows where it is asked.
+    """
+
+    inner: Gate
+    sites: Mapping[str, Site]
+    joinable: ClassVar[bool] = False  # each site is to be seen by itself
+    seen_: dict[str, Tensor] = field(default_factory=dict, init=False)  # site -> gate * z (roc, token)
+
+    def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
+        """Bind the inner composer."""
+        gated = self.inner(rocs, plan)
+        name = next(site for site, own in self.sites.items() if own.rocs is rocs)
+
+        def watched(z: Tensor, spread: Spread) -> Tensor:
+            out = gated(z, spread)
+            self.seen_[name] = out.detach().float().cpu()
+            return out
+
+        return watched
+
+
+class _Collector:
+    """A transformers streamer that keeps token ids: the prompt's, then the answer's."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        self.ids += value.reshape(-1).tolist()
+
+    def end(self) -> None:
+        pass
+
+
+def record(router: HiLoRA, prompt: Prompt, *, seed: int = 0, max_new_tokens: int = 32, **options: Any) -> Activation:
+    """Answer a prompt, and say which ROCs each token used.
+
+    Args:
+        router: as for `generate`; its method decides.
+        prompt: one prompt.
+        seed, max_new_tokens: as for `generate`.
+        options: allow, deny, labels.
+
+    Raises:
+        InputError: an encoder-decoder model, or a prompt that the base model answers alone.
+    """
+    planner, model = router.planner, router.model
+    if model.config.is_encoder_decoder:
+        raise InputError("Activations are recorded for decoder-only models; this base model has an encoder, too.")
+    routed = planner.route([query_text(prompt)], **options)
+    if routed.route is None or planner.method.gate is None:
+        why = routed.notes[0] or f"method {planner.method.name!r} uses no adapter"
+        raise InputError(f"There is no ROC to look at: {why}. Choose another method or pool.")
+    plan = planner.plan(routed, [0], seed)
+    if not plan.ids:
+        raise InputError("There is no ROC to look at: the base model answers this prompt alone.")
+    collector = _Collector()
+    (answer,) = router.generate(
+        [prompt], seed=seed, max_new_tokens=max_new_tokens, batch_size=1, streamer=collector, **options
+    )
+    (given,) = encode_prompts([prompt], router.tokenizer)
+    ids = [*given, *collector.ids[len(given) : len(given) + answer.completion_tokens]]
+    entries = [routed.source.entries[i] for i in plan.ids]
+    sites = stack_sites([routed.source.factors(entry.hash) for entry in entries], placements(model))
+    recorder = Recorder(planner.method.gate, sites)
+    with attach(model, sites, plan, recorder), torch.inference_mode():
+        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    owners = torch.arange(len(entries)).repeat_interleave(torch.tensor([entry.rank for entry in entries]))
+    return Activation(
+        tokens=[router.tokenizer.decode([token]) for token in ids],
+        num_prompt=len(given),
+        names=tuple(entry.name for entry in entries),
+        used={name: _laid_out(recorder.seen_[name] != 0, sites[name].rocs.owner, owners) for name in by_layer(sites)},
+        added={name: _sizes(recorder.seen_[name], sites[name].rocs, len(entries)) for name in by_layer(sites)},
+        owners=owners,
+        plan=plan,
+        answer=answer,
+    )
+
+
+def _rounded(values: Tensor) -> Any:
+    return (values.double() * 1e4).round().div(1e4).tolist()
+
+
+def _laid_out(used: Bool[Tensor, "here token"], owner: Tensor, owners: Tensor) -> Bool[Tensor, "token roc"]:
+    """ROCs of a site in the order of `owners`, those that the site lacks unused."""
+    out = torch.zeros(used.shape[1], len(owners), dtype=torch.bool)
+    for adapter in owner.unique().tolist():
+        mine = used[(owner == adapter).cpu()]
+        start = int((owners == adapter).nonzero()[0])
+        out[:, start : start + len(mine)] = mine.T
+    return out
+
+
+def _sizes(gated: Float[Tensor, "here token"], rocs: Rocs, adapters: int) -> Float[Tensor, "token adapter"]:
+    sizes = gated.abs() * rocs.size.float().cpu()[:, None]
+    return torch.zeros(adapters, gated.shape[1]).index_add_(0, rocs.owner.cpu(), sizes).T

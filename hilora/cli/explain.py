@@ -1,0 +1,53 @@
+"""hilora explain: one prompt's route as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hilora.cli.figures import Allow, Base, Deny, Dtype, MaxNew, Method, PoolName, Settings
+from hilora.cli.options import parse_settings, quiet_transformers
+from hilora.cli.show import console, status
+
+
+def explain(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    *,
+    pool: PoolName = "flan-mini",
+    method: Method = "hilora-plus",
+    option: Settings = None,
+    seed: Annotated[int, typer.Option(help="Seed of the allocation.")] = 0,
+    allow: Allow = None,
+    deny: Deny = None,
+    generate: Annotated[bool, typer.Option("--generate", help="Answer it, too, and show what tokens used.")] = False,
+    base: Base = None,
+    dtype: Dtype = None,
+    max_new_tokens: MaxNew = 64,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("explained.html"),
+) -> None:
+    """Explain one prompt's route on a page: who was chosen, who was not, and why."""
+    from hilora.analyse.explain import explain as explain_route
+    from hilora.analyse.explain import explain_answer
+    from hilora.analyse.page import render
+    from hilora.generate import HiLoRA
+    from hilora.methods import get_method
+    from hilora.planner import Planner
+    from hilora.pool import Pool
+    from hilora.pool.source import find_pool
+    from hilora.prompts import query_text
+
+    text, settings = query_text(prompt), parse_settings(option)
+    built = get_method(method, **settings)
+    opened = Pool.open(find_pool(pool))
+    quiet_transformers()
+    with status("Routing, and answering" if generate else "Routing"):
+        if generate:
+            router = HiLoRA.from_pretrained(base, opened, method, dtype=dtype, **settings)
+            found = explain_answer(router, text, max_new_tokens=max_new_tokens, seed=seed, allow=allow, deny=deny)
+        else:
+            found = explain_route(Planner(opened, built), text, seed=seed, allow=allow, deny=deny)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(render(found), encoding="utf-8", errors="replace")
+    console.print(str(out), markup=False, highlight=False, soft_wrap=True)

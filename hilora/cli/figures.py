@@ -1,0 +1,230 @@
+"""hilora figures: pictures of pools, answers and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hilora.cli.options import parse_settings, quiet_transformers
+from hilora.cli.show import console, progress, status
+from hilora.errors import InputError
+
+app = typer.Typer(help="Draw pools, answers and results; every figure as PNG and SVG, its numbers as JSON.")
+
+PoolName = Annotated[str, typer.Option("--pool", help="Pool folder, or an installed pool's name.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the figures and their numbers.")]
+Method = Annotated[str, typer.Option("--method", "-m", help="See: hilora methods")]
+Settings = Annotated[list[str] | None, typer.Option("--option", "-o", help="Method option, e.g. -o gamma=0.3")]
+Allow = Annotated[list[str] | None, typer.Option("--allow", help="Use only this adapter (may be repeated).")]
+Deny = Annotated[list[str] | None, typer.Option("--deny", help="Leave this adapter out (may be repeated).")]
+Base = Annotated[str | None, typer.Option(help="Base model; default: the pool's.")]
+Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")]
+MaxNew = Annotated[int, typer.Option(min=1, help="At most this many tokens of the answer.")]
+
+
+@app.callback()
+def group() -> None:
+    """Draw pools, answers and results; every figure as PNG and SVG, its numbers as JSON."""
+
+
+@app.command()
+def rocs(
+    *,
+    pool: PoolName = "flan-mini",
+    site: Annotated[list[str] | None, typer.Option(help="A site to measure and draw (may be repeated).")] = None,
+    sites: Annotated[str | None, typer.Option(help="Measure all sites that end so, with commas, e.g. q_proj")] = None,
+    draw: Annotated[int, typer.Option(min=0, help="With --sites: draw so many of them, evenly spread.")] = 3,
+    adapter: Annotated[list[str] | None, typer.Option(help="Keep to this adapter (may be repeated).")] = None,
+    permutations: Annotated[int, typer.Option(min=1, help="Labellings that scores are compared with.")] = 100,
+    seed: int = 0,
+    out: Out = Path("figures"),
+) -> None:
+    """ROCs of all adapters in the plane, and the paper's three observations about them in numbers."""
+    from hilora.analyse import figures, heatmaps
+    from hilora.analyse.observations import observe
+    from hilora.analyse.rocs import FORMS, PARTS, canonical_at, choose_sites, stack
+    from hilora.evaluate.setup import setup
+    from hilora.pool import Pool
+    from hilora.pool.source import find_pool
+
+    figures.need_matplotlib()
+    if not site and not sites:
+        raise InputError("Which sites? Give --site model.layers.3.self_attn.q_proj, or --sites q_proj,v_proj.")
+    opened = Pool.open(find_pool(pool))
+    names = adapter or opened.names
+    factors = {name: opened.factors(opened.entries[opened.index(name)].hash) for name in names}
+    known = sorted({own for of in factors.values() for own in of})
+    many, single = choose_sites(known, _split(sites or "")), choose_sites(known, site or [])
+    measured = list(dict.fromkeys([*many, *single]))
+    with progress(len(measured), "sites") as advance:
+        found = observe(factors, measured, permutations=permutations, seed=seed, on_site=advance)
+    header = setup("hilora figures rocs", pool_version=opened.version, permutations=permutations, seed=seed)
+    files = [_write_json({"setup": header, **found}, out / "rocs.json")]
+    files += figures.save(figures.roc_scores(found), out / "rocs_scores")
+    files += figures.save(heatmaps.overlap(found), out / "rocs_overlap")
+    for name in dict.fromkeys([*single, *_spread(many, draw)]):
+        having = {own: of for own, of in factors.items() if name in of}
+        forms = dict(zip(FORMS, ([*having.values()], canonical_at([*having.values()], name)), strict=True))
+        kinds = {(form, part): stack(forms[form], name, part) for form in FORMS for part in PARTS}
+        files += figures.save(figures.roc_planes(kinds, list(having), name), out / f"rocs_{name}")
+    _show_observations(found)
+    _say(files)
+
+
+@app.command()
+def activation(
+    *,
+    prompt: Annotated[str, typer.Option(help="The prompt to answer.")],
+    pool: PoolName = "flan-mini",
+    method: Method = "hilora",
+    option: Settings = None,
+    site: Annotated[list[str] | None, typer.Option(help="Sum over these sites only, e.g. layers.3.v_proj")] = None,
+    allow: Allow = None,
+    deny: Deny = None,
+    base: Base = None,
+    dtype: Dtype = None,
+    max_new_tokens: MaxNew = 32,
+    seed: int = 0,
+    out: Out = Path("figures"),
+) -> None:
+    """Answer a prompt, and draw which ROCs each token used."""
+    from hilora.analyse import figures, heatmaps
+    from hilora.analyse.activation import record
+    from hilora.analyse.rocs import choose_sites
+    from hilora.evaluate.setup import setup
+    from hilora.generate import HiLoRA
+    from hilora.methods import get_method
+
+    figures.need_matplotlib()
+    settings = parse_settings(option)
+    get_method(method, **settings)  # refuses what is no option of the method, before anything is loaded
+    quiet_transformers()
+    with status("Loading the base model, and answering"):
+        router = HiLoRA.from_pretrained(base, pool, method, dtype=dtype, **settings)
+        found = record(router, prompt, seed=seed, max_new_tokens=max_new_tokens, allow=allow, deny=deny)
+    chosen = choose_sites(list(found.used), site) if site else list(found.used)
+    header = setup("hilora figures activation", method=method, seed=seed, sites=chosen)
+    files = [_write_json({"setup": header, **found.numbers(chosen)}, out / "activation.json")]
+    files += figures.save(heatmaps.activation(found, chosen, method), out / "activation")
+    files += figures.save(heatmaps.activation_layers(found, method), out / "activation_layers")
+    _say(files)
+
+
+@app.command()
+def selection(
+    *,
+    rows: Annotated[list[Path], typer.Option(help="Results of hilora evaluate tasks (may be repeated).")],
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="A method of the results, as labelled there.")
+    ] = "hilora",
+    setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
+    out: Out = Path("figures"),
+) -> None:
+    """How many adapters and ROCs a method selects, for seen and for unseen prompts."""
+    from hilora.analyse import figures
+    from hilora.analyse.selection import count_selected, read_results
+
+    figures.need_matplotlib()
+    found = count_selected(read_results(rows), method, setting)
+    name = "selection_" + "".join(c if c.isalnum() or c in "-." else "_" for c in method)
+    files = [_write_json({"method": method, "groups": found}, out / f"{name}.json")]
+    files += figures.save(figures.selections(found, method), out / name)
+    _say(files)
+
+
+@app.command()
+def similarity(
+    *,
+    pool: PoolName = "flan-mini",
+    test: Annotated[
+        Path | None,
+        typer.Option(help='Prompts: JSON Lines with "task", "inputs" and "cluster"; default: the samples.'),
+    ] = None,
+    out: Out = Path("figures"),
+) -> None:
+    """How similar each task's prompts are to each adapter, as heatmaps."""
+    from hilora.analyse import figures, heatmaps
+    from hilora.analyse.similarity import SCORES, against_prompts, against_samples, read_tasks
+    from hilora.evaluate.routing import look_at
+    from hilora.evaluate.setup import setup
+    from hilora.planner import describe_embedder
+    from hilora.pool import Pool
+    from hilora.pool.source import find_pool
+    from hilora.route.embed import Embedder
+
+    figures.need_matplotlib()
+    opened = Pool.open(find_pool(pool))
+    if test is None:
+        found = against_samples(opened.names, opened.samples(), opened.ridge)
+    else:
+        texts, clusters = read_tasks(test)
+        quiet_transformers()
+        with status("Embedding"):
+            embedder = Embedder(opened.embedder.name, instruction=opened.embedder.instruction)
+            opened.check_embedder(describe_embedder(embedder))
+            asked = {task: look_at(own, embedder, False) for task, own in texts.items()}
+        found = against_prompts(asked, clusters, opened.names, opened.samples(), opened.ridge)
+    header = setup("hilora figures similarity", ridge=opened.ridge)
+    files = [_write_json({"setup": header, **found}, out / "similarity.json")]
+    for name in SCORES:
+        files += figures.save(heatmaps.similarity(found, name), out / f"similarity_{name}")
+    _say(files)
+
+
+@app.command()
+def retrieval(
+    *,
+    results: Annotated[list[Path], typer.Option("--json", help="Of hilora evaluate routing (may be repeated).")],
+    samples: Annotated[
+        str | None, typer.Option(help="Draw against these numbers of samples per adapter, one a file, e.g. 5,10,20")
+    ] = None,
+    k: Annotated[int, typer.Option(help="With --samples: the top k to draw.")] = 1,
+    method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Keep to this one.")] = None,
+    out: Out = Path("figures"),
+) -> None:
+    """How often the right adapter is among the best k, against k or against the number of samples."""
+    from hilora.analyse import figures
+    from hilora.analyse.retrieval import against_k, against_samples, read_routing
+
+    figures.need_matplotlib()
+    read = {path: read_routing(path) for path in results}
+    if samples is None:
+        drawn = figures.retrieval(**against_k(read, method))
+    else:
+        drawn = figures.retrieval(**against_samples(read, _split(samples), k, method))
+    _say(figures.save(drawn, out / ("retrieval" if samples is None else "retrieval_samples")))
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _spread(names: Sequence[str], count: int) -> list[str]:
+    """So many of the names, evenly spread."""
+    count = min(count, len(names))
+    return [names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)]
+
+
+def _write_json(numbers: dict[str, Any], path: Path) -> Path:
+    """A line for each entry: matrices in a diff that can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in numbers.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    return path
+
+
+def _say(files: Sequence[Path]) -> None:
+    for file in files:
+        console.print(str(file), markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_observations(found: dict[str, Any]) -> None:
+    """The numbers that matter most, in percent or as they are."""
+    from hilora.analyse.observations import table
+    from hilora.evaluate.tables import rich_table
+
+    console.print(rich_table(*table(found)))
