@@ -144,14 +144,16 @@ def activation(found: Activation, sites: Sequence[str], method: str) -> Any:
         figure = figure_class(figsize=(width + 3.6, high + top + 2.0), layout="constrained")
         grid = figure.subplots(2, 2, height_ratios=[top, high], width_ratios=[width, 1.0])
         above, below, side = grid[0, 0], grid[1, 0], grid[1, 1]
-        above.imshow(counts.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=counts.max())
+        above.imshow(counts.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=counts.max() or 1.0)
         _bars(grid[0, 1], counts.mean(0), above, "mean number", "{:.1f}")
         _name(above.set_yticks, found.names)
         above.set_title(
             f"how many ROCs a token used of each adapter, {_where(sites)} (white 0, darkest {counts.max():.1f})",
             loc="left",
         )
-        marks = below.imshow(used.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
+        marks = below.imshow(
+            used.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=used.max() or 1.0
+        )
         starts = [owners.index(i) for i in sorted(set(owners))]
         sizes = [owners.count(i) for i in sorted(set(owners))]
         middles = [start + (size - 1) / 2 for start, size in zip(starts, sizes, strict=True)]
@@ -160,14 +162,19 @@ def activation(found: Activation, sites: Sequence[str], method: str) -> Any:
             below.axhline(start - 0.5, color=GREY, linewidth=0.7)
         below.set_title("each ROC of each adapter", loc="left")
         figure.colorbar(
-            marks, ax=below, location="left", pad=0.01, label="share of the sites" if len(sites) > 1 else "used"
+            marks,
+            ax=below,
+            location="left",
+            pad=0.01,
+            aspect=30,
+            label="share of the sites" if len(sites) > 1 else "used",
         )
         _tokens(below, found)
         above.set_xticks([])
         for axes in (above, below):
             axes.axvline(found.num_prompt - 0.5, color=INK, linewidth=1, linestyle="--")
             axes.tick_params(length=0)
-        _bars(side, 100 * used.mean(0), below, "% of tokens", "{:.0f}" if len(owners) <= 60 else "")
+        _bars(side, 100 * used.mean(0), below, "how often (%)", "{:.0f}" if len(owners) <= 60 else "")
         figure.suptitle(f"ROCs activated by {method} (prompt left of the dashed line, answer right)", fontsize=10)
     return figure
 

@@ -74,6 +74,8 @@ WORDS = {
     "token": "a piece of text that the model reads or writes at once: a word, or a part of one.",
 }
 
+LEAD = "how far the best adapter's evidence is above the mean of all adapters', as a logarithm: 1 more is 2.7 times."
+
 
 def render(found: Explanation) -> str:
     """The page."""
@@ -88,7 +90,11 @@ def render(found: Explanation) -> str:
         parts += ["<h2>Answer</h2>", f"<pre>{escape(found.answer.strip() or '(empty)')}</pre>"]
     if found.activation is not None:
         parts += ["<h2>Token by token</h2>", _tokens(found.activation)]
-    words = WORDS if found.score is None else {f"score: {found.score.name}": found.score.meaning, **WORDS}
+    words = dict(WORDS)
+    if found.lead is not None:
+        words = {"lead": LEAD, **words}
+    if found.score is not None:
+        words = {f"score: {found.score.name}": found.score.meaning, **words}
     return PAGE.substitute(
         method=escape(found.method),
         summary=escape(found.summary),
