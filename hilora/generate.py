@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hilora.allocate import row_stream
+from hilora.answers import read_answer
 from hilora.attach import attach, placements
 from hilora.compose.delta import stack_sites
 from hilora.errors import InputError, ModelError
@@ -41,7 +42,7 @@ from hilora.prompts import (
     template_id,
 )
 from hilora.route.embed import Embedder
-from hilora.sampling import SeededSampling, check_options, split_sampling, until_stop
+from hilora.sampling import SeededSampling, check_request, split_sampling, until_stop
 from hilora.types import Choice, Completion, Plan, Site
 
 if TYPE_CHECKING:
@@ -153,12 +154,7 @@ class HiLoRA:
         stops = as_texts(stop)
         if labels is not None and len(labels) != len(listed):
             raise InputError(f"labels name {len(labels)} adapters for {len(listed)} prompts; give one each.")
-        for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if number < 1:
-                raise InputError(f"{name} must be at least 1; got {number}.")
-        if "" in stops:
-            raise InputError("A stop text is empty, and would end every answer before it begins. Leave it out.")
-        check_options(options)
+        check_request(stops, options, max_new_tokens=max_new_tokens, batch_size=batch_size)
         if not listed:
             return []
         texts = [query_text(prompt) for prompt in listed]
@@ -230,6 +226,29 @@ class HiLoRA:
             encoded: token ids of their prompts.
             seed, stops, max_new_tokens, options: as in `generate`.
         """
+        name, copies = self.planner.method.name, int(options.get("num_return_sequences", 1))
+        asked = [place for place, row in enumerate(rows) if row not in routed.silent]
+        answers: Iterator[list[Completion]] = iter(())
+        if asked:
+            few = [rows[place] for place in asked], [encoded[place] for place in asked]
+            answers = iter(self._answer(routed, *few, seed, stops, max_new_tokens=max_new_tokens, **options))
+        return [
+            [Completion("", "abstain", (), name, len(ids), 0, routed.notes[row])] * copies
+            if row in routed.silent
+            else next(answers)
+            for row, ids in zip(rows, encoded, strict=True)
+        ]
+
+    def _answer(
+        self,
+        routed: Routed,
+        rows: Sequence[int],
+        encoded: Sequence[list[int]],
+        seed: int,
+        stops: Sequence[str],
+        **options: Any,
+    ) -> list[list[Completion]]:
+        """Answers of rows none of which stays unanswered."""
         ids, mask = self._pad(encoded)
         kwargs, sampling = split_sampling(options, self.model.generation_config)
         answers = int(kwargs.get("num_return_sequences", 1))
@@ -244,40 +263,19 @@ class HiLoRA:
         kwargs.setdefault("pad_token_id", pad_id(self.tokenizer))
         with self.attached(routed, rows, seed) as choices, torch.inference_mode():
             try:
-                out = self.model.generate(
-                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens, **kwargs
-                )
+                out = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **kwargs)
             except ValueError as error:  # transformers' own checks of options that do not go together
                 raise InputError(f"The generation options do not fit together: {first_line(error)}") from error
         new = out if self.model.config.is_encoder_decoder else out[:, ids.shape[1] :]
-        return [
-            [
-                self._completion(
-                    new[place * answers + n].tolist(), len(encoded[place]), stops, why, routed.notes[row]
-                )
-                for n in range(answers)
+        name, completions = self.planner.method.name, []
+        for place, (row, why) in enumerate(zip(rows, choices, strict=True)):
+            texts = [
+                read_answer(tokens, self.model, self.tokenizer, stops)
+                for tokens in new[place * answers : (place + 1) * answers].tolist()
             ]
-            for place, (row, why) in enumerate(zip(rows, choices, strict=True))
-        ]
-
-    def _completion(
-        self, new: list[int], prompt_tokens: int, stops: Sequence[str], why: tuple[Choice, ...], note: str
-    ) -> Completion:
-        """Text and finish reason of one row's new tokens."""
-        if self.model.config.is_encoder_decoder:
-            new = new[1:]  # the decoder's start token
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
-        length = next((i for i, token in enumerate(new) if token in ends), None)
-        kept = new if length is None else new[:length]
-        while kept and kept[-1] == pad_id(self.tokenizer):  # behind a stop text, while others went on
-            kept = kept[:-1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        cut = min((text.find(stop) for stop in stops if stop in text), default=None)
-        if cut is not None:
-            text = text[:cut]
-        reason = "length" if length is None and cut is None else "stop"
-        return Completion(text, reason, why, self.planner.method.name, prompt_tokens, len(kept), note)
+            asked, note = len(encoded[place]), routed.notes[row]
+            completions += [[Completion(t.text, t.finish_reason, why, name, asked, t.tokens, note) for t in texts]]
+        return completions
 
     def _pad(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         left = not self.model.config.is_encoder_decoder

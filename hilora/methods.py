@@ -35,7 +35,7 @@ from hilora.errors import InputError, UnknownNameError
 from hilora.merge.average import Average, Merge
 from hilora.merge.lego import Lego
 from hilora.route.oracle import Oracle
-from hilora.route.posterior import Posterior
+from hilora.route.posterior import FALLBACKS, Posterior
 from hilora.route.retriever import Retriever, Soup
 from hilora.route.router import Gaussian, Router
 from hilora.route.uniform import Everyone
@@ -66,6 +66,7 @@ class Method:
         sparse: adapters that a token uses of those in the route, where it is not all of them.
         canonical: whether the composer needs canonical ROCs.
         merge: makes one adapter of those that the router chose for a row.
+        abstain: whether prompts that the router finds no adapter for stay unanswered, instead of the base answering.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Method:
     sparse: int | None = None
     canonical: bool = False
     merge: Merge | None = None
+    abstain: bool = False
 
 
 def hilora(
@@ -127,13 +129,21 @@ def hilora_plus(
     terms: bool = True,
     candidates: str = "top",
     alpha: float = 0.05,
-    unseen: str = "broad",
+    fallback: str = "broad",
     criterion: str = "contribution",
 ) -> Method:
-    """HiLoRA with a calibrated posterior: likely adapters weighted by probability, canonical ROCs by contribution."""
+    """HiLoRA with a calibrated posterior: likely adapters weighted by probability, canonical ROCs by contribution.
+
+    `fallback` says what becomes of prompts that no adapter knows: "broad" (eight adapters instead of k, at a higher
+    temperature), "base" (the base model answers), "abstain" (no answer), "none" (as any other prompt).
+    """
     _check_gamma(gamma)
-    router = Posterior(k, floor, terms, candidates, alpha, unseen)
-    return Method("hilora-plus", router, TopRocs(criterion, weighted=True), gamma, canonical=True)
+    if fallback not in (*FALLBACKS, "abstain"):
+        raise UnknownNameError("fallback", fallback, (*FALLBACKS, "abstain"))
+    abstain = fallback == "abstain"
+    router = Posterior(k, floor, terms, candidates, alpha, "base" if abstain else fallback)
+    gate = TopRocs(criterion, weighted=True)
+    return Method("hilora-plus", router, gate, gamma, canonical=True, abstain=abstain)
 
 
 def selection() -> Method:

@@ -35,13 +35,15 @@ class Routed:
         texts: what was routed on.
         route: one row per prompt; None when the base model serves all of them.
         source: the adapters that the route counts along.
-        notes: per prompt, why the base model serves it alone, if it does; else "".
+        notes: per prompt, why no adapter serves it, if none does; else "".
+        silent: rows that are to stay unanswered.
     """
 
     texts: list[str]
     route: Route | None
     source: Source
     notes: list[str]
+    silent: frozenset[int] = frozenset()
 
 
 class Planner:
@@ -114,9 +116,14 @@ class Planner:
             route = route_apart(router, self.pool, query, allowed)
         else:
             route = router(query, allowed)
+        strange = (served & ~(route.weights > 0).any(1)).nonzero()[:, 0].tolist()
+        abstain = self.method.abstain
+        for row in strange:
+            notes[row] = f"no adapter fits: {'not answered' if abstain else 'the base model answered alone'}"
+        silent = frozenset(strange if abstain else [])
         if self.merged is None:
-            return Routed(texts, route, self.source, notes)
-        return Routed(texts, _merge_rows(route, self.merged), self.merged, notes)
+            return Routed(texts, route, self.source, notes, silent)
+        return Routed(texts, _merge_rows(route, self.merged), self.merged, notes, silent)
 
     def plan(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Plan:
         """The plan of some of the routed rows: their shares of the budget.

@@ -74,13 +74,24 @@ def split_sampling(options: dict[str, Any], defaults: Any) -> tuple[dict[str, An
     return options, given
 
 
-def check_options(options: dict[str, Any]) -> None:
+def check_request(stops: Sequence[str], options: dict[str, Any], **numbers: int) -> None:
     """Refuse generation options that transformers does not have, or that do not go together.
+
+    Args:
+        stops: texts that end an answer.
+        options: for transformers.
+        numbers: must be at least 1, by their names.
 
     Raises:
         UnknownNameError: no such option; suggests the nearest.
-        InputError: sampling with beams, whose draws could not be kept apart by prompt.
+        InputError: a number below 1, an empty stop text, or sampling with beams, whose draws could not be kept apart
+            by prompt.
     """
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} must be at least 1; got {number}.")
+    if "" in stops:
+        raise InputError("A stop text is empty, and would end every answer before it begins. Leave it out.")
     known = {*GenerationConfig().to_dict(), "streamer", "logits_processor", "stopping_criteria"}
     for name in options:
         if name not in known:

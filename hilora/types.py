@@ -138,7 +138,7 @@ class Completion:
 
     Attributes:
         text: the generated text.
-        finish_reason: "stop" (end token or stop string) or "length".
+        finish_reason: "stop" (end token or stop string), "length", or "abstain" (no adapter fits, see `note`).
         choices: the adapters used, best first; empty when the base model answered alone.
         method: the method's name.
         prompt_tokens, completion_tokens: lengths.

@@ -233,6 +233,11 @@ def test_pool_remove_keeps_the_files_until_prune(pool: Path, original: tuple[Any
 def test_pool_check_finds_what_is_damaged(pool: Path, original: tuple[Any, Pool]) -> None:
     out = run("pool", "check", "--pool", pool)
     assert out.count("good") == 4
+    assert out.count("nearest:") == 4
+    assert "missed on" not in run("pool", "check", "--files-only", "--pool", pool)
+    told = [json.loads(line) for line in run("pool", "check", "--json", "--pool", pool).splitlines()]
+    assert sorted(each["name"] for each in told) == sorted(original[1].names)
+    assert all(each["problem"] is None and len(each["rivals"]) == 3 for each in told)
     assert "4 adapters for tiny, embedder fake" in out
     content = original[1].entries[original[1].index("delta")].hash
     (pool / "adapters" / f"{content}.safetensors").write_bytes(b"broken")

@@ -9,6 +9,7 @@ import typer.main
 
 import hilora
 from hilora.cli.app import app
+from hilora.evaluate.routing import SCORERS
 from hilora.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,12 @@ def test_every_command_is_documented_and_every_documented_command_exists() -> No
 def test_every_method_is_in_its_modules_table() -> None:
     text = (ROOT / "hilora" / "methods.py").read_text().split('"""')[1]
     assert all(f"\n{name} " in text for name in METHODS)
+
+
+def test_every_scorer_is_named_in_the_help() -> None:
+    group = typer.main.get_command(app).commands["evaluate"]  # type: ignore[attr-defined]
+    (option,) = [p for p in group.commands["routing"].params if p.name == "methods"]
+    assert all(name in option.help for name in SCORERS)
 
 
 def test_the_public_names_are_these() -> None:

@@ -216,3 +216,27 @@ def test_sites_that_share_an_input_give_what_each_gives_alone(
     apart = logits(router, method, PROMPTS, LABELS)
     torch.testing.assert_close(together[0], apart)
     assert torch.equal(*together)
+
+
+def test_prompts_that_no_adapter_fits_stay_unanswered_and_the_others_are_answered_as_ever(build: Any) -> None:
+    router = build("llama", "hilora-plus", fallback="abstain")
+    posterior = router.planner.method.router
+    routed = router.planner.route(PROMPTS)
+    posterior.seen_above_ = float(routed.route.leads.median())  # half of them are strangers now
+    ever = build("llama", "hilora-plus", fallback="none").generate(PROMPTS, max_new_tokens=4)
+    found = router.generate(PROMPTS, max_new_tokens=4)
+    silent = [answer.finish_reason == "abstain" for answer in found]
+    assert 0 < sum(silent) < len(PROMPTS)
+    for answer, same, is_silent in zip(found, ever, silent, strict=True):
+        if is_silent:
+            assert (answer.text, answer.choices, answer.completion_tokens) == ("", (), 0)
+            assert "no adapter fits: not answered" in answer.note
+        else:
+            assert (answer.text, answer.rocs, answer.finish_reason) == (same.text, same.rocs, same.finish_reason)
+    posterior.seen_above_ = float("inf")
+    assert {answer.finish_reason for answer in router.generate(PROMPTS, max_new_tokens=4)} == {"abstain"}
+    base = build("llama", "hilora-plus", fallback="base")
+    base.planner.method.router.seen_above_ = float("inf")
+    answers = base.generate(PROMPTS, max_new_tokens=4)
+    assert [a.text for a in answers] == [a.text for a in build("llama", "base").generate(PROMPTS, max_new_tokens=4)]
+    assert all("the base model answered alone" in answer.note for answer in answers)

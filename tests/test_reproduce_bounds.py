@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-import hilora.evaluate.routing  # noqa: F401  before the embedder that it names is replaced
-from hilora.analyse.confusion import TOPS
+from hilora.evaluate.routing import TOPS  # before the embedder that it names is replaced
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = "reproduce/bounds/bounds.py"

@@ -91,13 +91,20 @@ def squares(
     rows: Float[Tensor, "adapter row dim"],
 ) -> tuple[Float[Tensor, "adapter row"], Float[Tensor, " adapter"]]:
     """x' Sigma^-1 x of each row x, and log |Sigma|, for Sigma = diag(floor) + factor' factor."""
-    scale = floor.rsqrt()[:, None]
-    factor, rows = factor * scale, rows * scale  # D^-1/2
-    small = factor @ factor.mT + torch.eye(factor.shape[1], dtype=factor.dtype)  # R (adapter, direction, direction)
+    rows = rows * floor.rsqrt()[:, None]
+    factor, small = reduced(floor, factor)
     lower = torch.linalg.cholesky(small)
     y = torch.cholesky_solve(factor @ rows.mT, lower).mT  # (adapter, row, direction)
     squared = (rows - y @ factor).square().sum(2) + y.square().sum(2)
     return squared, floor.log().sum(1) + 2 * lower.diagonal(dim1=1, dim2=2).log().sum(1)
+
+
+def reduced(
+    floor: Float[Tensor, "adapter dim"], factor: Float[Tensor, "adapter direction dim"]
+) -> tuple[Float[Tensor, "adapter direction dim"], Float[Tensor, "adapter direction direction"]]:
+    """F D^-1/2, and R = I + F D^-1 F', of Sigma = D + F' F."""
+    factor = factor * floor.rsqrt()[:, None]
+    return factor, factor @ factor.mT + torch.eye(factor.shape[1], dtype=factor.dtype)
 
 
 def log_densities(pool: Normals, prompts: Float[Tensor, "row dim"]) -> Float[Tensor, "row adapter"]:
@@ -159,5 +166,9 @@ def top_k_bound(distance: Float[Tensor, "adapter adapter"], k: int) -> Float[Ten
     """
     if k < 1:
         raise InputError(f"k is the number of candidates: got {k}, expected at least 1.")
-    overtaken = (-distance).exp().fill_diagonal_(0).sum(1)  # bounds the expected number of rivals ahead
-    return (overtaken / k).clamp(max=1)
+    return (overtaken(distance) / k).clamp(max=1)
+
+
+def overtaken(distance: Float[Tensor, "adapter adapter"]) -> Float[Tensor, " adapter"]:
+    """sum_{j != i} exp(-B_ij): bounds the expected number of rivals ahead of each adapter."""
+    return (-distance).exp().fill_diagonal_(0).sum(1)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from hilora.analyse.bounds import bhattacharyya, normals, top_k_bound
 from hilora.errors import InputError
-from hilora.route.crossfit import folds
-from hilora.route.features import Features
+from hilora.evaluate.routing import TOPS
+from hilora.pool.view import PoolView
 from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian, check_samples
+from hilora.route.ridge import fold_scores
+from hilora.route.router import embeddings_of
 
-TOPS = (1, 3, 5, 8)
-"""The k of the bounds, as in RAMoLE's Table II."""
 NUM_RIVALS = 3
 FEW_SAMPLES = 10
 """Fewer samples than this are called too few: the paper's number is 20."""
@@ -118,9 +118,9 @@ def held_out(
 ) -> HeldOut:
     """Score every sample by Gaussians fitted without it (and without the rest of its fold)."""
     owners, rows = [torch.empty(0, dtype=torch.long)], [torch.empty(0, len(embeddings))]
-    for kept, held, owner in folds([Features(own) for own in embeddings]):
+    for owner, scores in fold_scores(embeddings, fresh):
         owners.append(owner)
-        rows.append(fresh().fit([own.embeddings for own in kept]).score(held.embeddings))
+        rows.append(scores)
     return ranked(torch.cat(owners), torch.cat(rows))
 
 
@@ -182,6 +182,16 @@ def diagnose(
         )
         found.append(replace(one, advice=advise(one, same)))
     return found
+
+
+def diagnose_pool(pool: PoolView) -> list[Diagnosis]:
+    """Diagnose every adapter of a pool by the Gaussians that `hilora` routes with.
+
+    Raises:
+        InputError: fewer than two adapters.
+    """
+    samples = dict(zip(pool.names, embeddings_of(pool), strict=True))
+    return diagnose(samples, lambda: OwnGaussian(pool.ridge))
 
 
 def share(value: Tensor) -> float | None:

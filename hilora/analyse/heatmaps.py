@@ -136,9 +136,9 @@ def activation(found: Activation, sites: Sequence[str], method: str) -> Any:
     """
     # (token, adapter), (token, roc)
     counts, used = found.counts(sites).double().numpy(), found.used_at(sites).double().numpy()
-    owners, tokens = found.owners.tolist(), len(found.tokens)
-    cell = min(CELL, 14 / max(len(owners), 1), 30 / max(tokens, 1))
-    width, high = max(3.0, cell * tokens), max(1.0, cell * len(owners))
+    tokens, rocs = used.shape
+    cell = min(CELL, 14 / max(rocs, 1), 30 / max(tokens, 1))
+    width, high = max(3.0, cell * tokens), max(1.0, cell * rocs)
     top = max(0.35, CELL * len(found.names))
     with drawing() as figure_class:
         figure = figure_class(figsize=(width + 3.6, high + top + 2.0), layout="constrained")
@@ -154,12 +154,7 @@ def activation(found: Activation, sites: Sequence[str], method: str) -> Any:
         marks = below.imshow(
             used.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=used.max() or 1.0
         )
-        starts = [owners.index(i) for i in sorted(set(owners))]
-        sizes = [owners.count(i) for i in sorted(set(owners))]
-        middles = [start + (size - 1) / 2 for start, size in zip(starts, sizes, strict=True)]
-        below.set_yticks(middles, [shown(found.names[i]) for i in sorted(set(owners))], fontsize=FONT)
-        for start in starts[1:]:
-            below.axhline(start - 0.5, color=GREY, linewidth=0.7)
+        _owners(below, found)
         below.set_title("each ROC of each adapter", loc="left")
         figure.colorbar(
             marks,
@@ -174,7 +169,7 @@ def activation(found: Activation, sites: Sequence[str], method: str) -> Any:
         for axes in (above, below):
             axes.axvline(found.num_prompt - 0.5, color=INK, linewidth=1, linestyle="--")
             axes.tick_params(length=0)
-        _bars(side, 100 * used.mean(0), below, "how often (%)", "{:.0f}" if len(owners) <= 60 else "")
+        _bars(side, 100 * used.mean(0), below, "how often (%)", "{:.0f}" if rocs <= 60 else "")
         figure.suptitle(f"ROCs activated by {method} (prompt left of the dashed line, answer right)", fontsize=10)
     return figure
 
@@ -193,26 +188,33 @@ def activation_layers(found: Activation, method: str) -> Any:
     """How often each ROC was active at each site: ROCs x sites."""
     sites = list(found.used)
     shares = np.stack([found.used_at([site]).numpy().mean(0) for site in sites], axis=1)  # (roc, site)
-    owners = found.owners.tolist()
-    cell = min(CELL, 14 / max(len(owners), 1))
+    rocs = len(shares)
+    cell = min(CELL, 14 / max(rocs, 1))
     with drawing() as figure_class:
         figure = figure_class(
-            figsize=(max(3.0, CELL * len(sites)) + 2.4, max(1.0, cell * len(owners)) + 1.5), layout="constrained"
+            figsize=(max(3.0, CELL * len(sites)) + 2.4, max(1.0, cell * rocs) + 1.5), layout="constrained"
         )
         axes = figure.subplots()
         image = axes.imshow(100 * shares, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=100)
         _name(axes.set_xticks, [short_site(site) for site in sites], rotation=90)
-        present = sorted(set(owners))
-        for i in present[1:]:
-            axes.axhline(owners.index(i) - 0.5, color=GREY, linewidth=0.7)
-        middles = [owners.index(i) + (owners.count(i) - 1) / 2 for i in present]
-        axes.set_yticks(middles, [shown(found.names[i]) for i in present], fontsize=FONT)
+        _owners(axes, found)
         axes.tick_params(length=0)
         axes.set_xlabel("site (layer and module)")
         axes.set_ylabel("ROCs of each adapter")
         figure.colorbar(image, ax=axes, label="% of tokens that used the ROC", pad=0.01)
         axes.set_title(f"How often {method} activated each ROC, site by site", loc="left")
     return figure
+
+
+def _owners(axes: Any, found: Activation) -> None:
+    """The adapters' names beside the rows of their ROCs, and lines between adapters."""
+    owners = found.owners.tolist()
+    present = sorted(set(owners))
+    starts = [owners.index(i) for i in present]
+    middles = [start + (owners.count(i) - 1) / 2 for start, i in zip(starts, present, strict=True)]
+    axes.set_yticks(middles, [shown(found.names[i]) for i in present], fontsize=FONT)
+    for start in starts[1:]:
+        axes.axhline(start - 0.5, color=GREY, linewidth=0.7)
 
 
 def _where(sites: Sequence[str]) -> str:

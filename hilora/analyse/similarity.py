@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ import torch
 from torch import Tensor
 
 from hilora.errors import InputError
-from hilora.evaluate.routing import SCORERS, Scorer, read_samples
+from hilora.evaluate.routing import SCORERS, Scorer, own_scorer, read_samples
 from hilora.evaluate.tasks import paper_cluster
 from hilora.jsonl import numbered_lines
 from hilora.route.candidates import sign_sizes
 from hilora.route.crossfit import folds
 from hilora.route.features import Features
-from hilora.route.gaussian import OwnGaussian
 
 K = 3
 """Of Eq. 4, as in the method `hilora`."""
@@ -103,13 +101,7 @@ def ordered(clusters: Mapping[str, str], names: Sequence[str]) -> tuple[list[tup
 
 
 def _fitted(known: Sequence[Features], ridge: float) -> dict[str, Scorer]:
-    own = OwnGaussian(ridge).fit([features.embeddings for features in known])
-    scorers = {"own": Scorer(partial(_score_embeddings, own), {"ridge": ridge})}
-    return scorers | {name: SCORERS[name](known) for name in SCORES if name != "own"}
-
-
-def _score_embeddings(model: OwnGaussian, texts: Features) -> Tensor:
-    return model.score(texts.embeddings)
+    return {name: own_scorer(known, ridge) if name == "own" else SCORERS[name](known) for name in SCORES}
 
 
 def _means(rows: Mapping[str, Sequence[Tensor]]) -> Numbers:

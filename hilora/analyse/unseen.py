@@ -43,7 +43,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hilora.analyse.bounds import Normals, normals, squares
+from hilora.analyse.bounds import Normals, normals, reduced, squares
 from hilora.errors import InputError
 from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian, check_samples
 
@@ -108,8 +108,7 @@ def expected_scores(unseen: Normals, pool: Normals) -> Float[Tensor, " adapter"]
     distance, log_det = squares(pool.floor, pool.factor, torch.cat([(unseen.mean - pool.mean)[:, None], spread], 1))
     # trace(Sigma_i^-1 D_q) = trace(D_i^-1 D_q) - trace(R^-1 F D_i^-1 D_q D_i^-1 F')
     share = unseen.floor / pool.floor  # (adapter, dim)
-    factor = pool.factor * pool.floor.rsqrt()[:, None]
-    small = factor @ factor.mT + torch.eye(factor.shape[1], dtype=factor.dtype)
+    factor, small = reduced(pool.floor, pool.factor)
     inside: Tensor = torch.linalg.solve(small, factor * share[:, None]) * factor
     trace = share.sum(1) - inside.sum((1, 2))
     return -(log_det + distance.sum(1) + trace) / 2

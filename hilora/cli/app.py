@@ -10,7 +10,18 @@ import typer
 
 from hilora.cli import evaluate, figures, pool, train
 from hilora.cli.explain import explain
-from hilora.cli.options import parse_settings, quiet_transformers, read_prompts
+from hilora.cli.options import (
+    Allow,
+    Base,
+    Deny,
+    Dtype,
+    Method,
+    PoolName,
+    Settings,
+    parse_settings,
+    quiet_transformers,
+    read_prompts,
+)
 from hilora.cli.show import console, show_completion, show_methods, show_route, status
 
 app = typer.Typer(
@@ -31,12 +42,7 @@ File = Annotated[
     Path | None,
     typer.Option("--file", "-f", help="Prompts: JSON Lines with inputs, prompt or messages; or plain text."),
 ]
-PoolOption = Annotated[str, typer.Option("--pool", help="Pool folder, or an installed pool's name.")]
-MethodOption = Annotated[str, typer.Option("--method", "-m", help="See: hilora methods")]
-Settings = Annotated[list[str] | None, typer.Option("--option", "-o", help="Method option, e.g. -o gamma=0.3")]
 Seed = Annotated[int, typer.Option(help="Seed of allocation and sampling.")]
-Allow = Annotated[list[str] | None, typer.Option("--allow", help="Use only this adapter (may be repeated).")]
-Deny = Annotated[list[str] | None, typer.Option("--deny", help="Leave this adapter out (may be repeated).")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -45,8 +51,8 @@ def route(
     prompts: Prompts = None,
     *,
     file: File = None,
-    pool: PoolOption = "flan-mini",
-    method: MethodOption = "hilora",
+    pool: PoolName = "flan-mini",
+    method: Method = "hilora",
     option: Settings = None,
     seed: Seed = 0,
     allow: Allow = None,
@@ -83,9 +89,9 @@ def generate(
     prompts: Prompts = None,
     *,
     file: File = None,
-    pool: PoolOption = "flan-mini",
-    base: Annotated[str | None, typer.Option(help="Base model; default: the pool's.")] = None,
-    method: MethodOption = "hilora",
+    pool: PoolName = "flan-mini",
+    base: Base = None,
+    method: Method = "hilora",
     option: Settings = None,
     seed: Seed = 0,
     allow: Allow = None,
@@ -97,7 +103,7 @@ def generate(
         list[str] | None, typer.Option("--generation", "-g", help="transformers option, e.g. -g num_beams=4")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 32,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")] = None,
+    dtype: Dtype = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes (one prompt).")] = False,
     as_json: Json = False,
 ) -> None:
@@ -145,7 +151,7 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
-def demo(pool: PoolOption = "flan-mini") -> None:
+def demo(pool: PoolName = "flan-mini") -> None:
     """Route and answer prompts of several tasks with the embedded default, and show why."""
     from hilora.cli.demo import run
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hilora.cli.options import parse_settings, quiet_transformers
+from hilora.cli.options import Base, Dtype, PoolName, parse_settings, quiet_transformers, split_names
 from hilora.cli.show import console, progress, status
 from hilora.errors import InputError
 
@@ -25,7 +24,7 @@ def tasks(
     *,
     data: Annotated[Path, typer.Option(help='JSON Lines with "inputs", "targets": a file per task, or one file.')],
     json_out: Annotated[Path, typer.Option("--json", help="Results, one line a row; run again to resume.")],
-    pool: Annotated[str, typer.Option(help="Pool folder, or an installed pool's name.")] = "flan-mini",
+    pool: PoolName = "flan-mini",
     methods: Labels = "base,oracle,hilora",
     setting: Annotated[str, typer.Option(help="iid, ood, within, cross or mixed.")] = "iid",
     part: Annotated[str, typer.Option(help="all, first or second half of each task's lines.")] = "all",
@@ -33,11 +32,11 @@ def tasks(
     task: Names = None,
     cluster: Names = None,
     halves: Annotated[int, typer.Option(min=1, help="For within: halves of the tasks, in pairs.")] = 2,
-    base: Annotated[str | None, typer.Option(help="Base model; default: the pool's.")] = None,
+    base: Base = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer; short tasks get fewer.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: int = 0,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")] = None,
+    dtype: Dtype = None,
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
@@ -50,7 +49,8 @@ def tasks(
 
     opened = Pool.open(find_pool(pool))
     rows = load_rows(data)
-    chosen = choose_rows(rows, part=part, per_task=per_task, tasks=_split(task), clusters=_split(cluster), seed=seed)
+    keep_tasks, keep_clusters = (None if names is None else split_names(names) for names in (task, cluster))
+    chosen = choose_rows(rows, part=part, per_task=per_task, tasks=keep_tasks, clusters=keep_clusters, seed=seed)
     cases = make_cases(setting, chosen, opened.names, clusters=cluster_of(rows), halves=halves, seed=seed)
     job = Job(setting, cases, parse_methods(methods), max_new_tokens, batch_size, seed)
     quiet_transformers()
@@ -100,7 +100,9 @@ def routing(
     *,
     samples: Annotated[Path, typer.Option(help='JSON Lines with "task" and "inputs": the adapters\' samples.')],
     test: Annotated[Path, typer.Option(help='JSON Lines with "task" and "inputs": prompts to route.')],
-    methods: Annotated[str, typer.Option(help="cosine, own, tied, with commas between.")] = "cosine,own,tied",
+    methods: Annotated[
+        str, typer.Option(help="cosine, own, tied, experts, with commas between.")
+    ] = "cosine,own,tied",
     json_out: Annotated[Path | None, typer.Option("--json", help="Where to write the result.")] = None,
     embedder: Annotated[str | None, typer.Option(help="Embedder: a name or a path.")] = None,
     instruction: Annotated[str | None, typer.Option(help="Instruction in front of every text.")] = None,
@@ -115,7 +117,7 @@ def routing(
         result = run_routing(
             samples,
             test,
-            _split(methods) or [],
+            split_names(methods),
             json_out,
             embedder_name=embedder or DEFAULT_EMBEDDER,
             instruction=INSTRUCTION if instruction is None else instruction,
@@ -130,7 +132,7 @@ def parse_methods(text: str) -> dict[str, tuple[str, dict[str, Any]]]:
     Raises:
         InputError: there is none, or one is listed twice.
     """
-    listed = _split(text) or []
+    listed = split_names(text)
     if not listed:
         raise InputError("There is no method to measure. Give --methods hilora,base for example.")
     if len(set(listed)) < len(listed):
@@ -140,7 +142,3 @@ def parse_methods(text: str) -> dict[str, tuple[str, dict[str, Any]]]:
         name, *settings = label.split(":")
         found[label] = (name, parse_settings(settings))
     return found
-
-
-def _split(names: str | None) -> Sequence[str] | None:
-    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]

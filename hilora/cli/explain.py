@@ -7,8 +7,18 @@ from typing import Annotated
 
 import typer
 
-from hilora.cli.figures import Allow, Base, Deny, Dtype, MaxNew, Method, PoolName, Settings
-from hilora.cli.options import parse_settings, quiet_transformers
+from hilora.cli.options import (
+    Allow,
+    Base,
+    Deny,
+    Dtype,
+    MaxNew,
+    Method,
+    PoolName,
+    Settings,
+    parse_settings,
+    quiet_transformers,
+)
 from hilora.cli.show import console, status
 
 

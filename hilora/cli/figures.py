@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hilora.cli.options import parse_settings, quiet_transformers
+from hilora.cli.options import (
+    Allow,
+    Base,
+    Deny,
+    Dtype,
+    MaxNew,
+    Method,
+    PoolName,
+    Settings,
+    parse_settings,
+    quiet_transformers,
+    split_names,
+)
 from hilora.cli.show import console, progress, status
 from hilora.errors import InputError
+from hilora.jsonl import write_entries
 
 app = typer.Typer(help="Draw pools, answers and results; every figure as PNG and SVG, its numbers as JSON.")
 
-PoolName = Annotated[str, typer.Option("--pool", help="Pool folder, or an installed pool's name.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the figures and their numbers.")]
-Method = Annotated[str, typer.Option("--method", "-m", help="See: hilora methods")]
-Settings = Annotated[list[str] | None, typer.Option("--option", "-o", help="Method option, e.g. -o gamma=0.3")]
-Allow = Annotated[list[str] | None, typer.Option("--allow", help="Use only this adapter (may be repeated).")]
-Deny = Annotated[list[str] | None, typer.Option("--deny", help="Leave this adapter out (may be repeated).")]
-Base = Annotated[str | None, typer.Option(help="Base model; default: the pool's.")]
-Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")]
-MaxNew = Annotated[int, typer.Option(min=1, help="At most this many tokens of the answer.")]
 
 
 @app.callback()
@@ -58,12 +62,12 @@ def rocs(
     names = adapter or opened.names
     factors = {name: opened.factors(opened.entries[opened.index(name)].hash) for name in names}
     known = sorted({own for of in factors.values() for own in of})
-    many, single = choose_sites(known, _split(sites or "")), choose_sites(known, site or [])
+    many, single = choose_sites(known, split_names(sites or "")), choose_sites(known, site or [])
     measured = list(dict.fromkeys([*many, *single]))
     with progress(len(measured), "sites") as advance:
         found = observe(factors, measured, permutations=permutations, seed=seed, on_site=advance)
     header = setup("hilora figures rocs", pool_version=opened.version, permutations=permutations, seed=seed)
-    files = [_write_json({"setup": header, **found}, out / "rocs.json")]
+    files = [write_entries({"setup": header, **found}, out / "rocs.json")]
     files += figures.save(figures.roc_scores(found), out / "rocs_scores")
     files += figures.save(heatmaps.overlap(found), out / "rocs_overlap")
     for name in dict.fromkeys([*single, *_spread(many, draw)]):
@@ -108,7 +112,7 @@ def activation(
         found = record(router, prompt, seed=seed, max_new_tokens=max_new_tokens, allow=allow, deny=deny)
     chosen = choose_sites(list(found.used), site) if site else list(found.used)
     header = setup("hilora figures activation", method=method, seed=seed, sites=chosen)
-    files = [_write_json({"setup": header, **found.numbers(chosen)}, out / "activation.json")]
+    files = [write_entries({"setup": header, **found.numbers(chosen)}, out / "activation.json")]
     files += figures.save(heatmaps.activation(found, chosen, method), out / "activation")
     files += figures.save(heatmaps.activation_layers(found, method), out / "activation_layers")
     _say(files)
@@ -131,7 +135,7 @@ def selection(
     figures.need_matplotlib()
     found = count_selected(read_results(rows), method, setting)
     name = "selection_" + "".join(c if c.isalnum() or c in "-." else "_" for c in method)
-    files = [_write_json({"method": method, "groups": found}, out / f"{name}.json")]
+    files = [write_entries({"method": method, "groups": found}, out / f"{name}.json")]
     files += figures.save(figures.selections(found, method), out / name)
     _say(files)
 
@@ -169,7 +173,7 @@ def similarity(
             asked = {task: look_at(own, embedder, False) for task, own in texts.items()}
         found = against_prompts(asked, clusters, opened.names, opened.samples(), opened.ridge)
     header = setup("hilora figures similarity", ridge=opened.ridge)
-    files = [_write_json({"setup": header, **found}, out / "similarity.json")]
+    files = [write_entries({"setup": header, **found}, out / "similarity.json")]
     for name in SCORES:
         files += figures.save(heatmaps.similarity(found, name), out / f"similarity_{name}")
     _say(files)
@@ -195,26 +199,14 @@ def retrieval(
     if samples is None:
         drawn = figures.retrieval(**against_k(read, method))
     else:
-        drawn = figures.retrieval(**against_samples(read, _split(samples), k, method))
+        drawn = figures.retrieval(**against_samples(read, split_names(samples), k, method))
     _say(figures.save(drawn, out / ("retrieval" if samples is None else "retrieval_samples")))
-
-
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:
     """So many of the names, evenly spread."""
     count = min(count, len(names))
     return [names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)]
-
-
-def _write_json(numbers: dict[str, Any], path: Path) -> Path:
-    """A line for each entry: matrices in a diff that can be read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in numbers.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    return path
 
 
 def _say(files: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Turning what people type into what the API takes."""
+"""Options that several commands share, and turning what people type into what the API takes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,26 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from hilora.errors import InputError
 from hilora.prompts import Prompt
+
+PoolName = Annotated[str, typer.Option("--pool", help="Pool folder, or an installed pool's name.")]
+Method = Annotated[str, typer.Option("--method", "-m", help="See: hilora methods")]
+Settings = Annotated[list[str] | None, typer.Option("--option", "-o", help="Method option, e.g. -o gamma=0.3")]
+Allow = Annotated[list[str] | None, typer.Option("--allow", help="Use only this adapter (may be repeated).")]
+Deny = Annotated[list[str] | None, typer.Option("--deny", help="Leave this adapter out (may be repeated).")]
+Base = Annotated[str | None, typer.Option(help="Base model; default: the pool's.")]
+Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")]
+MaxNew = Annotated[int, typer.Option(min=1, help="At most this many tokens of the answer.")]
+
+
+def split_names(names: str) -> list[str]:
+    """Names with commas between."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from hilora.cli.options import quiet_transformers
-from hilora.cli.show import console, errors, progress, show_adapters, status
+from hilora.cli.show import console, errors, progress, show_adapters, show_check, status
 from hilora.errors import HiloraError, InputError, PoolError
 
 app = typer.Typer(help="Add, list, check and remove the adapters of a pool.", no_args_is_help=True)
@@ -174,18 +174,36 @@ def remove(
 
 
 @app.command()
-def check(pool: PoolOption = "./pool") -> None:
-    """Read every adapter again and say what is wrong."""
+def check(
+    *,
+    pool: PoolOption = "./pool",
+    files_only: Annotated[bool, typer.Option(help="Only whether files are whole.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every adapter again; say what is wrong, how well each can be told from the others, and what to do."""
+    from hilora.analyse.confusion import diagnose_pool
+
     opened = _open(pool)
-    wrong = 0
-    for entry, problem in opened.check():
-        wrong += bool(problem)
-        mark = f"[red]{escape(problem)}[/]" if problem else "[green]good[/]"
-        console.print(f"[bold]{entry.name}[/]  {mark}")
-    summary = (
-        f"{len(opened)} adapters for {opened.base.name}, embedder {opened.embedder.name}, ridge {opened.ridge:.2g}"
-    )
-    console.print(summary, highlight=False)
+    problems = {entry.name: problem for entry, problem in opened.check()}
+    wrong = sum(map(bool, problems.values()))
+    found = {}
+    if not files_only and not wrong and len(opened) > 1:
+        with status("Telling adapters apart"):
+            found = {each.name: each for each in diagnose_pool(opened)}
+    for name, problem in problems.items():
+        if as_json:
+            told = asdict(found[name]) if name in found else {"name": name}
+            print(json.dumps({"problem": problem or None, **told}))
+        else:
+            show_check(name, problem, found.get(name))
+    if not as_json:
+        advised = sum(bool(each.advice) for each in found.values())
+        advice = f"; {advised} with advice" if found else ""
+        console.print(
+            f"{len(opened)} adapters for {opened.base.name}, embedder {opened.embedder.name}, "
+            f"ridge {opened.ridge:.2g}{advice}",
+            highlight=False,
+        )
     if wrong:
         raise PoolError(f"{wrong} of {len(opened)} adapters are damaged. Remove them and add them again.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,9 @@ from rich.table import Table
 
 from hilora.prompts import Prompt, query_text
 from hilora.types import Choice, Completion
+
+if TYPE_CHECKING:
+    from hilora.analyse.confusion import Diagnosis, Rival
 
 console = Console()
 errors = Console(stderr=True)
@@ -128,6 +131,25 @@ def show_adapters(entries: Sequence[Any]) -> None:
             state,
         )
     console.print(out)
+
+
+def show_check(name: str, problem: str, found: Diagnosis | None) -> None:
+    """An adapter's files, how well it is told from the others, and what to do."""
+    mark = f"[red]{escape(problem)}[/]" if problem else "[green]good[/]"
+    console.print(f"[bold]{escape(name)}[/]  {mark}", highlight=False)
+    if found is None:
+        return
+    shares = {k: "?" if rate is None else f"{rate:.0%}" for k, rate in found.measured.items()}
+    told = ", ".join(f"{shares[k]} at top {k} (bound {found.bound[k]:.1%})" for k in found.bound)
+    console.print(f"  missed on {told}, of {found.num_held} held-out samples", highlight=False)
+    rivals = [f"{escape(r.name)} (B {r.distance:.1f}{_taken(r)})" for r in found.rivals]
+    console.print(f"  [dim]nearest: {', '.join(rivals)}[/]", highlight=False)
+    for sentence in found.advice:
+        console.print(f"  [yellow]{escape(sentence)}[/]", highlight=False)
+
+
+def _taken(rival: Rival) -> str:
+    return "" if rival.lost is None else f", takes {rival.lost:.0%}"
 
 
 def shorten(text: str, width: int = 100) -> str:

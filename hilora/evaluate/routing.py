@@ -33,7 +33,7 @@ from hilora.route.ridge import choose_ridge
 from hilora.route.router import Collection
 
 TOPS = (1, 3, 5, 8)
-"""The columns of RAMoLE's Table II."""
+"""The columns of RAMoLE's Table II, and the k of HiLoRA's bounds."""
 RESAMPLES = 2000
 STEP = 256  # texts between two calls of on_progress
 
@@ -53,9 +53,10 @@ def _cosine(samples: Sequence[Features]) -> Scorer:
     return Scorer(lambda texts: model.score(texts.embeddings), {})
 
 
-def _own(samples: Sequence[Features]) -> Scorer:
+def own_scorer(samples: Sequence[Features], ridge: float | None = None) -> Scorer:
+    """A Gaussian per adapter (HiLoRA Eq. 3); without a ridge, one is chosen on the samples."""
     embeddings = [own.embeddings for own in samples]
-    model = OwnGaussian(choose_ridge(embeddings)).fit(embeddings)
+    model = OwnGaussian(choose_ridge(embeddings) if ridge is None else ridge).fit(embeddings)
     return Scorer(lambda texts: model.score(texts.embeddings), {"ridge": model.ridge})
 
 
@@ -71,7 +72,7 @@ def _experts(samples: Sequence[Features]) -> Scorer:
 
 SCORERS: dict[str, Callable[[Sequence[Features]], Scorer]] = {
     "cosine": _cosine,
-    "own": _own,
+    "own": own_scorer,
     "tied": _tied,
     "experts": _experts,
 }

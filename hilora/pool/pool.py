@@ -6,7 +6,6 @@ leaves the old or the new state. Writers take turns by a lock file; readers neve
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,7 +133,7 @@ class Pool(PoolView):
         entry = Entry(
             name=name,
             hash=adapter.hash,
-            samples=samples_hash(found),
+            samples=found.content_hash(),
             rank=adapter.rank,
             num_sites=len(adapter.factors),
             num_parameters=sum(d.numel() + u.numel() for d, u in adapter.factors.values()),
@@ -151,16 +150,13 @@ class Pool(PoolView):
         with self._edit() as draft:
             if name in draft.entries and not replace:
                 raise taken
-            store.write_tensors(self.path / store.ADAPTERS / f"{entry.hash}.safetensors", tensors)
-            self._write_samples(found)
+            self._write(store.ADAPTERS, entry.hash, tensors)
+            self._write(store.SAMPLES, entry.samples, found.tensors())
             draft.entries[name] = entry
         return entry
 
-    def _write_samples(self, found: Features) -> str:
-        """Write what is kept of an adapter's samples; returns its content hash."""
-        content = samples_hash(found)
-        store.write_tensors(self.path / store.SAMPLES / f"{content}.safetensors", sample_tensors(found))
-        return content
+    def _write(self, folder: str, content: str, tensors: Mapping[str, Tensor]) -> None:
+        store.write_tensors(self.path / folder / f"{content}.safetensors", tensors)
 
     def _look_at(self, name: str, samples: Sequence[str], embed: Embed, dim: int, terms: bool) -> Features:
         texts = [text for text in samples if text.strip()]
@@ -211,8 +207,9 @@ class Pool(PoolView):
         with self._edit() as draft:
             _need_all(list(draft.entries), found)  # another may have added one meanwhile
             for name, entry in draft.entries.items():
-                content = self._write_samples(found[name])
-                draft.entries[name] = replace(entry, samples=content, num_samples=len(found[name]))
+                new = replace(entry, samples=found[name].content_hash(), num_samples=len(found[name]))
+                self._write(store.SAMPLES, new.samples, found[name].tensors())
+                draft.entries[name] = new
             draft.embedder = embedder
         self.tune(always=True)
 
@@ -222,7 +219,7 @@ class Pool(PoolView):
             try:
                 whole = content_hash(self.factors(entry.hash)) == entry.hash
                 found = self._samples(entry)
-                whole &= samples_hash(found) == entry.samples
+                whole &= found.content_hash() == entry.samples
                 wrong = "" if whole else "a file of it was changed (content hash differs)"
                 check_samples(found.embeddings, entry.name)
             except (PoolError, InputError) as error:
@@ -236,25 +233,3 @@ def _need_all(names: Sequence[str], samples: Mapping[str, object]) -> None:
             f"Re-embedding needs the samples of every adapter; none for {', '.join(missing)}. "
             f"Put them at DIR/<adapter>.jsonl or DIR/<adapter>/samples.jsonl."
         )
-
-
-def sample_tensors(found: Features) -> dict[str, Tensor]:
-    """What is kept of an adapter's samples, as stored."""
-    terms = found.terms
-    if terms is None:
-        return {"embeddings": found.embeddings}
-    sizes = torch.bincount(terms.text, minlength=len(found)).int()
-    return {
-        "embeddings": found.embeddings,
-        "characters": terms.characters,
-        "phrases": terms.phrases,
-        "phrases_of_text": sizes,
-    }
-
-
-def samples_hash(found: Features) -> str:
-    """Content hash of what is kept of an adapter's samples; names their file."""
-    digest = hashlib.sha256()
-    for tensor in sample_tensors(found).values():
-        digest.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

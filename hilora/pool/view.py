@@ -19,7 +19,7 @@ from hilora.errors import MismatchError, PoolError, UnknownNameError
 from hilora.fingerprint import BaseInfo
 from hilora.pool import store
 from hilora.route.experts import Calibration
-from hilora.route.features import Features, Terms
+from hilora.route.features import Features
 from hilora.types import Factors
 
 V = TypeVar("V", bound="PoolView")  # typing.Self would do, but the run-time shape checks cannot read it
@@ -164,13 +164,8 @@ class PoolView:
 
     def _samples(self, entry: Entry) -> Features:
         path = self.path / store.SAMPLES / f"{entry.samples}.safetensors"
-        tensors = store.map_tensors(path)
         try:
-            if "characters" not in tensors:
-                return Features(tensors["embeddings"])
-            sizes = tensors["phrases_of_text"].long()
-            text = torch.arange(len(sizes)).repeat_interleave(sizes)
-            return Features(tensors["embeddings"], Terms(tensors["characters"], tensors["phrases"], text))
+            return Features.from_tensors(store.map_tensors(path))
         except KeyError as error:
             raise store.damaged(path, f"no tensor {error}") from error
 

@@ -8,7 +8,7 @@ that remain, and tuned to them where a pool that lost so many would be.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy
 from functools import cached_property
 
 import torch
@@ -60,7 +60,7 @@ def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor
     """Route each row by a router that has seen the samples of the row's allowed adapters only.
 
     Args:
-        router: learns from embeddings; is left as it is.
+        router: learns from embeddings; is left as it is, for `fit` puts what it learns in place of the old.
         known: what it learned from.
         query: rows with embeddings.
         allowed: adapters that each row may use.
@@ -72,7 +72,7 @@ def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor
         if len(kept):
             assert query.embedding is not None
             some = Query([query.texts[row] for row in rows.tolist()], query.embedding[rows])
-            own = router if len(kept) == len(known) else deepcopy(router).fit(Remaining(known, kept))
+            own = router if len(kept) == len(known) else copy(router).fit(Remaining(known, kept))
             route = own(some, torch.ones(len(rows), len(kept), dtype=torch.bool))
             parts.append((rows, Route(kept[route.ids], route.scores, route.weights, route.leads)))
     width = max((route.ids.shape[1] for _, route in parts), default=1)

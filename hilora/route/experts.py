@@ -1,8 +1,4 @@
-"""Three witnesses to which adapter a prompt belongs to, each a likelihood, put on one scale by their samples.
-
-    meaning     tied Gaussian over the embeddings
-    spelling    tied Gaussian over TF-IDF weighted character n-grams
-    phrases     naive Bayes over word n-grams: is each phrase of the prompt one that the adapter's samples used?
+"""Which adapter a prompt belongs to: the likelihoods of `witnesses`, put on one scale by the adapters' samples.
 
 None of the three is calibrated: dimensions correlate and n-grams overlap, so each is far too sure of itself. The
 score is their weighted product,
@@ -18,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,124 +22,16 @@ from torch import Tensor
 
 from hilora.route.conformal import own_surprises
 from hilora.route.crossfit import folds
-from hilora.route.features import Features, Terms, spans
-from hilora.route.gaussian import TiedGaussian
+from hilora.route.features import Features
 from hilora.route.novelty import leads, seen_above
+from hilora.route.witnesses import Meaning, Phrases, Spelling, Witness
 
-SHRINKAGE = 0.3
-"""Of the tied covariance of the embeddings; by cross-validation on the samples of the 48 tasks of RAMoLE."""
-SPELLING_SHRINKAGE = 0.5
-"""Of the tied covariance of the character n-grams; likewise."""
 WEIGHTS = {"meaning": 0.06, "spelling": 0.015, "phrases": 0.012}
 """Where nothing can be held out; near what is fitted for 20 samples per adapter."""
 MOST_ADAPTERS = 200
 """The weights of larger pools are fitted on so many of their adapters, spread over the pool."""
 MOST_SURPRISES = 1000
 """A pool keeps at most so many, evenly taken."""
-
-
-class Witness(Protocol):
-    """A likelihood for every adapter, up to a term that is the same for all."""
-
-    def fit(self, samples: Sequence[Features]) -> Witness:
-        """Learn from the samples of each adapter."""
-        ...
-
-    def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
-        """Log-likelihoods, fp32."""
-        ...
-
-
-class Meaning:
-    """A tied Gaussian over the embeddings."""
-
-    def fit(self, samples: Sequence[Features]) -> Meaning:
-        """Learn means and the pooled covariance."""
-        self.model_ = TiedGaussian(SHRINKAGE).fit([own.embeddings for own in samples])
-        return self
-
-    def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
-        """Log-likelihoods."""
-        return self.model_.score(texts.embeddings) * texts.embeddings.shape[1]
-
-
-class Spelling:
-    """A tied Gaussian over TF-IDF vectors of character n-grams, of length 1."""
-
-    def fit(self, samples: Sequence[Features]) -> Spelling:
-        """Learn how common each n-gram is, then means and the pooled covariance."""
-        counts = [_terms(own).characters for own in samples]
-        number = sum(len(c) for c in counts)
-        used = torch.stack([(c != 0).sum(0) for c in counts]).sum(0)  # (bucket,)
-        self.rarity_ = torch.log((1 + number) / (1 + used.double())) + 1
-        self.model_ = TiedGaussian(SPELLING_SHRINKAGE).fit([self._vectors(c) for c in counts])
-        return self
-
-    def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
-        """Log-likelihoods."""
-        vectors = self._vectors(_terms(texts).characters)
-        return self.model_.score(vectors) * vectors.shape[1]
-
-    def _vectors(self, characters: Tensor) -> Float[Tensor, "text bucket"]:
-        return torch.nn.functional.normalize(characters.double() * self.rarity_, dim=1).float()
-
-
-@dataclass
-class Phrases:
-    """Naive Bayes over the word n-grams that a text has, smoothed by how common they are in the pool.
-
-    With n_i samples, n_it of them using phrase t, and p_t = (n_t + 1/2) / (N + 1) the share in the pool,
-    P(t | i) = (n_it + strength p_t) / (n_i + strength). Phrases that no sample of the pool uses say nothing.
-
-    Args:
-        strength: weight of the pool's share, in samples.
-    """
-
-    strength: float = 1.0
-
-    vocabulary_: Int[Tensor, " phrase"] = field(init=False, repr=False)
-    start_: Int[Tensor, " bound"] = field(init=False, repr=False)
-    adapter_: Int[Tensor, " entry"] = field(init=False, repr=False)
-    gain_: Float[Tensor, " entry"] = field(init=False, repr=False)
-    absent_: Float[Tensor, " adapter"] = field(init=False, repr=False)
-
-    def fit(self, samples: Sequence[Features]) -> Phrases:
-        """Count the samples that use each phrase, by adapter."""
-        terms = [_terms(own) for own in samples]
-        sizes = torch.tensor([len(own) for own in samples])
-        phrases = torch.cat([t.phrases for t in terms]).long()
-        owner = torch.arange(len(terms)).repeat_interleave(torch.tensor([len(t.phrases) for t in terms]))
-        self.vocabulary_, place = torch.unique(phrases, return_inverse=True)
-        pairs, used = torch.unique(place * len(terms) + owner, return_counts=True)  # by phrase, then adapter
-        phrase, self.adapter_ = pairs // len(terms), pairs % len(terms)
-        self.start_ = torch.searchsorted(phrase, torch.arange(len(self.vocabulary_) + 1))
-        total = torch.zeros(len(self.vocabulary_)).index_add_(0, phrase, used.float())
-        share = (total + 0.5) / (int(sizes.sum()) + 1)
-        # relative to an adapter whose samples never use the phrase: log (n_it + s p_t) / (s p_t)
-        self.gain_ = torch.log1p(used / (self.strength * share[phrase]))
-        self.absent_ = torch.log(self.strength / (sizes + self.strength))
-        return self
-
-    def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
-        """Log-likelihoods, relative to the pool's."""
-        terms = _terms(texts)
-        wanted = terms.phrases.long()
-        place = torch.searchsorted(self.vocabulary_, wanted).clamp_max(max(len(self.vocabulary_) - 1, 0))
-        known = self.vocabulary_[place] == wanted if len(self.vocabulary_) else torch.zeros_like(wanted).bool()
-        place, text = place[known], terms.text[known]
-        starts = self.start_[place]
-        sizes = self.start_[place + 1] - starts
-        entries = spans(starts, sizes)
-        cells = text.repeat_interleave(sizes) * len(self.absent_) + self.adapter_[entries]
-        scores = torch.zeros(len(texts) * len(self.absent_), dtype=torch.float64)
-        scores.index_add_(0, cells, self.gain_[entries].double())
-        number = torch.bincount(text, minlength=len(texts))  # known phrases of each text
-        return (scores.view(len(texts), len(self.absent_)) + number[:, None] * self.absent_).float()
-
-
-def _terms(texts: Features) -> Terms:
-    assert texts.terms is not None
-    return texts.terms
 
 
 @dataclass
@@ -185,8 +73,8 @@ class Experts:
         scores = self.witnesses_["meaning"].score(texts) * self.weights_["meaning"]
         if len(self.witnesses_) == 1 or texts.terms is None:
             return scores
-        found = [w.score(texts) * self.weights_[name] for name, w in self.witnesses_.items() if name != "meaning"]
-        wording = found[0] + found[1]  # (text, worded adapter)
+        found = {name: witness.score(texts) for name, witness in self.witnesses_.items() if name != "meaning"}
+        wording = sum_scores(found, self.weights_)  # (text, worded adapter)
         expected = torch.logsumexp(torch.log_softmax(scores[:, self.worded_], dim=1) + wording, dim=1)
         out = scores + expected[:, None]
         out[:, self.worded_] = scores[:, self.worded_] + wording

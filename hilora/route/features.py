@@ -7,9 +7,10 @@ leak: whoever holds them can test whether a guessed phrase occurs in a sample, a
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,37 @@ class Features:
     def take(self, index: Int[Tensor, " kept"]) -> Features:
         """Some of the texts, in that order."""
         return Features(self.embeddings[index], None if self.terms is None else self.terms.take(index))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As a pool stores them."""
+        if self.terms is None:
+            return {"embeddings": self.embeddings}
+        return {
+            "embeddings": self.embeddings,
+            "characters": self.terms.characters,
+            "phrases": self.terms.phrases,
+            "phrases_of_text": torch.bincount(self.terms.text, minlength=len(self)).int(),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Features:
+        """What `tensors` made.
+
+        Raises:
+            KeyError: one of them is missing.
+        """
+        if "characters" not in tensors:
+            return cls(tensors["embeddings"])
+        sizes = tensors["phrases_of_text"].long()
+        text = torch.arange(len(sizes)).repeat_interleave(sizes)
+        return cls(tensors["embeddings"], Terms(tensors["characters"], tensors["phrases"], text))
+
+    def content_hash(self) -> str:
+        """Of what a pool stores; names the file."""
+        digest = hashlib.sha256()
+        for tensor in self.tensors().values():
+            digest.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def join(parts: Sequence[Features]) -> Features:

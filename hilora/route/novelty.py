@@ -33,5 +33,5 @@ def leads(
 
 
 def seen_above(held_out: Sequence[float]) -> float | None:
-    """The lead above which a prompt is called seen; None without held-out samples."""
+    """The lead, or score, above which a prompt is called seen; None without held-out samples."""
     return float(torch.tensor(held_out).quantile(UNSEEN_SHARE)) if len(held_out) else None

@@ -27,7 +27,7 @@ from hilora.route.router import Known, Query
 from hilora.types import Route
 
 CANDIDATES = ("top", "conformal")
-UNSEEN = ("broad", "base", "same")
+FALLBACKS = ("broad", "base", "none")
 BROAD_K = 8
 BROAD_TEMPERATURE = 3.0
 
@@ -42,8 +42,8 @@ class Posterior:
         terms: whether to look at n-grams beside the embedding.
         candidates: "top", or "conformal": sets that hold the right adapter with probability 1 - alpha.
         alpha: of conformal sets.
-        unseen: what serves prompts that no adapter knows: "broad" (more adapters, weights nearer to each other),
-            "base" (the base model alone), or "same" (as any other prompt).
+        fallback: what serves prompts that no adapter knows: "broad" (more adapters, weights nearer to each other),
+            "base" (the base model alone), or "none" (they are served as any other prompt).
     """
 
     k: int = 3
@@ -51,7 +51,7 @@ class Posterior:
     terms: bool = True
     candidates: str = "top"
     alpha: float = 0.05
-    unseen: str = "broad"
+    fallback: str = "broad"
     needs_embedding: bool = field(default=True, init=False)
     seen_above_: float | None = field(init=False, default=None)
     limit_: float = field(init=False, default=0.0)
@@ -64,8 +64,8 @@ class Posterior:
             raise InputError(f"floor is a share of the best weight: got {self.floor}, expected 0 <= floor <= 1.")
         if self.candidates not in CANDIDATES:
             raise UnknownNameError("candidates rule", self.candidates, CANDIDATES)
-        if self.unseen not in UNSEEN:
-            raise UnknownNameError("way to serve unseen prompts", self.unseen, UNSEEN)
+        if self.fallback not in FALLBACKS:
+            raise UnknownNameError("fallback", self.fallback, FALLBACKS)
         threshold((), self.alpha)  # refuses what is no share
 
     def fit(self, known: Known) -> Posterior:
@@ -93,7 +93,7 @@ class Posterior:
         self, posterior: Float[Tensor, "batch adapter"], lead: Float[Tensor, " batch"], allowed: Tensor
     ) -> Route:
         unseen = torch.zeros_like(lead, dtype=torch.bool)
-        if self.seen_above_ is not None and self.unseen != "same":
+        if self.seen_above_ is not None and self.fallback != "none":
             unseen = lead <= self.seen_above_
         if self.candidates == "conformal":
             sizes, near = conformal_sizes(posterior, allowed, self.limit_), allowed
@@ -101,7 +101,7 @@ class Posterior:
             best = posterior.masked_fill(~allowed, -torch.inf).max(1, keepdim=True).values
             near = allowed & ((posterior - best).exp() >= self.floor)
             sizes = torch.full((len(posterior),), float(self.k))
-        if self.unseen == "base":
+        if self.fallback == "base":
             return select(posterior, sizes, near & ~unseen[:, None])
         near = torch.where(unseen[:, None], allowed, near)
         sizes = torch.where(unseen, float(max(BROAD_K, self.k)), sizes)

@@ -38,7 +38,7 @@ def held_out_scores(
         each held-out sample's score under its own adapter, and its scores under all adapters.
     """
     own, rows = [], []
-    for owner, scores in _folds(embeddings, fresh):
+    for owner, scores in fold_scores(embeddings, fresh):
         own.append(scores[torch.arange(len(owner)), owner])
         rows.append(scores)
     if not rows:
@@ -46,11 +46,11 @@ def held_out_scores(
     return torch.cat(own), torch.cat(rows)
 
 
-def _folds(
+def fold_scores(
     embeddings: Sequence[Float[Tensor, "_ dim"]],
     fresh: Callable[[], OwnGaussian | TiedGaussian],
 ) -> list[tuple[Int[Tensor, " held"], Float[Tensor, "held adapter"]]]:
-    """(owner, scores) per fold."""
+    """(whose sample a row is, its scores) per fold: of what is held out, by Gaussians fitted to the rest."""
     return [
         (owner, fresh().fit([own.embeddings for own in kept]).score(held.embeddings))
         for kept, held, owner in folds([Features(own) for own in embeddings])
@@ -79,7 +79,7 @@ def choose_ridge(
 def _share(embeddings: Sequence[Float[Tensor, "_ dim"]], ridge: float, k: int, gamma: float, rank: int) -> float:
     """Mean expected share of the budget that goes to the right adapter, over held-out samples."""
     shares: list[float] = []
-    for owner, scores in _folds(embeddings, lambda: OwnGaussian(ridge)):
+    for owner, scores in fold_scores(embeddings, lambda: OwnGaussian(ridge)):
         route = select(scores, sign_sizes(scores, k), torch.ones_like(scores, dtype=torch.bool))
         stride = -(-len(owner) * FOLDS // MOST_QUERIES)  # rows lie adapter by adapter: take from all of them
         for row in range(0, len(owner), stride):

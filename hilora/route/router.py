@@ -18,6 +18,7 @@ from hilora.route.candidates import select, sign_sizes
 from hilora.route.experts import Calibration
 from hilora.route.features import Features
 from hilora.route.gaussian import COVARIANCES, OwnGaussian, TiedGaussian
+from hilora.route.novelty import seen_above
 from hilora.route.ridge import RIDGE, held_out_scores
 from hilora.types import Route
 
@@ -147,7 +148,7 @@ class Gaussian:
         self.seen_above_ = 0.0
         if self.covariance == "tied":
             own, _ = held_out_scores(embeddings, self._fresh)
-            self.seen_above_ = float(own.quantile(0.05)) if len(own) else None
+            self.seen_above_ = seen_above(own.tolist())
         return self
 
     def _fresh(self) -> OwnGaussian | TiedGaussian:

@@ -7,11 +7,10 @@ RAMOLE48 holds samples.jsonl (20 training texts per task) and test_half.jsonl (t
 tables are made again from the numbers.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,22 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from bounds_tables import report
+from pages import numbers_main
 
-from hilora.analyse.bounds import bhattacharyya, log_densities, normals, top_k_bound
+from hilora.analyse.bounds import bhattacharyya, log_densities, normals, overtaken, top_k_bound
 from hilora.analyse.confusion import HeldOut, diagnose, held_out, ranked
 from hilora.analyse.unseen import chernoff, fit_unseen
 from hilora.evaluate.routing import read_samples
 from hilora.evaluate.setup import setup
+from hilora.jsonl import entry_lines
 from hilora.planner import describe_embedder
 from hilora.route import embed
-from hilora.route.embed import DEFAULT_EMBEDDER, Remembering
+from hilora.route.embed import Remembering
 from hilora.route.gaussian import OwnGaussian, TiedGaussian
 from hilora.route.ridge import choose_ridge
 
-HERE = Path(__file__).parent
 KS = (1, 2, 3, 5, 8, 12, 16, 24)
 DRAWS = 200
 """Random prompts from each Gaussian: is the theorem right about what it speaks of?"""
@@ -88,11 +89,11 @@ def seen(samples: Texts, test: Texts, fresh: Fresh) -> dict[str, Any]:
         "test": missed(routed(samples, test, model)),
     }
     lost = held.share(held.ahead)
-    overtaken = (-distance).exp().fill_diagonal_(0).sum(1)
+    total = overtaken(distance)
     rivals = {}
     for i, name in enumerate(samples):
         near = int(distance[i].scatter(0, torch.tensor(i), torch.inf).argmin())
-        rivals[name] = [list(samples)[near], short(distance[i, near]), short(lost[i, near]), short(overtaken[i])]
+        rivals[name] = [list(samples)[near], short(distance[i, near]), short(lost[i, near]), short(total[i])]
     return {"nearest": rivals, **{what: by_name(samples, values) for what, values in rates.items()}}
 
 
@@ -159,26 +160,9 @@ def short(number: Tensor | float) -> float:
     return float(f"{float(number):.4g}")
 
 
-def to_json(value: Any, depth: int = 3) -> str:
-    """JSON with a line per task, so that a change can be read."""
-    if not isinstance(value, dict) or not depth:
-        return json.dumps(value)
-    inner = ",\n".join(f"{json.dumps(key)}: {to_json(each, depth - 1)}" for key, each in value.items())
-    return f"{{\n{inner}\n}}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--embedder", default=DEFAULT_EMBEDDER)
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args()
-    if args.data:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "bounds.json").write_text(to_json(measure(args.data, args.embedder)))
-    text = report(json.loads((args.out / "bounds.json").read_text()))
-    (args.out / "bounds.md").write_text(text)
-    print(text)
+    name = Path(__file__).with_suffix("")
+    numbers_main(__doc__, name, measure, report, partial(entry_lines, depth=3))  # a line per task
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from hilora.analyse.confusion import TOPS
+from hilora.evaluate.routing import TOPS
+from hilora.evaluate.tables import markdown_table
 
 NAMES = {"own": "a covariance per adapter", "tied": "one covariance for all"}
 RATES = ("bound", "drawn", "held", "test")
@@ -28,7 +29,7 @@ high. Shares are in percent.
 """,
         "".join(summary(name, result[name], ks) for name in NAMES),
         "\n## Seen tasks: Theorem 1, mean over the adapters\n",
-        table(
+        markdown_table(
             ["k", *(f"{name}: {what}" for name in NAMES for what in ("bound", "drawn", "held out", "test"))],
             [
                 [
@@ -47,7 +48,7 @@ that neither mean nor covariance has seen (5-fold cross-fitting). "test": test p
 The pool is fitted to every other sample; q, from which prompts are taken to come, to the samples in between. So the
 bound knows how far an adapter's prompts lie from its own Gaussian. "no promise": adapters whose bound is 1.
 """,
-        table(
+        markdown_table(
             ["k", *(f"{name}: {what}" for name in NAMES for what in ("bound", "no promise", "test"))],
             [[str(k), *(cell for name in NAMES for cell in halved(result[name]["halves"], ks, k))] for k in ks],
         ),
@@ -115,7 +116,7 @@ def unseen_table(name: str, found: dict[str, Any], ks: Sequence[int]) -> str:
     ]
     means = [[mean(column) for column in zip(*(row[what] for row in found.values()), strict=True)] for what in whats]
     rows.append([f"mean of {len(found)}", "", "", *(at_tops(row, ks) for row in means)])
-    return table([f"{name}: left out", "i*", "median alpha", *whats], rows)
+    return markdown_table([f"{name}: left out", "i*", "median alpha", *whats], rows)
 
 
 def adapter_table(name: str, found: dict[str, Any], ks: Sequence[int]) -> str:
@@ -130,7 +131,7 @@ def adapter_table(name: str, found: dict[str, Any], ks: Sequence[int]) -> str:
         ]
         for task, (rival, distance, lost, total) in found["nearest"].items()
     ]
-    return table([f"{name}: adapter", "nearest rival", "B", "lost", "sum exp(-B)", "held out", "test"], rows)
+    return markdown_table([f"{name}: adapter", "nearest rival", "B", "lost", "sum exp(-B)", "held out", "test"], rows)
 
 
 def flagged(name: str, found: dict[str, Any]) -> str:
@@ -141,11 +142,6 @@ def flagged(name: str, found: dict[str, Any]) -> str:
     return f"""* {name}: near-duplicates are {", ".join(map(" and ".join, sorted(pairs))) or "none"}; first on others'
   samples far more often than its fair share: {", ".join(captures) or "none"}. The advice for {first}:
 {chr(10).join(f"  * {line}" for line in advice)}"""
-
-
-def table(heading: list[str], rows: list[list[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def percent(share: float) -> str:

@@ -20,6 +20,7 @@ from hilora.analyse.similarity import SCORES, K, against_prompts
 from hilora.evaluate.routing import look_at, read_samples
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.setup import setup
+from hilora.jsonl import write_entries
 from hilora.planner import describe_embedder
 from hilora.pool import Pool
 from hilora.pool.source import find_pool
@@ -73,10 +74,7 @@ def main() -> None:
         if not args.data:
             parser.error("--pool and --samples need --data")
         args.numbers = args.out / f"{args.name}.json"
-        args.out.mkdir(parents=True, exist_ok=True)
-        # a line per entry: matrices in a diff that can be read
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in measure(args).items()]
-        args.numbers.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        write_entries(measure(args), args.numbers)
     result = json.loads(args.numbers.read_text())
     for name in SCORES:
         print(*save(similarity(result, name), args.out / f"{args.name}_{name}", formats=("png",), dpi=110))

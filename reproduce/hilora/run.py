@@ -9,9 +9,8 @@ Run again to resume; --only names one of the runs:
     within     the same rows in halves of every cluster at once, all methods
     nli        Table 1, Fig. 1: the NLI cluster alone in halves, all methods
     gamma      Fig. 6: gamma 20 to 100 %
-    choose     what hilora-plus is made of; first halves of the rows, which no table uses
-    broad      the same for prompts of unseen clusters
-    ablation   criterion, variance factor, k, covariance, allocation
+    choose     what hilora-plus is made of; first halves of the rows, which no other table uses
+    ablation   criterion, variance factor, k, covariance, allocation; first halves too
 """
 
 import sys
@@ -56,28 +55,24 @@ ABLATIONS = (
 CHOICES = (
     "hilora",
     "hilora-gs",
-    "hilora-plus",
     "mixture",
     "ensemble",
     "arrow",
-    "hilora-plus:k=1",
-    "hilora-plus:k=8:floor=0.01",
+    "hilora-plus",
+    "hilora-plus:fallback=none",
+    "hilora-plus:fallback=base",
+    "hilora-plus:candidates=conformal",
     "hilora-plus:gamma=0.4",
-)
-BROAD = (
-    "hilora-plus:k=8:floor=0:temperature=3",
-    "hilora-plus:k=16:floor=0:temperature=6",
-    "hilora-plus:k=50:floor=0:temperature=12",
+    "hilora-plus:terms=false",
 )
 RUNS = (
-    Run("choose", ["within"], ("base", "oracle", *CHOICES), VAL, per_task=6, part="first", halves=2),
-    Run("broad", ["cross"], ("base", "oracle", *BROAD, *CHOICES[:-1]), VAL, per_task=6, part="first"),
     Run("cross", ["cross"], METHODS, VAL, per_task=50),
-    Run("iid", ["iid"], METHODS, VAL, per_task=20),
     Run("within", ["within"], METHODS, VAL, per_task=13),
+    Run("iid", ["iid"], METHODS, VAL, per_task=20),
     Run("nli", ["within"], METHODS, VAL, per_task=40, clusters=("nli",)),
-    Run("gamma", ["within", "cross"], ("base", "oracle", *GAMMAS), VAL, per_task=10, halves=2),
-    Run("ablation", ["within", "cross"], ("base", "oracle", *ABLATIONS), VAL, per_task=20, part="first", halves=2),
+    Run("gamma", ["within", "cross"], ("base", "oracle", *GAMMAS), VAL, per_task=8, halves=2),
+    Run("choose", ["within", "cross"], ("base", "oracle", *CHOICES), VAL, per_task=8, part="first", halves=2),
+    Run("ablation", ["within", "cross"], ("base", "oracle", *ABLATIONS), VAL, per_task=8, part="first", halves=2),
 )
 
 

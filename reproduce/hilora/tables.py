@@ -152,7 +152,9 @@ def gamma_figure(results: Results, out: Path) -> str:
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
-    files = {name: rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "ablation")}
+    files = {
+        name: rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
+    }
     read = {name: Results([path]) for name, path in files.items() if path.exists()}
     if "iid" in read:
         text += setting_section("Every adapter in the pool", read["iid"], "iid", {})
@@ -182,10 +184,10 @@ def sections(rows: Path, out: Path) -> list[str]:
         ]
     if "gamma" in read:
         text += [section("Fig. 6: gamma", gamma_figure(read["gamma"], out / "fig6.svg"), "![Fig. 6](fig6.svg)")]
-    if "ablation" in read:
-        for setting in read["ablation"].settings:
-            cells = by_method(summarise(read["ablation"], setting))
-            text += [section(f"Ablations, {setting} (on the first halves of the files)", markdown_table(*cells))]
+    for name, title in (("choose", "What hilora-plus is made of"), ("ablation", "Ablations")):
+        for setting in read[name].settings if name in read else ():
+            cells = by_method(summarise(read[name], setting))
+            text += [section(f"{title}, {setting} (on the first halves of the files)", markdown_table(*cells))]
     if "within" in read:
         lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["within"]).items()]
         text += [section("Seen tasks of each half, all clusters", "\n".join(lists))]

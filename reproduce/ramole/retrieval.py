@@ -7,16 +7,18 @@ numbers go to retrieval.json beside this file, the table to retrieval.md and the
 made again from the numbers.
 """
 
-import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hilora.evaluate.routing import TOPS, read_samples, run_routing
-from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pages import numbers_main
 
-HERE = Path(__file__).parent
+from hilora.evaluate.routing import TOPS, read_samples, run_routing
+from hilora.route.embed import INSTRUCTION
+
 INSTRUCTED = "LoraRetriever 0 %"
 PLAIN = "all-MiniLM-L6-v2"
 PLAIN_OURS = "cosine, no instruction"
@@ -98,18 +100,7 @@ our rows compare with each other.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--embedder", default=DEFAULT_EMBEDDER)
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args()
-    numbers = args.out / "retrieval.json"
-    if args.data:
-        args.out.mkdir(parents=True, exist_ok=True)
-        numbers.write_text(json.dumps(measure(args.data, args.embedder), indent=1) + "\n")
-    text = table(json.loads(numbers.read_text()))
-    (args.out / "retrieval.md").write_text(text)
-    print(text)
+    numbers_main(__doc__, Path(__file__).with_suffix(""), measure, table, partial(json.dumps, indent=1))
 
 
 if __name__ == "__main__":

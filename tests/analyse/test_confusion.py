@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hilora.analyse.bounds import bhattacharyya, normals, top_k_bound
-from hilora.analyse.confusion import FEW_SAMPLES, NUM_RIVALS, TOPS, Diagnosis, diagnose, held_out, ranked
+from hilora.analyse.confusion import FEW_SAMPLES, NUM_RIVALS, Diagnosis, diagnose, held_out, ranked
 from hilora.errors import InputError
+from hilora.evaluate.routing import TOPS
 from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian
 from hilora.route.ridge import choose_ridge, held_out_scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from hilora.errors import InputError
 from hilora.route.apart import route_apart
 from hilora.route.conformal import conformal_sizes, own_surprises, surprises, threshold
-from hilora.route.features import Features
+from hilora.route.features import Features, hash_terms
 from hilora.route.novelty import UNSEEN_SHARE, leads, seen_above
 from hilora.route.posterior import Posterior
+from hilora.route.retriever import Retriever
 from hilora.route.router import Collection, Gaussian, Query, Router
 
 ADAPTERS, DIM = 6, 12
@@ -99,6 +101,23 @@ def test_few_held_out_samples_are_called_unseen() -> None:
     assert limit is not None
     assert np.mean(np.array(values) <= limit) == pytest.approx(UNSEEN_SHARE, abs=0.005)
     assert seen_above([]) is None
+
+
+@pytest.mark.parametrize(
+    "router",
+    [Gaussian(), Gaussian("tied", "top"), Posterior(), Retriever()],
+    ids=["own", "tied", "posterior", "mean"],
+)
+def test_routing_apart_leaves_the_router_as_it_was(router: Router) -> None:
+    """Its copies share what it learned."""
+    generator = torch.Generator().manual_seed(5)
+    terms = [hash_terms([f"{'ab' * i} {n}" for n in range(10)]) for i in range(ADAPTERS)]
+    known = Collection([Features(torch.randn(10, DIM, generator=generator) + i, t) for i, t in enumerate(terms)])
+    query = Query(["abab 3"] * 8, torch.randn(8, DIM, generator=generator))
+    allowed = torch.rand(8, ADAPTERS, generator=generator) < 0.5
+    before = pickle.dumps(router.fit(known))
+    route_apart(router, known, query, allowed)
+    assert pickle.dumps(router) == before
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,10 @@ from torch import Tensor
 
 from hilora.route import experts
 from hilora.route.crossfit import folds
-from hilora.route.experts import (
-    SHRINKAGE,
-    SPELLING_SHRINKAGE,
-    WEIGHTS,
-    Experts,
-    Meaning,
-    Phrases,
-    Spelling,
-    fit_weights,
-    witness_scores,
-)
+from hilora.route.experts import WEIGHTS, Experts, fit_weights, witness_scores
 from hilora.route.features import Features, Terms, hash_terms, join
 from hilora.route.gaussian import TiedGaussian
+from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Meaning, Phrases, Spelling
 
 DIM, BUCKETS, VOCABULARY = 5, 12, 40
 GIVEN = {"meaning": 0.4, "spelling": 0.1, "phrases": 0.3}

@@ -299,3 +299,16 @@ def test_texts_joined_with_one_without_terms_have_none() -> None:
 def test_spans_are_the_ranges_one_after_another(pairs: list[tuple[int, int]]) -> None:
     starts, sizes = (torch.tensor([pair[i] for pair in pairs], dtype=torch.long) for i in (0, 1))
     assert spans(starts, sizes).tolist() == [p for start, size in pairs for p in range(start, start + size)]
+
+
+@laws
+@given(batches, st.booleans())
+def test_what_a_pool_stores_of_texts_comes_back(rows: list[str], worded: bool) -> None:
+    texts = Features(torch.arange(2.0 * len(rows)).view(-1, 2), hash_terms(rows) if worded else None)
+    found = Features.from_tensors(texts.tensors())
+    assert torch.equal(found.embeddings, texts.embeddings)
+    assert (found.terms is not None) == worded
+    if found.terms is not None and texts.terms is not None:
+        for name in ("characters", "phrases", "text"):
+            assert torch.equal(getattr(found.terms, name), getattr(texts.terms, name))
+    assert found.content_hash() == texts.content_hash()

@@ -46,7 +46,7 @@ def test_weights_are_the_softmax_of_the_experts_over_the_k_best(terms: bool) -> 
     samples = tasks(20)[0]
     samples = worded(samples) if terms else samples
     weights = {"meaning": 0.1, "spelling": 0.01, "phrases": 0.05}
-    router = Posterior(k=3, floor=0.0, terms=terms, unseen="same").fit(
+    router = Posterior(k=3, floor=0.0, terms=terms, fallback="none").fit(
         Collection(samples, calibration=Calibration(weights))
     )
     texts = [f"{word} or {other}?" for word in WORDS for other in ("blue", "pink")]
@@ -68,7 +68,7 @@ def test_weights_are_the_softmax_of_the_experts_over_the_k_best(terms: bool) -> 
 
 def test_the_best_weight_predicts_how_often_the_best_is_right() -> None:
     samples, centres = tasks(20, spread=1.6)
-    router = Posterior(k=ADAPTERS, floor=0.0, terms=False, unseen="same").fit(Collection(samples))
+    router = Posterior(k=ADAPTERS, floor=0.0, terms=False, fallback="none").fit(Collection(samples))
     generator = torch.Generator().manual_seed(2)
     label = torch.randint(0, ADAPTERS, (2000,), generator=generator)
     query = centres[label] + 1.6 * torch.randn(2000, DIM, generator=generator)
@@ -80,7 +80,7 @@ def test_the_best_weight_predicts_how_often_the_best_is_right() -> None:
 
 def test_adapters_far_behind_the_best_are_left_out() -> None:
     samples, centres = tasks(20, spread=0.3)
-    router = Posterior(k=4, floor=0.2, terms=False, unseen="same").fit(Collection(samples))
+    router = Posterior(k=4, floor=0.2, terms=False, fallback="none").fit(Collection(samples))
     query = torch.cat([centres, (centres[:1] + centres[1:2]) / 2])
     route = router(asked(query), everything(len(query)))
     counts = (route.weights > 0).sum(1).tolist()
@@ -92,13 +92,13 @@ def test_adapters_far_behind_the_best_are_left_out() -> None:
 def test_the_floor_is_a_share_of_the_best_that_is_allowed(floor: float) -> None:
     samples = tasks(20, spread=1.6)[0]
     query = torch.randn(30, DIM, generator=torch.Generator().manual_seed(1))
-    every = Posterior(k=ADAPTERS, floor=0.0, terms=False, unseen="same").fit(Collection(samples))(
+    every = Posterior(k=ADAPTERS, floor=0.0, terms=False, fallback="none").fit(Collection(samples))(
         asked(query), everything(30)
     )
     allowed = everything(30)
     allowed[torch.arange(30), every.ids[:, 0]] = False  # the likeliest of all is no measure then
     weights = torch.zeros(30, ADAPTERS).scatter(1, every.ids, every.weights) * allowed
-    route = Posterior(k=ADAPTERS, floor=floor, terms=False, unseen="same").fit(Collection(samples))(
+    route = Posterior(k=ADAPTERS, floor=floor, terms=False, fallback="none").fit(Collection(samples))(
         asked(query), allowed
     )
     for row in range(30):
@@ -108,7 +108,7 @@ def test_the_floor_is_a_share_of_the_best_that_is_allowed(floor: float) -> None:
 
 
 def test_masked_adapters_get_nothing_and_rows_do_not_touch_each_other() -> None:
-    router = Posterior(terms=False, unseen="same").fit(Collection(tasks(20)[0]))
+    router = Posterior(terms=False, fallback="none").fit(Collection(tasks(20)[0]))
     query = torch.randn(8, DIM, generator=torch.Generator().manual_seed(3))
     allowed = torch.rand(8, ADAPTERS, generator=torch.Generator().manual_seed(4)) < 0.5
     allowed[0] = False
@@ -127,7 +127,9 @@ def test_words_decide_where_embeddings_say_nothing() -> None:
     texts = [f"a {word} thing" for word in WORDS]
     for terms, held in ((True, worded(alike)), (True, alike), (False, worded(alike))):
         known = Collection(held, calibration=Calibration({"meaning": 0.06, "spelling": 0.1, "phrases": 0.5}))
-        route = Posterior(terms=terms, floor=0.0, unseen="same").fit(known)(Query(texts, query), everything(ADAPTERS))
+        route = Posterior(terms=terms, floor=0.0, fallback="none").fit(known)(
+            Query(texts, query), everything(ADAPTERS)
+        )
         if terms and held is not alike:
             assert route.ids[:, 0].tolist() == list(range(ADAPTERS))
             assert route.weights[:, 0].min() > 0.9
@@ -154,9 +156,9 @@ def test_prompts_that_no_adapter_knows_are_served_broadly_or_by_the_base() -> No
     stranger = centres.mean(0, keepdim=True).expand(4, -1) + 0.1 * torch.randn(4, DIM)
     query = asked(torch.cat([centres, stranger]))
     every = everything(len(query.texts))
-    same = Posterior(terms=False, unseen="same").fit(known)(query, every)
-    broad = Posterior(terms=False, unseen="broad").fit(known)(query, every)
-    base = Posterior(terms=False, unseen="base").fit(known)(query, every)
+    same = Posterior(terms=False, fallback="none").fit(known)(query, every)
+    broad = Posterior(terms=False, fallback="broad").fit(known)(query, every)
+    base = Posterior(terms=False, fallback="base").fit(known)(query, every)
     for row in range(ADAPTERS):  # seen: all alike
         used = same.weights[row][same.weights[row] > 0]
         for route in (broad, base):
@@ -173,7 +175,7 @@ def test_prompts_that_no_adapter_knows_are_served_broadly_or_by_the_base() -> No
 @pytest.mark.parametrize("alpha", [0.1, 0.05])
 def test_conformal_candidates_hold_the_right_adapter_as_often_as_promised(alpha: float) -> None:
     samples, centres = tasks(40, spread=1.6)
-    router = Posterior(terms=False, candidates="conformal", alpha=alpha, unseen="same").fit(Collection(samples))
+    router = Posterior(terms=False, candidates="conformal", alpha=alpha, fallback="none").fit(Collection(samples))
     generator = torch.Generator().manual_seed(5)
     label = torch.randint(0, ADAPTERS, (3000,), generator=generator)
     query = centres[label] + 1.6 * torch.randn(3000, DIM, generator=generator)
