@@ -22,6 +22,9 @@ from hilora.evaluate.tables import markdown_table
 from hilora.models import load_base
 from hilora.route.embed import Embedder
 
+BATCH = 64
+"""Rows of a batch; the answers do not depend on it."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -58,7 +61,7 @@ def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype
         chosen = choose_rows(rows, part=run.part, per_task=run.per_task, clusters=run.clusters)
         for setting in run.settings:
             cases = make_cases(setting, chosen, pool.names, clusters=cluster_of(rows), halves=run.halves)
-            job = Job(setting, cases, parse_methods(",".join(run.methods)))
+            job = Job(setting, cases, parse_methods(",".join(run.methods)), batch_size=BATCH)
             bench = Bench(pool, model, tokenizer, embedder, job)
             log = _Log(f"{run.name} {setting}", len(cases))
             header = bench.header(run.name, part=run.part, per_task=run.per_task)

@@ -68,11 +68,11 @@ CHOICES = (
 RUNS = (
     Run("cross", ["cross"], METHODS, VAL, per_task=50),
     Run("within", ["within"], METHODS, VAL, per_task=13),
-    Run("iid", ["iid"], METHODS, VAL, per_task=20),
+    Run("iid", ["iid"], METHODS, VAL, per_task=13),
     Run("nli", ["within"], METHODS, VAL, per_task=40, clusters=("nli",)),
-    Run("gamma", ["within", "cross"], ("base", "oracle", *GAMMAS), VAL, per_task=8, halves=2),
-    Run("choose", ["within", "cross"], ("base", "oracle", *CHOICES), VAL, per_task=8, part="first", halves=2),
-    Run("ablation", ["within", "cross"], ("base", "oracle", *ABLATIONS), VAL, per_task=8, part="first", halves=2),
+    Run("gamma", ["within", "cross"], ("base", "oracle", *GAMMAS), VAL, per_task=6, halves=2),
+    Run("choose", ["within", "cross"], ("base", "oracle", *CHOICES), VAL, per_task=6, part="first", halves=2),
+    Run("ablation", ["within", "cross"], ("base", "oracle", *ABLATIONS), VAL, per_task=6, part="first", halves=2),
 )
 
 

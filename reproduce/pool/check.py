@@ -9,6 +9,7 @@ committed rows: python reproduce/pool/check.py --out reproduce/pool
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,16 @@ REASONS = {
 
 
 def measure(data: Path, pool: Pool, out: Path, per_task: int | None, dtype: str) -> None:
-    cases = make_cases("iid", choose_rows(load_rows(data), part="first", per_task=per_task), pool.names)
-    job = Job("iid", cases, {name: (name, {}) for name in METHODS})
-    model, tokenizer = load_base(pool.base.name, dtype=dtype)
     trained = {entry.name: entry.hash[:16] for entry in pool.entries}
     forget_changed(out, trained)
+    rows = choose_rows(load_rows(data), part="first", per_task=per_task)
+    done = measured(out)
+    new = {row.task for row in rows if row.id not in done}  # tasks that are done keep out of the batches
+    cases = make_cases("iid", [row for row in rows if row.task in new], pool.names)
+    if not cases:
+        return
+    job = Job("iid", cases, {name: (name, {}) for name in METHODS})
+    model, tokenizer = load_base(pool.base.name, dtype=dtype)
     header = setup("reproduce/pool/check.py", dtype=dtype, seed=0, max_new_tokens=job.max_new_tokens, part="first")
     header["trained"] = trained
 
@@ -44,6 +50,13 @@ def measure(data: Path, pool: Pool, out: Path, per_task: int | None, dtype: str)
         print(f"{label} {done}/{len(cases)}", flush=True)
 
     run_job(Bench(pool, model, tokenizer, Embedder(), job), out, header=header, on_rows=log)
+
+
+def measured(out: Path) -> set[str]:
+    """Ids of the rows that all methods were measured on."""
+    lines = map(json.loads, out.read_text().splitlines()) if out.exists() else ()
+    count = Counter(line["id"] for line in lines if "method" in line)
+    return {row for row, times in count.items() if times == len(METHODS)}
 
 
 def forget_changed(out: Path, trained: dict[str, str]) -> None:

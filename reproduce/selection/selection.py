@@ -24,6 +24,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
 from selection_tables import report
