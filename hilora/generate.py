@@ -25,6 +25,7 @@ from hilora.compose.delta import stack_sites
 from hilora.errors import InputError, ModelError
 from hilora.methods import get_method
 from hilora.models import first_line, load_base
+from hilora.padding import pad_batch
 from hilora.planner import Names, Planner, Routed
 from hilora.pool.derived import Source
 from hilora.pool.pool import Pool
@@ -36,7 +37,6 @@ from hilora.prompts import (
     as_texts,
     check_lengths,
     encode_prompts,
-    pad_batch,
     pad_id,
     query_text,
     template_id,

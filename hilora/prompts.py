@@ -11,9 +11,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from hilora.errors import InputError
 from hilora.models import first_line
 
@@ -118,15 +115,3 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that fills batches: the padding token, else the end token; the mask hides it."""
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return int(next((token for token in found if token is not None), 0))
-
-
-def pad_batch(encoded: Sequence[list[int]], fill: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Ids and mask (batch, seq); decoders continue on the right and are padded on the left."""
-    longest = max(map(len, encoded))
-    ids = torch.full((len(encoded), longest), fill)
-    mask = torch.zeros(len(encoded), longest, dtype=torch.long)
-    for row, tokens in enumerate(encoded):
-        where = slice(longest - len(tokens), None) if left else slice(len(tokens))
-        ids[row, where] = torch.tensor(tokens)
-        mask[row, where] = 1
-    return ids, mask

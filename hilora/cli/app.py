@@ -71,7 +71,6 @@ def route(
     listed = [query_text(prompt) for prompt in read_prompts(prompts, file)]
     built = get_method(method, **parse_settings(option))
     opened = Pool.open(find_pool(pool))
-    quiet_transformers()
     with status(f"Routing over {len(opened)} adapters"):
         planner = Planner(opened, built)
         routed = planner.route(listed, allow=allow, deny=deny)

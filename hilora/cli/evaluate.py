@@ -112,7 +112,6 @@ def routing(
     from hilora.evaluate.tables import rich_table
     from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION
 
-    quiet_transformers()
     with status("Embedding"):
         result = run_routing(
             samples,

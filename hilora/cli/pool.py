@@ -41,7 +41,6 @@ def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, An
     from hilora.pool.store import BASE, MANIFEST
     from hilora.route.embed import DEFAULT_EMBEDDER, Embedder
 
-    quiet_transformers()
     if (Path(path) / MANIFEST).exists():
         pool = Pool.open(path)
         found = Embedder(embedder or pool.embedder.name, instruction=pool.embedder.instruction)
@@ -50,6 +49,7 @@ def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, An
     left = {BASE} if Path(path).is_dir() else set()  # what a crash may leave of a pool that was being made
     if Path(path).exists() and (not left or {p.name for p in Path(path).iterdir() if p.name[0] != "."} - left):
         raise PoolError(f"{path} exists and is no pool. Choose an empty or a new folder for a new pool.")
+    quiet_transformers()
     with status(f"Making a pool for {base}"):
         found = Embedder(embedder or DEFAULT_EMBEDDER)
         return Pool.create(path, describe_base(base), describe_embedder(found)), found
@@ -223,7 +223,6 @@ def reembed(
     opened = _open(pool)
     paths = {n: [samples / f"{n}.jsonl", samples / n / SAMPLES_FILE] for n in opened.names}
     texts = {n: read_samples(p) for n, places in paths.items() for p in places[::-1] if p.exists()}
-    quiet_transformers()
     with status("Embedding"):
         found = Embedder(embedder or opened.embedder.name)
         opened.reembed(texts, describe_embedder(found), found)

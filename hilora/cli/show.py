@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hilora.prompts import Prompt, query_text
-from hilora.types import Choice, Completion
 
 if TYPE_CHECKING:
     from hilora.analyse.confusion import Diagnosis, Rival
+    from hilora.types import Choice, Completion
 
 console = Console()
 errors = Console(stderr=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hilora.errors import InputError
 from hilora.generate import HiLoRA
+from hilora.padding import pad_batch
 from hilora.planner import Routed
-from hilora.prompts import encode_prompts, pad_batch, pad_id
+from hilora.prompts import encode_prompts, pad_id
 from hilora.train.data import IGNORED
 
 UNROUTED = -1

@@ -1,7 +1,8 @@
 """Instructed embeddings of prompts: E(instruction ": " text), HiLoRA section 3.2.
 
-Any sentence-transformers model will do. The common layout (encoder, pooling, normalisation) is run with
-transformers alone, since importing sentence-transformers takes seconds; others need its extra.
+Any sentence-transformers model will do. The common layout (encoder, pooling, normalisation) is run without
+importing sentence-transformers, and a BERT, such as the default, without transformers either: both take seconds.
+Other layouts need the extra "embedders".
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.errors import ModelError
-from hilora.models import Embedded, first_line, quiet_loading
+from hilora.models import Embedded, first_line
+from hilora.route.bert import Reader, can_read, read_bert
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
@@ -48,7 +50,7 @@ class Embedder:
         self.name = name
         self.instruction = instruction
         path = EMBEDDERS[name].find() if name in EMBEDDERS else _download(name)
-        self._encode = _transformers_encoder(path, device) or _sentence_encoder(path, device)
+        self._encode = _plain_encoder(path, device) or _sentence_encoder(path, device)
         self.fingerprint = _fingerprint(path)
         self.dim = int(self._encode(["a"]).shape[1])
 
@@ -103,8 +105,8 @@ def _read_json(path: Path) -> Any:
         raise ModelError(f"{path.parent} is no sentence-transformers model: cannot read {path.name}.") from error
 
 
-def _transformers_encoder(path: Path, device: str) -> Any:
-    """Encoder, pooling and normalisation with transformers; None where the layout has more parts."""
+def _plain_encoder(path: Path, device: str) -> Any:
+    """Encoder, pooling and normalisation; None where the layout has more parts."""
     parts = [module["type"].rsplit(".", 1)[-1] for module in _read_json(path / "modules.json")]
     if parts not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         return None
@@ -113,26 +115,47 @@ def _transformers_encoder(path: Path, device: str) -> Any:
     modes = [mode.get(key, "other") for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
     if modes not in (["mean"], ["cls"]):
         return None
+    longest = _read_json(path / "sentence_bert_config.json").get("max_seq_length")
+    config = _read_json(path / "config.json")
+    hidden_states = (_bert if can_read(path, config) else _transformer)(path, config, longest, device)
+
+    def encode(texts: list[str]) -> Tensor:
+        with torch.inference_mode():
+            hidden, mask = hidden_states(texts)  # (text, seq, dim), (text, seq)
+        if modes == ["mean"]:
+            hidden = (hidden * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+        pooled = hidden[:, 0]
+        return torch.nn.functional.normalize(pooled, dim=1) if "Normalize" in parts else pooled
+
+    return encode
+
+
+def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str) -> Any:
+    model = read_bert(path, config, device)
+    read = Reader.open(path, longest or config["max_position_embeddings"], config["pad_token_id"], device)
+
+    def hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:
+        ids, mask = read(texts)
+        return model(ids, mask), mask
+
+    return hidden_states
+
+
+def _transformer(path: Path, config: dict[str, Any], longest: int | None, device: str) -> Any:
     from transformers import AutoModel, AutoTokenizer
+
+    from hilora.models import quiet_loading
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     with quiet_loading():
         model = AutoModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
-    longest = _read_json(path / "sentence_bert_config.json").get("max_seq_length") or tokenizer.model_max_length
+    cut = longest or tokenizer.model_max_length
 
-    def encode(texts: list[str]) -> Tensor:
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        tokens = tokens.to(device)
-        with torch.inference_mode():
-            hidden = model(**tokens).last_hidden_state  # (text, seq, dim)
-        if modes == ["cls"]:
-            pooled = hidden[:, 0]
-        else:
-            mask = tokens["attention_mask"][..., None].float()
-            pooled = (hidden * mask).sum(1) / mask.sum(1)
-        return torch.nn.functional.normalize(pooled, dim=1) if "Normalize" in parts else pooled
+    def hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=cut, return_tensors="pt").to(device)
+        return model(**tokens).last_hidden_state, tokens["attention_mask"]
 
-    return encode
+    return hidden_states
 
 
 def _sentence_encoder(path: Path, device: str) -> Any:

@@ -348,3 +348,27 @@ def test_prompts_of_an_adapter_score_above_the_seen_threshold() -> None:
     stranger = router.model_.score(draw(4, 25)).max(1).values
     assert (own > router.seen_above_).float().mean() > 0.85
     assert (stranger > router.seen_above_).float().mean() < 0.15
+
+
+@pytest.mark.parametrize("far", [1.0, 1e3])
+def test_in_a_thousand_adapters_where_every_likelihood_underflows_scores_and_weights_are_exact(far: float) -> None:
+    dim, count, ridge = 64, 8, 1e-4
+    draw = clusters(1000, dim, 0.3)
+    samples = all_of(draw, 1000, count)
+    query = far * draw(0, 3)  # exp of its log-likelihoods, -1e5 and less, is 0 in any floating-point format
+    allowed = torch.ones(3, 1000, dtype=torch.bool)
+    route = Gaussian(ridge=ridge).fit(known(samples))(Query(["x"] * 3, query.float()), allowed)
+    x = torch.stack(samples).double()
+    centred = x - x.mean(1, keepdim=True)
+    covariance = centred.mT @ centred / (count - 1) + ridge * torch.eye(dim, dtype=torch.float64)
+    delta = query.double()[:, None] - x.mean(1)  # (row, adapter, dim)
+    squares = (delta.unsqueeze(-2) @ torch.linalg.inv(covariance) @ delta.unsqueeze(-1))[..., 0, 0]
+    expected = -(squares + torch.logdet(covariance) + dim * math.log(2 * math.pi)) / (2 * dim)
+    assert expected.max() * dim < -800 or far == 1.0
+    best = expected.gather(1, route.ids)
+    torch.testing.assert_close(route.scores.double(), best, rtol=1e-5, atol=1e-4)
+    kept = route.weights > 0
+    assert torch.isfinite(route.weights).all()
+    torch.testing.assert_close(route.weights.sum(1), torch.ones(3))
+    weights = torch.softmax(route.scores.masked_fill(~kept, -torch.inf), dim=1)
+    torch.testing.assert_close(route.weights, weights.clamp_min(torch.finfo(torch.float32).tiny) * kept)

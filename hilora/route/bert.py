@@ -1,0 +1,133 @@
+"""A BERT encoder in plain torch: the default embedder without importing transformers, which takes seconds.
+
+Attention, feed-forward and norms as in Devlin et al. 2019, with the weights' own names; the tokenizer is that of
+`tokenizer.json`. Anything that this does not know goes to transformers (`embed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Linear = tuple[Tensor, Tensor]
+"""Weight (out, in) and bias (out)."""
+Norm = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block: queries, keys and values in one projection."""
+
+    qkv: Linear
+    mix: Linear
+    mix_norm: Norm
+    up: Linear
+    down: Linear
+    down_norm: Norm
+
+
+@dataclass(frozen=True)
+class Bert:
+    """An encoder.
+
+    Attributes:
+        words: (token, dim) word embeddings, and `places` (position, dim) position embeddings, type 0 added.
+        norm: of their sum.
+        layers: the blocks.
+        heads: attention heads of a block.
+        eps: of the norms.
+    """
+
+    words: Float[Tensor, "vocabulary dim"]
+    places: Float[Tensor, "position dim"]
+    norm: Norm
+    layers: Sequence[Layer]
+    heads: int
+    eps: float
+
+    def __call__(self, ids: Int[Tensor, "text seq"], mask: Bool[Tensor, "text seq"]) -> Float[Tensor, "text seq dim"]:
+        """The last layer's hidden states; positions where the mask is False are not looked at."""
+        count, length = ids.shape
+        x = self._norm(self.words[ids] + self.places[:length], self.norm)
+        seen = None if bool(mask.all()) else mask[:, None, None]
+        for layer in self.layers:
+            q, k, v = F.linear(x, *layer.qkv).view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            mixed = mixed.transpose(1, 2).reshape(count, length, -1)
+            x = self._norm(x + F.linear(mixed, *layer.mix), layer.mix_norm)
+            x = self._norm(x + F.linear(F.gelu(F.linear(x, *layer.up)), *layer.down), layer.down_norm)
+        return x
+
+    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], *norm, self.eps)
+
+
+def can_read(path: Path, config: dict[str, Any]) -> bool:
+    """Whether the model in a folder is such an encoder."""
+    wanted = {"model_type": "bert", "hidden_act": "gelu", "is_decoder": False, "position_embedding_type": "absolute"}
+    files = (path / "model.safetensors").exists() and (path / "tokenizer.json").exists()
+    return files and all(config.get(key, value) == value for key, value in wanted.items()) and "model_type" in config
+
+
+def read_bert(path: Path, config: dict[str, Any], device: str) -> Bert:
+    """The encoder in a folder, fp32."""
+    from safetensors.torch import load_file
+
+    loaded = load_file(path / "model.safetensors", device=device)
+    tensors = {name.removeprefix("bert."): tensor.float() for name, tensor in loaded.items()}
+
+    def pair(name: str) -> tuple[Tensor, Tensor]:
+        return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+
+    def layer(at: str) -> Layer:
+        attention = [pair(f"{at}.attention.self.{name}") for name in ("query", "key", "value")]
+        weights, biases = zip(*attention, strict=True)
+        return Layer(
+            (torch.cat(weights), torch.cat(biases)),
+            pair(f"{at}.attention.output.dense"),
+            pair(f"{at}.attention.output.LayerNorm"),
+            pair(f"{at}.intermediate.dense"),
+            pair(f"{at}.output.dense"),
+            pair(f"{at}.output.LayerNorm"),
+        )
+
+    return Bert(
+        tensors["embeddings.word_embeddings.weight"],
+        tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0],
+        pair("embeddings.LayerNorm"),
+        [layer(f"encoder.layer.{i}") for i in range(config["num_hidden_layers"])],
+        config["num_attention_heads"],
+        config["layer_norm_eps"],
+    )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Texts to padded token ids, cut at `longest`."""
+
+    tokenizer: Any
+    device: str
+
+    @classmethod
+    def open(cls, path: Path, longest: int, pad: int, device: str) -> Reader:
+        """The tokenizer in a folder."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        tokenizer.enable_truncation(longest)
+        tokenizer.enable_padding(pad_id=pad)
+        return cls(tokenizer, device)
+
+    def __call__(self, texts: list[str]) -> tuple[Int[Tensor, "text seq"], Bool[Tensor, "text seq"]]:
+        """Token ids, and which of them are not padding."""
+        found = self.tokenizer.encode_batch(texts)
+        ids = torch.tensor([each.ids for each in found], device=self.device)
+        mask = torch.tensor([each.attention_mask for each in found], device=self.device, dtype=torch.bool)
+        return ids, mask
