@@ -39,6 +39,7 @@ class DualGaussian:
     white_mean_: Float[Tensor, "adapter sample"] = field(init=False, repr=False)
     level_: float = field(init=False)
     log_det_: float = field(init=False)
+    spread_: float = field(init=False)
 
     def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> DualGaussian:
         """Learn means and the pooled within-adapter covariance."""
@@ -52,6 +53,8 @@ class DualGaussian:
         lower = torch.linalg.cholesky(deviation @ deviation.T + self.level_ * torch.eye(count, dtype=torch.float64))
         self.whitening_ = torch.linalg.solve_triangular(lower, deviation, upper=False)  # L^-1 B
         self.white_mean_ = self.mean_ @ self.whitening_.T
+        within = float(self.whitening_.square().sum())  # (1 - shrinkage) trace(Sigma^-1 S)
+        self.spread_ = within / (1 - self.shrinkage) if self.shrinkage < 1 else float(dim)
         self.log_det_ = (dim - count) * math.log(self.level_) + 2 * float(lower.diagonal().log().sum())
         return self
 

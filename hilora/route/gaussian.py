@@ -133,6 +133,10 @@ class TiedGaussian:
 
     Args:
         shrinkage: share of the identity (times the mean variance) in the covariance, in (0, 1].
+
+    Attributes:
+        spread_: trace(Sigma^-1 S) for the covariance Sigma and the pooled covariance S before shrinking: the expected
+            squared distance of a text from its adapter's mean, whitened.
     """
 
     shrinkage: float = 0.1
@@ -140,6 +144,7 @@ class TiedGaussian:
     whitening_: Float[Tensor, "dim dim"] = field(init=False, repr=False)
     mean_: Float[Tensor, "adapter dim"] = field(init=False, repr=False)
     log_det_: float = field(init=False)
+    spread_: float = field(init=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.shrinkage <= 1:
@@ -152,14 +157,16 @@ class TiedGaussian:
         freedom = max(1, len(centred) - len(means))
         pooled = centred.T @ centred / freedom
         dim = pooled.shape[0]
-        level = max(float(pooled.diagonal().mean()), 1e-6)  # samples may be all alike
-        pooled = (1 - self.shrinkage) * pooled + self.shrinkage * level * torch.eye(dim, dtype=torch.float64)
+        level = self.shrinkage * max(float(pooled.diagonal().mean()), 1e-6)  # samples may be all alike
+        pooled = (1 - self.shrinkage) * pooled + level * torch.eye(dim, dtype=torch.float64)
         # any square root of the inverse whitens: with pooled = L L', z' L^-T has the identity for its covariance
         lower = torch.linalg.cholesky(pooled)
         whitening = torch.linalg.solve_triangular(lower, torch.eye(dim, dtype=torch.float64), upper=False).T
         self.whitening_ = whitening.float()  # (dim, whitened)
         self.mean_ = (means @ whitening).float()
         self.log_det_ = 2 * float(lower.diagonal().log().sum())
+        within = dim - level * float(whitening.square().sum())  # (1 - shrinkage) trace(Sigma^-1 S)
+        self.spread_ = within / (1 - self.shrinkage) if self.shrinkage < 1 else float(dim)
         return self
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:

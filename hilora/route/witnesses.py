@@ -38,20 +38,30 @@ class Witness(Protocol):
 
 
 class Meaning:
-    """A tied Gaussian over the embeddings."""
+    """A tied Gaussian over the embeddings, even-handed to adapters with few samples (`_noise`)."""
 
     def fit(self, samples: Sequence[Features]) -> Meaning:
         """Learn means and the pooled covariance."""
         self.model_ = TiedGaussian(SHRINKAGE).fit([own.embeddings for own in samples])
+        self.noise_ = _noise(self.model_, samples)
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
         """Log-likelihoods."""
-        return self.model_.score(texts.embeddings) * texts.embeddings.shape[1]
+        return self.model_.score(texts.embeddings) * texts.embeddings.shape[1] + self.noise_
+
+
+def _noise(model: TiedGaussian | DualGaussian, samples: Sequence[Features]) -> Float[Tensor, " adapter"]:
+    """What the log-likelihoods lack because means come from samples.
+
+    The mean of n samples lies spread / n (whitened, squared) from the true one, and so much farther away seems every
+    text: E |z - mean|^2 = |z - true mean|^2 + spread / n. Adapters with fewer samples would always lose.
+    """
+    return model.spread_ / 2 / torch.tensor([len(own) for own in samples])
 
 
 class Spelling:
-    """A tied Gaussian over TF-IDF vectors of character n-grams, of length 1."""
+    """A tied Gaussian over TF-IDF vectors of character n-grams, of length 1; even-handed as `Meaning`."""
 
     def fit(self, samples: Sequence[Features]) -> Spelling:
         """Learn how common each n-gram is, then means and the pooled covariance."""
@@ -62,12 +72,13 @@ class Spelling:
         # the same scores; in fp64, the dual gains nothing with more samples than half as many as there are buckets
         kind = DualGaussian if 2 * number <= len(used) else TiedGaussian
         self.model_ = kind(SPELLING_SHRINKAGE).fit([self._vectors(c) for c in counts])
+        self.noise_ = _noise(self.model_, samples)
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
         """Log-likelihoods."""
         vectors = self._vectors(_terms(texts).characters)
-        return self.model_.score(vectors) * vectors.shape[1]
+        return self.model_.score(vectors) * vectors.shape[1] + self.noise_
 
     def _vectors(self, characters: Tensor) -> Float[Tensor, "text bucket"]:
         return torch.nn.functional.normalize(characters.double() * self.rarity_, dim=1).float()

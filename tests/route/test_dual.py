@@ -36,6 +36,15 @@ def looped(samples: Sequence[Tensor], query: Tensor, shrinkage: float) -> Tensor
     return torch.stack(scores, dim=1)
 
 
+def spread(samples: Sequence[Tensor], shrinkage: float) -> float:
+    """trace(Sigma^-1 S), S the pooled covariance before it is shrunk to Sigma."""
+    centred = torch.cat([own.double() - own.double().mean(0) for own in samples])
+    pooled = centred.T @ centred / max(1, len(centred) - len(samples))
+    dim = len(pooled)
+    shrunk = (1 - shrinkage) * pooled + shrinkage * pooled.trace() / dim * torch.eye(dim, dtype=torch.float64)
+    return float(torch.linalg.solve(shrunk, pooled).trace())
+
+
 def unit(counts: Sequence[int], dim: int, seed: int = 0) -> tuple[list[Tensor], Tensor]:
     """Samples of length 1 around a centre for each adapter, and a query of each."""
     generator = torch.Generator().manual_seed(seed)
@@ -55,8 +64,10 @@ def test_the_dual_scores_as_the_formula_does(counts: list[int], dim: int, shrink
     model = DualGaussian(shrinkage).fit(samples)
     want = looped(samples, query, shrinkage)
     torch.testing.assert_close(model.score(query).double(), want, rtol=1e-6, atol=1e-6)
-    tied = TiedGaussian(shrinkage).fit(samples).score(query)  # it whitens in fp32
-    torch.testing.assert_close(tied.double(), want, rtol=1e-4, atol=1e-4)
+    tied = TiedGaussian(shrinkage).fit(samples)  # it whitens in fp32
+    torch.testing.assert_close(tied.score(query).double(), want, rtol=1e-4, atol=1e-4)
+    assert tied.spread_ == pytest.approx(model.spread_, rel=1e-9)
+    assert model.spread_ == pytest.approx(spread(samples, shrinkage), rel=1e-9)
 
 
 def test_samples_that_are_all_alike_break_nothing() -> None:

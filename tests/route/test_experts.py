@@ -158,10 +158,32 @@ def test_more_use_of_a_phrase_scores_higher() -> None:
 # meaning and spelling
 
 
-def test_meaning_is_the_tied_log_likelihood_of_the_embeddings() -> None:
+def noise(model: TiedGaussian, samples: list[Features]) -> Tensor:
+    """What distances exceed by since means come from n samples: spread / n, halved."""
+    return torch.tensor([model.spread_ / (2 * len(own)) for own in samples])
+
+
+def test_meaning_is_the_tied_log_likelihood_of_the_embeddings_less_the_noise_of_the_means() -> None:
     samples, query = pool_of([7, 9, 20])
     model = TiedGaussian(SHRINKAGE).fit([own.embeddings for own in samples])
-    assert_alike(Meaning().fit(samples).score(query), model.score(query.embeddings) * DIM)
+    assert_alike(Meaning().fit(samples).score(query), model.score(query.embeddings) * DIM + noise(model, samples))
+
+
+@pytest.mark.parametrize("few", [2, 3, 5])
+def test_an_adapter_with_few_samples_is_no_farther_from_its_prompts_than_others_from_theirs(few: int) -> None:
+    dim, num, generator = 64, 30, torch.Generator().manual_seed(few)
+    centres = torch.randn(num, dim, generator=generator) * 0.5
+    counts = [few if i % 3 == 0 else 40 for i in range(num)]
+    samples = [Features(c + torch.randn(n, dim, generator=generator)) for c, n in zip(centres, counts, strict=True)]
+    owner = torch.arange(num).repeat_interleave(100)
+    query = Features(centres[owner] + torch.randn(len(owner), dim, generator=generator))
+    model = Meaning().fit(samples)
+    own = model.score(query)[torch.arange(len(owner)), owner].view(num, 100).mean(1)
+    gap = own[1::3].mean() - own[::3].mean()
+    assert abs(gap) < 0.25 * model.noise_[0]  # uncorrected, they would be behind by that
+    plain = (model.score(query) - model.noise_).argmax(1) == owner
+    first = model.score(query).argmax(1) == owner
+    assert first.view(num, 100)[::3].double().mean() > plain.view(num, 100)[::3].double().mean() + 0.1
 
 
 def looped_tfidf(counts: Tensor, known: Tensor) -> Tensor:
@@ -184,7 +206,7 @@ def test_spelling_is_the_tied_log_likelihood_of_tfidf_vectors() -> None:
     known = torch.cat(counts)
     model = TiedGaussian(SPELLING_SHRINKAGE).fit([looped_tfidf(own, known) for own in counts])
     assert query.terms is not None
-    want = model.score(looped_tfidf(query.terms.characters, known)) * BUCKETS
+    want = model.score(looped_tfidf(query.terms.characters, known)) * BUCKETS + noise(model, samples)
     assert_alike(Spelling().fit(samples).score(query), want)
 
 
