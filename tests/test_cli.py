@@ -126,7 +126,7 @@ def as_users_run_it() -> Iterator[None]:
 
 COMMANDS = [[], ["route"], ["generate"], ["methods"], ["demo"], ["pool"], ["train"], ["train", "lora"]]
 COMMANDS += [["pool", name] for name in ("add", "add-all", "list", "show", "enable", "disable", "remove")]
-COMMANDS += [["pool", name] for name in ("check", "reembed", "prune")]
+COMMANDS += [["pool", name] for name in ("check", "reembed", "prune", "export")]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hilora.cli import evaluate, figures, pool, train
+from hilora.cli.bench import bench
 from hilora.cli.explain import explain
 from hilora.cli.options import (
     Allow,
@@ -36,6 +37,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(figures.app, name="figures")
 app.command()(explain)
+app.command()(bench)
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts; '-' reads lines from standard input.")]
 File = Annotated[

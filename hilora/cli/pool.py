@@ -230,6 +230,18 @@ def reembed(
 
 
 @app.command()
+def export(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    pool: PoolOption = "./pool",
+) -> None:
+    """Write an adapter as a PEFT folder, its scaling in its weights."""
+    from hilora.pool.export import export_adapter
+
+    console.print(f"{name}: {export_adapter(_open(pool), name, folder)}")
+
+
+@app.command()
 def prune(pool: PoolOption = "./pool") -> None:
     """Delete files that no adapter uses, e.g. of removed ones. No one may be using the pool meanwhile."""
     gone = _open(pool).prune()

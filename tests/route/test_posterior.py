@@ -194,7 +194,7 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
         Posterior(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [{"candidates": "best"}, {"unseen": "bases"}])
+@pytest.mark.parametrize("wrong", [{"candidates": "best"}, {"fallback": "bases"}])
 def test_unknown_names_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(UnknownNameError):
         Posterior(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""`hilora bench`: how fast hilora is on this machine, beside the base model and PEFT, in the same run."""

@@ -1,0 +1,169 @@
+"""One bench from loading to result."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from hilora.bench.contenders import CONTENDERS, Contender, Stage, check_twins, contenders
+from hilora.bench.rounds import ratios, report, rounded, time_rounds
+from hilora.bench.workload import Workload, make_workload
+from hilora.errors import UnknownNameError
+from hilora.evaluate.setup import setup
+from hilora.generate import HiLoRA
+from hilora.pool.pool import Pool
+from hilora.pool.source import find_pool
+from hilora.pool.view import PoolView
+from hilora.prompts import encode_prompts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is timed, see `hilora bench --help`."""
+
+    batch: int = 32
+    adapters: int = 8
+    share: str = "zipf"
+    words: int = 60
+    new_tokens: int = 32
+    arrow_adapters: int = 48
+    rounds: int = 5
+    contenders: Sequence[str] | None = None
+    method: tuple[str, dict[str, Any]] = ("hilora", {})
+    seed: int = 0
+
+    def wanted(self) -> list[str]:
+        """The contenders; by default all, PEFT's if it is installed.
+
+        Raises:
+            UnknownNameError: there is no such contender.
+        """
+        if self.contenders is None:
+            has_peft = importlib.util.find_spec("peft") is not None
+            return [name for name in CONTENDERS if has_peft or not name.startswith("peft")]
+        for name in self.contenders:
+            if name not in CONTENDERS:
+                raise UnknownNameError("contender", name, CONTENDERS)
+        return list(self.contenders)
+
+
+@dataclass
+class Bench:
+    """Contenders that are loaded and checked.
+
+    Attributes:
+        built: the contenders.
+        settings: what is timed.
+        tokens: "prompt" and "new", of the whole batch.
+        header: how the numbers came about.
+        device: of the model.
+    """
+
+    built: Sequence[Contender]
+    settings: Settings
+    tokens: dict[str, int]
+    header: dict[str, Any]
+    device: torch.device
+    table: list[tuple[str, ...]] = field(default_factory=list, init=False)
+
+    @property
+    def turns(self) -> int:
+        """Calls of `on_turn` to come."""
+        return len(self.built) * (self.settings.rounds + 1)
+
+    def run(self, on_turn: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+        """Time everything. Returns one JSON object; ratios of throughput are medians over medians."""
+        times = time_rounds(
+            self.built,
+            rounds=self.settings.rounds,
+            new_tokens=self.settings.new_tokens,
+            device=self.device,
+            on_turn=on_turn,
+        )
+        self.table = report(times, self.tokens)
+        parts = ratios(times)
+        return (
+            self.header
+            | parts["whole"]
+            | {
+                "prefill": parts["prefill"],
+                "decode": parts["decode"],
+                "tokens": self.tokens,
+                "seconds": rounded(times),
+            }
+        )
+
+
+@contextmanager
+def prepared(pool: str, base: str | None, dtype: str | None, settings: Settings) -> Iterator[Bench]:
+    """Load pool, base and contenders, and compare those that compute the same.
+
+    Raises:
+        HiloraError: what is wrong, before anything is timed.
+    """
+    wanted, opened = settings.wanted(), Pool.open(find_pool(pool))
+    names = alike(opened)
+    work = make_workload(
+        names,
+        batch=settings.batch,
+        adapters=settings.adapters,
+        share=settings.share,
+        words=settings.words,
+        new_tokens=settings.new_tokens,
+        seed=settings.seed,
+    )
+    router = HiLoRA.from_pretrained(base, opened, dtype=dtype)
+    stage = Stage(
+        router.model,
+        router.tokenizer,
+        router.planner.embedder,
+        opened,
+        lambda: HiLoRA.from_pretrained(base, opened, "base", dtype=dtype).model,
+        [*work.distinct, *(name for name in names if name not in work.distinct)][: settings.arrow_adapters],
+        work,
+        settings.method,
+    )
+    with contenders(stage, wanted) as built:
+        gaps = check_twins(built)
+        yield Bench(built, settings, count_tokens(router, work), describe(stage, settings, gaps), router.model.device)
+
+
+def alike(pool: PoolView) -> list[str]:
+    """The enabled adapters of the commonest rank, in the order of their names: PEFT's Arrow needs one rank."""
+    entries = [entry for entry in pool.entries if entry.enabled]
+    if not entries:
+        return []
+    (rank, _), *_ = Counter(entry.rank for entry in entries).most_common(1)
+    return sorted(entry.name for entry in entries if entry.rank == rank)
+
+
+def count_tokens(router: HiLoRA, work: Workload) -> dict[str, int]:
+    """Of the whole batch; the first new token belongs to the prefill."""
+    prompt = sum(map(len, encode_prompts(list(work.prompts), router.tokenizer)))
+    return {"prompt": prompt, "new": (work.new_tokens - 1) * len(work.prompts)}
+
+
+def describe(stage: Stage, settings: Settings, gaps: dict[str, float]) -> dict[str, Any]:
+    """The setup of the numbers."""
+    versions = {}
+    if importlib.util.find_spec("peft") is not None:
+        import peft
+
+        versions["peft"] = peft.__version__
+    return setup(
+        "hilora bench",
+        **versions,
+        dtype=str(stage.model.dtype).removeprefix("torch."),
+        **asdict(settings),
+        pool_adapters=len(stage.pool),
+        arrow_over=len(stage.names),
+        distinct=len(stage.work.distinct),
+        rank=stage.pool.entries[stage.pool.index(stage.names[0])].rank,
+        twins={pair: round(gap, 6) for pair, gap in gaps.items()},
+    )

@@ -1,0 +1,74 @@
+"""hilora bench: this machine's speed, beside the base model and PEFT."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hilora.cli.options import Base, Dtype, PoolName, Settings, parse_settings, quiet_transformers, split_names
+from hilora.cli.show import console, progress, status
+
+
+def bench(
+    *,
+    pool: PoolName = "flan-mini",
+    base: Base = None,
+    dtype: Dtype = None,
+    method: Annotated[str, typer.Option(help="What is timed as hilora: a method that routes by itself.")] = "hilora",
+    option: Settings = None,
+    contenders: Annotated[
+        str, typer.Option(help="Of base, hilora, oracle, arrow, peft_single, peft_mixed, ...")
+    ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Prompts in the batch.")] = 32,
+    adapters: Annotated[int, typer.Option(min=1, help="Distinct adapters in the batch.")] = 8,
+    share: Annotated[str, typer.Option(help="How prompts share them: zipf, identical, distinct.")] = "zipf",
+    words: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 60,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
+    arrow_adapters: Annotated[int, typer.Option(min=1, help="Adapters that Arrow looks at.")] = 48,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="A minute: 8 prompts, 8 new tokens, 2 rounds.")] = False,
+    out: Annotated[Path | None, typer.Option("--json", help="Append the result to this file, one JSON line.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it: a PNG or SVG file.")] = None,
+) -> None:
+    """Time hilora, the base model and PEFT in interleaved rounds, on your base, pool and device.
+
+    Run it with nothing else on the machine.
+    """
+    from hilora.bench.run import Settings as Wanted
+    from hilora.bench.run import prepared
+    from hilora.evaluate.tables import rich_table
+
+    settings = Wanted(
+        batch=8 if quick else batch,
+        adapters=min(adapters, 4) if quick else adapters,
+        share=share,
+        words=words,
+        new_tokens=8 if quick else new_tokens,
+        arrow_adapters=arrow_adapters,
+        rounds=2 if quick else rounds,
+        contenders=split_names(contenders) if contenders else None,
+        method=(method, parse_settings(option)),
+    )
+    quiet_transformers()
+    with ExitStack() as stack:
+        with status("Loading"):
+            ready = stack.enter_context(prepared(pool, base, dtype, settings))
+        with progress(ready.turns, "turns") as advance:
+            result = ready.run(advance)
+    heading, *rows = ready.table
+    console.print(rich_table(heading, rows))
+    for name, value in result.items():
+        if "_over_" in name and name != "arrow_over":
+            console.print(f"{name} {value:.3f}", highlight=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(result) + "\n")
+    if plot is not None:
+        from hilora.bench.plot import draw
+
+        draw(result, plot)
