@@ -269,6 +269,31 @@ def test_pool_add_takes_an_adapter_with_its_samples(
     assert Pool.open(pool).entries[Pool.open(pool).index("new")].num_samples == 3
 
 
+def test_pool_add_takes_written_prompts_or_a_description_instead_of_samples(
+    pool: Path, tiny: Any, fake: Any, fails: Any, no_base: None
+) -> None:
+    model = tiny.model("llama")
+    folder = tiny.adapter(pool.parent / "new", tiny.sites(model, "llama"), rank=3, seed=31)
+    written = pool.parent / "written.jsonl"
+    written.write_text("\n".join(map(json.dumps, tiny.texts("alpha", 5, 3))))
+    add = ["pool", "add", "new", folder, "--pool", pool]
+    assert "--prompts" in fails(*add)
+    assert "--describe" in fails(*add)
+    assert "one of" in fails(*add, "--prompts", written, "--describe", "It counts.")
+    assert "empty" in fails(*add, "--describe", "  ")
+    assert "5 samples (prompts)" in run(*add, "--prompts", written)
+    result = CliRunner().invoke(
+        app, [str(a) for a in [*add, "--replace", "--describe", "It counts. One, two."]], catch_exceptions=False
+    )
+    assert "known by a description only" in " ".join(result.stderr.split())
+    opened = Pool.open(pool)
+    entry, own = next((e, s) for e, s in zip(opened.entries, opened.samples(), strict=True) if e.name == "new")
+    assert (entry.origin, entry.num_samples) == ("description", 3)
+    assert own.terms is None
+    assert all(e.origin == "samples" for e in opened.entries if e.name != "new")
+    assert json.loads(run("route", "aaa abab", "--pool", pool, "--method", "hilora-plus", "--json"))["choices"]
+
+
 def test_pool_add_does_not_make_a_pool_where_something_else_is(
     tmp_path: Path, tiny: Any, fake: Any, fails: Any, no_base: None
 ) -> None:

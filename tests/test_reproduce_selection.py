@@ -81,3 +81,25 @@ def test_the_committed_tables_are_those_of_the_committed_numbers(tmp_path: Path,
     (tmp_path / "selection.json").write_text((home / "selection.json").read_text())
     scripts.run(scripts.load(SCRIPT), "--out", tmp_path)
     assert (tmp_path / "selection.md").read_text() == (home / "selection.md").read_text()
+
+
+def test_what_adapters_without_samples_cost_is_measured(
+    tmp_path: Path, tiny: Any, embedder: Any, scripts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = scripts.load("reproduce/selection/unsampled.py")
+    monkeypatch.setattr(module, "Embedder", lambda name: embedder)
+    monkeypatch.setattr(module, "CARDS", tmp_path / "cards.json")
+    cards = {
+        t: {"description": f"About {t}. {tiny.texts(t, 1)[0]}.", "prompts": tiny.texts(t, 5, 9)} for t in CLUSTERS
+    }
+    (tmp_path / "cards.json").write_text(json.dumps(cards))
+    write(tmp_path / "samples.jsonl", tiny, 20, 0, list(CLUSTERS))
+    write(tmp_path / "test_half.jsonl", tiny, 6, 1, list(CLUSTERS))
+    scripts.run(module, "--data", tmp_path, "--out", tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "unsampled.json").read_text())
+    assert list(result["everyone"]) == list(result["alone"]) == list(module.WAYS)
+    for way in module.WAYS:
+        for first, third, *_ in (*result["everyone"][way].values(), *result["alone"][way].values()):
+            assert 0 <= first <= third <= 1
+    assert result["everyone"]["20 samples"]["hilora-plus"][0] == result["alone"]["20 samples"]["hilora-plus"][0]
+    assert "nan" not in (tmp_path / "out" / "unsampled.md").read_text()

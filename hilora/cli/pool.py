@@ -61,6 +61,8 @@ def add(
     source: Annotated[str, typer.Argument(help="PEFT folder, or repository on the Hugging Face Hub.")],
     *,
     samples: Annotated[Path | None, typer.Option(help="About 20 lines of its training data (JSON Lines).")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Or 5 and more prompts that you wrote for it.")] = None,
+    describe: Annotated[str | None, typer.Option(help="Or what it does, in a few sentences.")] = None,
     pool: PoolOption = "./pool",
     base: Base = DEFAULT_BASE,
     embedder: EmbedderOption = None,
@@ -69,22 +71,36 @@ def add(
     no_terms: NoTerms = False,
 ) -> None:
     """Check an adapter and put it into a pool; the pool is made if there is none."""
+    from hilora.pool.described import DESCRIPTION, description_texts
     from hilora.pool.source import adapter_folder, samples_for
     from hilora.route.gaussian import MIN_SAMPLES
 
+    if sum(given is not None for given in (samples, prompts, describe)) > 1:
+        raise InputError("Give one of --samples, --prompts and --describe.")
     folder = adapter_folder(source)
-    texts = samples_for(name, folder, samples)
+    if describe is not None:
+        origin, texts = DESCRIPTION, description_texts(describe)
+    else:
+        origin, texts = "prompts" if prompts else "samples", samples_for(name, folder, prompts or samples)
     opened, embed = _open_or_create(pool, base, embedder)
     with status(f"Adding {name}"):
-        entry = opened.add(name, folder, texts, embed, replace=replace, any_base=any_base, terms=not no_terms)
+        entry = opened.add(
+            name, folder, texts, embed, replace=replace, any_base=any_base, terms=not no_terms, origin=origin
+        )
         opened.tune()
-    if entry.num_samples < MIN_SAMPLES:
+    if origin == DESCRIPTION:
+        errors.print(
+            f"[yellow]{name} is known by a description only, and will often be missed. "
+            f"Five prompts written for it (--prompts FILE --replace) do much better.[/]"
+        )
+    elif entry.num_samples < MIN_SAMPLES:
         errors.print(
             f"[yellow]{name} has {entry.num_samples} samples: it is routed by a diagonal Gaussian. "
             f"Give {MIN_SAMPLES} or more, 20 is good.[/]"
         )
     console.print(
-        f"{name}: rank {entry.rank}, {entry.num_sites} sites, {entry.num_samples} samples, {entry.hash[:12]}"
+        f"{name}: rank {entry.rank}, {entry.num_sites} sites, {entry.num_samples} samples ({entry.origin}), "
+        f"{entry.hash[:12]}"
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
 from hilora.fingerprint import BaseInfo
 from hilora.pool import store
+from hilora.pool.described import DESCRIPTION
 from hilora.pool.peft import content_hash, read_adapter
 from hilora.pool.view import EmbedderInfo, Entry, PoolView
 from hilora.route.apart import has_grown
@@ -29,6 +30,7 @@ from hilora.route.gaussian import check_samples
 from hilora.route.ridge import RIDGE, choose_ridge
 
 Embed = Callable[[Sequence[str]], Tensor]
+ORIGINS = ("samples", "prompts", DESCRIPTION)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -104,6 +106,7 @@ class Pool(PoolView):
         replace: bool = False,
         any_base: bool = False,
         terms: bool = True,
+        origin: str = "samples",
     ) -> Entry:
         """Check an adapter and put it into the pool, wholly or not at all.
 
@@ -115,6 +118,8 @@ class Pool(PoolView):
             replace: take the place of an adapter of that name.
             any_base: accept an adapter whose config names another base model.
             terms: keep hashed n-grams of the samples too (see `route.features` for what they leak).
+            origin: what the samples are: "samples" of its training data, "prompts" that somebody wrote for it, or
+                sentences of a "description" (`pool.described`), whose wording says nothing: no terms are kept.
 
         Raises:
             InputError: the name is taken or malformed, or the samples are too few.
@@ -123,13 +128,15 @@ class Pool(PoolView):
         """
         if not NAME.fullmatch(name):
             raise InputError(f"{name!r} is no adapter name: use letters, digits, '.', '_' and '-', at most 128.")
+        if origin not in ORIGINS:
+            raise UnknownNameError("origin of samples", origin, ORIGINS)
         taken = InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")
         if not replace and name in self.names:
             raise taken
         adapter = read_adapter(Path(folder), name=name, sites=self.base.sites)
         if not any_base:
             self.base.check_adapter(name, adapter.base_model)
-        found = self._look_at(name, samples, embed, self.embedder.dim, terms)
+        found = self._look_at(name, samples, embed, self.embedder.dim, terms and origin != DESCRIPTION)
         entry = Entry(
             name=name,
             hash=adapter.hash,
@@ -141,6 +148,7 @@ class Pool(PoolView):
             num_samples=len(found),
             enabled=True,
             added=datetime.now(UTC).isoformat(timespec="seconds"),
+            origin=origin,
         )
         tensors = {
             f"{site}|{side}": tensor

@@ -66,8 +66,8 @@ def samples_for(name: str, folder: Path, samples: Path | None) -> list[str]:
     if not path.exists():
         raise InputError(
             f"Adapter {name!r} has no samples: give --samples FILE with about 20 lines of its training data as "
-            f'{{"inputs": "..."}}, or put them at {folder / SAMPLES_FILE}. '
-            f"Embeddings and hashed n-grams are kept, no texts."
+            f'{{"inputs": "..."}}, or put them at {folder / SAMPLES_FILE}. Embeddings and hashed n-grams are kept, '
+            f"no texts. Without any: --prompts FILE with prompts that you write, or --describe TEXT."
         )
     return read_samples(path)
 

@@ -38,6 +38,8 @@ class Entry:
         num_samples: m.
         enabled: whether it may be routed to.
         added: UTC time.
+        origin: what its samples are: "samples" of its training data, "prompts" that somebody wrote, or sentences of a
+            "description".
     """
 
     name: str
@@ -50,6 +52,7 @@ class Entry:
     num_samples: int
     enabled: bool
     added: str
+    origin: str = "samples"
 
 
 @dataclass(frozen=True)
