@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from hilora.prompts import (
 )
 from hilora.route.embed import Embedder
 from hilora.sampling import SeededSampling, check_request, split_sampling, until_stop
+from hilora.stages import Serve, can_stage, generate_staged
 from hilora.types import Choice, Completion, Plan, Site
 
 if TYPE_CHECKING:
@@ -197,15 +198,22 @@ class HiLoRA:
 
         Others wait meanwhile. Yields each row's choices.
         """
+        with self._lock:
+            serve, choices = self._planned(routed, rows, seed)
+            with serve(range(len(rows))):
+                yield choices
+
+    def _planned(self, routed: Routed, rows: Sequence[int], seed: int) -> tuple[Serve, list[tuple[Choice, ...]]]:
+        """What makes the model serve some of these rows, and each row's choices. The lock must be held."""
         if routed.route is None:
-            with self._lock:
-                yield [() for _ in rows]
-            return
-        plan = self.planner.plan(routed, rows, seed)
-        gate = self.planner.method.gate
+            return lambda places: nullcontext(), [() for _ in rows]
+        plan, gate = self.planner.plan(routed, rows, seed), self.planner.method.gate
         assert gate is not None
-        with self._lock, attach(self.model, self._stack(plan, routed.source), plan, gate):
-            yield self.planner.choices(routed, rows, plan)
+        sites = self._stack(plan, routed.source)
+        return (
+            lambda places: attach(self.model, sites, plan.take(places), gate),
+            self.planner.choices(routed, rows, plan),
+        )
 
     def answer_batch(
         self,
@@ -261,12 +269,24 @@ class HiLoRA:
         if stops:
             kwargs |= {"stop_strings": list(stops), "tokenizer": self.tokenizer}
         kwargs.setdefault("pad_token_id", pad_id(self.tokenizer))
-        with self.attached(routed, rows, seed) as choices, torch.inference_mode():
+        with self._lock, torch.inference_mode():
+            serve, choices = self._planned(routed, rows, seed)
             try:
-                out = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **kwargs)
+                if can_stage(self.model, kwargs):
+                    new = generate_staged(
+                        self.model,
+                        ids,
+                        mask,
+                        kwargs,
+                        lambda live: serve([place // answers for place in live]),
+                        lambda new: read_answer(new, self.model, self.tokenizer, stops).finish_reason == "stop",
+                    )
+                else:
+                    with serve(range(len(rows))):
+                        out = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **kwargs)
+                    new = out if self.model.config.is_encoder_decoder else out[:, ids.shape[1] :]
             except ValueError as error:  # transformers' own checks of options that do not go together
                 raise InputError(f"The generation options do not fit together: {first_line(error)}") from error
-        new = out if self.model.config.is_encoder_decoder else out[:, ids.shape[1] :]
         name, completions = self.planner.method.name, []
         for place, (row, why) in enumerate(zip(rows, choices, strict=True)):
             texts = [

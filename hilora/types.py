@@ -11,7 +11,8 @@ Dimensions, named once for the whole project:
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -109,6 +110,11 @@ class Plan:
     rocs: Int[Tensor, "batch adapter"]
     scale: Float[Tensor, " batch"]
     whole: bool = False
+
+    def take(self, rows: Sequence[int]) -> Plan:
+        """The plan of some of its rows, over the same adapters."""
+        index = list(rows)
+        return replace(self, weights=self.weights[index], rocs=self.rocs[index], scale=self.scale[index])
 
 
 @dataclass(frozen=True)

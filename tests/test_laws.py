@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import decoders
 from torch import Tensor
 
 from hilora import METHODS, HiLoRA, Pool, get_method
 from hilora.attach import attach
 from hilora.planner import Planner
+from hilora.stages import can_stage
 
 KINDS = ["llama", "qwen2", "mistral", "gemma", "gpt2", "t5"]
 EACH_BY_ITSELF = [name for name in METHODS if name != "adapter-soup"]
@@ -240,3 +243,36 @@ def test_prompts_that_no_adapter_fits_stay_unanswered_and_the_others_are_answere
     answers = base.generate(PROMPTS, max_new_tokens=4)
     assert [a.text for a in answers] == [a.text for a in build("llama", "base").generate(PROMPTS, max_new_tokens=4)]
     assert all("the base model answered alone" in answer.note for answer in answers)
+
+
+@pytest.mark.parametrize("method", ["hilora", "arrow", "base"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_leave_the_batch_when_they_end_change_no_answer(
+    build: Any, kind: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = build(kind, method)
+    router.tokenizer = copy.deepcopy(router.tokenizer)
+    router.tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # stop texts need tokens that join without spaces
+    text = "".join(answer.text for answer in router.generate(PROMPTS, max_new_tokens=24))
+    stops = sorted(Counter(c for c in text if c.isalnum() and c not in "padeosunk"), key=text.count)[-2:]
+    rows = []  # of each stage
+    original = router.model.generate
+    monkeypatch.setattr(router.model, "generate", lambda **k: rows.append(len(k["input_ids"])) or original(**k))
+    options: list[dict[str, Any]] = [
+        {},
+        {"stop": stops},
+        {"do_sample": True, "temperature": 1.5, "seed": 5, "stop": stops, "num_return_sequences": 2},
+        {"min_new_tokens": 12, "stop": stops[:1]},
+    ]
+    for more in options:
+        monkeypatch.setattr("hilora.generate.can_stage", lambda *_: False)
+        expected = router.generate(PROMPTS, max_new_tokens=24, **more)
+        monkeypatch.setattr("hilora.generate.can_stage", can_stage)
+        for first in (1, 2, 8):
+            monkeypatch.setattr("hilora.stages.FIRST", first)
+            rows.clear()
+            assert router.generate(PROMPTS, max_new_tokens=24, **more) == expected
+            assert len(rows) == 1 or kind != "t5"
+            assert rows == sorted(rows, reverse=True)
+        if kind != "t5" and more.get("stop") == stops:
+            assert rows[0] > rows[-1] or len(rows) == 1
