@@ -66,7 +66,8 @@ class Method:
         sparse: adapters that a token uses of those in the route, where it is not all of them.
         canonical: whether the composer needs canonical ROCs.
         merge: makes one adapter of those that the router chose for a row.
-        abstain: whether prompts that the router finds no adapter for stay unanswered, instead of the base answering.
+        abstain: whether prompts that the router finds no adapter for, of those that they may use, stay unanswered.
+            Where none may be used, the base answers.
     """
 
     name: str

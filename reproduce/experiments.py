@@ -23,7 +23,7 @@ from hilora.models import load_base
 from hilora.route.embed import Embedder
 
 BATCH = 64
-"""Rows of a batch; the answers do not depend on it."""
+"""Rows of a batch; the answers depend on it by rounding only."""
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,13 @@ def contenders(stage: Stage, wanted: Sequence[str]) -> Iterator[list[Contender]]
         InputError: one needs PEFT, which is not installed; or Arrow adapters of different ranks.
     """
     ours = {
-        "base": lambda: _ours(stage, "base", {}),
-        "hilora": lambda: _ours(stage, *stage.method, allow=[[name] for name in stage.work.adapters]),
-        "oracle": lambda: _ours(stage, "oracle", {}, labels=list(stage.work.adapters)),
-        "arrow": lambda: _ours(stage, "arrow", {}, allow=list(stage.names)),
+        "base": lambda: _ours("base", stage, "base", {}),
+        "hilora": lambda: _ours("hilora", stage, *stage.method, allow=[[name] for name in stage.work.adapters]),
+        "oracle": lambda: _ours("oracle", stage, "oracle", {}, labels=list(stage.work.adapters)),
+        "arrow": lambda: _ours("arrow", stage, "arrow", {}, allow=list(stage.names)),
     }
     with TemporaryDirectory(prefix="hilora-bench-") as folder:
-        exported = _Exports(stage.pool, Path(folder))
+        exported = _Exports(stage.pool, Path(folder), stage.model.dtype)
         theirs = {
             "peft_single": lambda: _peft_single(stage, exported),
             "peft_mixed": lambda: _peft_mixed(stage, exported),
@@ -130,7 +130,7 @@ def check_twins(built: Sequence[Contender]) -> dict[str, float]:
     return found
 
 
-def _ours(stage: Stage, method: str, options: dict[str, Any], **route: Any) -> Contender:
+def _ours(name: str, stage: Stage, method: str, options: dict[str, Any], **route: Any) -> Contender:
     router = HiLoRA(stage.model, stage.tokenizer, Planner(stage.pool, get_method(method, **options), stage.embedder))
     prompts = list(stage.work.prompts)
 
@@ -143,7 +143,7 @@ def _ours(stage: Stage, method: str, options: dict[str, Any], **route: Any) -> C
         with router.attached(routed, range(len(prompts))), torch.inference_mode():
             return _first_logits(stage.model, ids, mask)
 
-    return Contender(method if not options else stage.method[0], run, logits)
+    return Contender(name, run, logits)
 
 
 def _first_logits(model: Any, ids: Tensor, mask: Tensor, **more: Any) -> Tensor:
@@ -179,14 +179,18 @@ def _theirs(name: str, stage: Stage, model: Any, **more: Any) -> Contender:
 class _Exports:
     """The pool's adapters as PEFT folders, each written when it is first needed."""
 
-    def __init__(self, pool: Pool, folder: Path) -> None:
-        self.pool, self.folder = pool, folder
+    def __init__(self, pool: Pool, folder: Path, dtype: torch.dtype) -> None:
+        self.pool, self.folder, self.dtype = pool, folder, dtype
 
     def __call__(self, name: str) -> str:
-        place = self.folder / name
+        place = self.folder / self.alias(name)
         if not place.exists():
-            export_adapter(self.pool, name, place)
+            export_adapter(self.pool, name, place, self.dtype)
         return str(place)
+
+    def alias(self, name: str) -> str:
+        """A name for PEFT, which makes modules of names: no dots."""
+        return f"a{self.pool.index(name)}"
 
 
 def _peft() -> Any:
@@ -211,10 +215,11 @@ def _quiet() -> Iterator[None]:
 def _loaded(stage: Stage, exported: _Exports, names: Sequence[str]) -> Any:
     plain = {"autocast_adapter_dtype": False}
     with _quiet():
-        model = _peft().PeftModel.from_pretrained(stage.twin(), exported(names[0]), adapter_name=names[0], **plain)
+        first = exported.alias(names[0])
+        model = _peft().PeftModel.from_pretrained(stage.twin(), exported(names[0]), adapter_name=first, **plain)
         for name in names[1:]:
-            model.load_adapter(exported(name), adapter_name=name, **plain)
-    return model.to(stage.model.dtype).eval()
+            model.load_adapter(exported(name), adapter_name=exported.alias(name), **plain)
+    return model.eval()
 
 
 def _peft_single(stage: Stage, exported: _Exports) -> Contender:
@@ -223,7 +228,7 @@ def _peft_single(stage: Stage, exported: _Exports) -> Contender:
 
 def _peft_mixed(stage: Stage, exported: _Exports) -> Contender:
     model = _loaded(stage, exported, stage.work.distinct)
-    return _theirs("peft_mixed", stage, model, adapter_names=list(stage.work.adapters))
+    return _theirs("peft_mixed", stage, model, adapter_names=[exported.alias(name) for name in stage.work.adapters])
 
 
 def _peft_arrow(stage: Stage, exported: _Exports) -> Contender:
@@ -237,5 +242,5 @@ def _peft_arrow(stage: Stage, exported: _Exports) -> Contender:
     paths = [exported(name) for name in stage.names]
     config = ArrowConfig(top_k=min(3, len(paths)), router_temperature=1.0, rng_seed=0)
     with _quiet():
-        model = create_arrow_model(stage.twin(), paths, config)
-    return _theirs("peft_arrow", stage, model.to(stage.model.dtype).eval())
+        model = create_arrow_model(stage.twin(), paths, config, autocast_adapter_dtype=False)
+    return _theirs("peft_arrow", stage, model.eval())

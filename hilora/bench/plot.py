@@ -7,19 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hilora.analyse.figures import COLOURS, GREY, drawing, save
+from hilora.analyse.figures import COLOURS, GREY, drawing, need_matplotlib, save
 from hilora.bench.rounds import decode
 from hilora.errors import InputError
 
 
-def draw(result: Mapping[str, Any], path: Path) -> list[Path]:
-    """Draw what `Bench.run` returned.
+def check_plot(path: Path) -> None:
+    """Refuse what cannot be drawn, before anything is timed.
 
     Raises:
-        InputError: the file's name ends in neither .png nor .svg.
+        HiloraError: the file's name ends in neither .png nor .svg, or matplotlib is not installed.
     """
     if path.suffix not in (".png", ".svg"):
         raise InputError(f"A plot is a .png or .svg file; got {path.name!r}.")
+    need_matplotlib()
+
+
+def draw(result: Mapping[str, Any], path: Path) -> list[Path]:
+    """Draw what `Bench.run` returned."""
     names = list(result["seconds"])
     tokens = result["tokens"]
     with drawing() as figure_of:

@@ -17,6 +17,7 @@ from hilora.bench.workload import Workload, make_workload
 from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup
 from hilora.generate import HiLoRA
+from hilora.methods import get_method
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView
@@ -50,7 +51,7 @@ class Settings:
         for name in self.contenders:
             if name not in CONTENDERS:
                 raise UnknownNameError("contender", name, CONTENDERS)
-        return list(self.contenders)
+        return list(dict.fromkeys(self.contenders))
 
 
 @dataclass
@@ -108,6 +109,7 @@ def prepared(pool: str, base: str | None, dtype: str | None, settings: Settings)
         HiloraError: what is wrong, before anything is timed.
     """
     wanted, opened = settings.wanted(), Pool.open(find_pool(pool))
+    get_method(settings.method[0], **settings.method[1])  # refused before anything is loaded
     names = alike(opened)
     work = make_workload(
         names,

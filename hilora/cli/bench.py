@@ -38,10 +38,13 @@ def bench(
 
     Run it with nothing else on the machine.
     """
+    from hilora.bench.plot import check_plot, draw
     from hilora.bench.run import Settings as Wanted
     from hilora.bench.run import prepared
     from hilora.evaluate.tables import rich_table
 
+    if plot is not None:
+        check_plot(plot)
     settings = Wanted(
         batch=8 if quick else batch,
         adapters=min(adapters, 4) if quick else adapters,
@@ -62,13 +65,11 @@ def bench(
     heading, *rows = ready.table
     console.print(rich_table(heading, rows))
     for name, value in result.items():
-        if "_over_" in name and name != "arrow_over":
+        if "_over_" in name:
             console.print(f"{name} {value:.3f}", highlight=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(result) + "\n")
     if plot is not None:
-        from hilora.bench.plot import draw
-
         draw(result, plot)

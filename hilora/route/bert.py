@@ -6,6 +6,7 @@ Attention, feed-forward and norms as in Devlin et al. 2019, with the weights' ow
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 Linear = tuple[Tensor, Tensor]
@@ -72,14 +75,23 @@ class Bert:
 def can_read(path: Path, config: dict[str, Any]) -> bool:
     """Whether the model in a folder is such an encoder."""
     wanted = {"model_type": "bert", "hidden_act": "gelu", "is_decoder": False, "position_embedding_type": "absolute"}
-    files = (path / "model.safetensors").exists() and (path / "tokenizer.json").exists()
-    return files and all(config.get(key, value) == value for key, value in wanted.items()) and "model_type" in config
+    if "model_type" not in config or any(config.get(key, value) != value for key, value in wanted.items()):
+        return False
+    try:
+        with safe_open(path / "model.safetensors", framework="pt") as file:
+            names = {name.removeprefix("bert.") for name in file.keys()}  # noqa: SIM118  (no mapping)
+        normalizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["normalizer"] or {}
+        flags = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return False
+    lower = normalizer.get("lowercase")
+    same = lower is None or flags.get("do_lower_case", lower) == lower  # else transformers changes the tokenizer
+    last = f"encoder.layer.{config.get('num_hidden_layers', 0) - 1}.output.LayerNorm.bias"
+    return same and {"embeddings.word_embeddings.weight", last} <= names
 
 
 def read_bert(path: Path, config: dict[str, Any], device: str) -> Bert:
     """The encoder in a folder, fp32."""
-    from safetensors.torch import load_file
-
     loaded = load_file(path / "model.safetensors", device=device)
     tensors = {name.removeprefix("bert."): tensor.float() for name, tensor in loaded.items()}
 
@@ -104,7 +116,7 @@ def read_bert(path: Path, config: dict[str, Any], device: str) -> Bert:
         pair("embeddings.LayerNorm"),
         [layer(f"encoder.layer.{i}") for i in range(config["num_hidden_layers"])],
         config["num_attention_heads"],
-        config["layer_norm_eps"],
+        config.get("layer_norm_eps", 1e-12),
     )
 
 

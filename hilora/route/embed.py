@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,9 @@ def _plain_encoder(path: Path, device: str) -> Any:
 
 def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str) -> Any:
     model = read_bert(path, config, device)
-    read = Reader.open(path, longest or config["max_position_embeddings"], config["pad_token_id"], device)
+    stated = _read_json(path / "tokenizer_config.json").get("model_max_length") or math.inf
+    longest = longest or int(min(stated, config.get("max_position_embeddings", 512)))
+    read = Reader.open(path, longest, config.get("pad_token_id", 0), device)
 
     def hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:
         ids, mask = read(texts)

@@ -125,14 +125,29 @@ def calibrate(samples: Sequence[Features], terms: bool = True) -> Calibration:
     """
     if len(samples) < 2:
         return Calibration(dict(WEIGHTS))
-    owner, scores = witness_scores(samples[:: -(-len(samples) // MOST_ADAPTERS)], terms)
+    some = samples[:: -(-len(samples) // MOST_ADAPTERS)]
+    worded = [terms and own.terms is not None for own in some]
+    mixed = 2 <= sum(worded) < len(some)  # wording is weighed among those that have it
+    owner, scores = witness_scores([own for own, has in zip(some, worded, strict=True) if has or not mixed], terms)
     if not scores:
         return Calibration(dict(WEIGHTS))
     weights = _fit(owner, scores)
-    posterior = sum_scores(scores, weights)
+    if mixed:
+        owner, posterior = _held_out(some, weights, worded)
+    else:
+        posterior = sum_scores(scores, weights)
     surprise = own_surprises(posterior, owner)[:: -(-len(owner) // MOST_SURPRISES)]
     known = seen_above(leads(posterior).tolist())
     return Calibration(weights, tuple(round(s, 4) for s in surprise.tolist()), known)
+
+
+def _held_out(
+    samples: Sequence[Features], weights: Mapping[str, float], worded: Sequence[bool]
+) -> tuple[Int[Tensor, " held"], Float[Tensor, "held adapter"]]:
+    """Whose the held-out samples of adapters with terms are, and their scores beside all adapters."""
+    found = [(owner, Experts(weights).fit(kept).score(held)) for kept, held, owner in folds(samples, worded)]
+    owners, scores = zip(*found, strict=True)
+    return torch.cat(owners), torch.cat(scores)
 
 
 def sum_scores(

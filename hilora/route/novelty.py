@@ -1,8 +1,8 @@
 """Does any adapter here know such prompts? A score that falls when none does.
 
 The log posterior's softmax says which adapter fits best, not whether one fits: prompts of an unseen task have a best
-adapter too. What changes is its lead over the rest. The lead of a row is the score of its best adapter minus the mean
-score of all that it may use,
+adapter too. What changes is its lead over the rest. The lead of a row is the score of the best adapter that it may
+use minus the mean score of all,
 
     lead(x) = max_i s_i(x) - mean_i s_i(x),        s_i(x) = sum_v w_v log p_v(x | i),
 
@@ -25,11 +25,14 @@ UNSEEN_SHARE = 0.05
 def leads(
     scores: Float[Tensor, "batch adapter"], allowed: Bool[Tensor, "batch adapter"] | None = None
 ) -> Float[Tensor, " batch"]:
-    """How far the best adapter of each row is above the mean of those that the row may use; 0 where there is none."""
+    """How far the best adapter that a row may use is above the mean of all; 0 where it may use none.
+
+    The mean is of all adapters, allowed or not, as it is for the samples that the threshold comes from: otherwise a
+    row that may use one adapter alone would have no lead.
+    """
     mask = torch.ones_like(scores, dtype=torch.bool) if allowed is None else allowed
     best = scores.masked_fill(~mask, -torch.inf).max(1).values
-    mean = (scores * mask).sum(1) / mask.sum(1)
-    return (best - mean).nan_to_num(nan=0.0, neginf=0.0)
+    return (best - scores.mean(1)).nan_to_num(nan=0.0, neginf=0.0)
 
 
 def seen_above(held_out: Sequence[float]) -> float | None:

@@ -145,6 +145,16 @@ def test_the_command_writes_a_line_and_a_plot(world: Pool, tmp_path: Path) -> No
     assert plot.read_text().startswith("<?xml")
 
 
+def test_whatever_method_is_timed_is_called_hilora(world: Pool) -> None:
+    wanted = ["base", "hilora", "base"]
+    for method in ("arrow", "hilora-gs"):
+        with prepared(str(world.path), None, None, small(contenders=wanted, method=(method, {}))) as bench:
+            assert "hilora_over_base" in bench.run()
+            assert [each.name for each in bench.built] == ["base", "hilora"]
+    with pytest.raises(UnknownNameError), prepared(str(world.path), None, None, small(method=("hilor", {}))):
+        pass
+
+
 def test_without_peft_its_contenders_are_left_out_or_refused(world: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with (

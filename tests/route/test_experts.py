@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hilora.route import experts
 from hilora.route.crossfit import folds
-from hilora.route.experts import WEIGHTS, Experts, fit_weights, witness_scores
+from hilora.route.experts import WEIGHTS, Experts, calibrate, fit_weights, witness_scores
 from hilora.route.features import Features, Terms, hash_terms, join
 from hilora.route.gaussian import TiedGaussian
 from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Meaning, Phrases, Spelling
@@ -449,11 +449,12 @@ def test_where_nothing_can_be_held_out_or_compared_the_weights_are_the_default(
     assert torch.isfinite(model.score(query)).all()
 
 
-def test_where_some_terms_are_missing_only_meaning_is_weighed() -> None:
+def test_where_terms_are_missing_wording_is_weighed_among_those_that_have_it() -> None:
     samples, _ = pool_of([12, 9, 20, 7])
     without = fit_weights([wordless(own) for own in samples])
-    assert fit_weights([*samples[:-1], wordless(samples[-1])]) == without == fit_weights(samples, terms=False)
-    assert without != WEIGHTS
+    assert without == fit_weights(samples, terms=False) != WEIGHTS
+    assert fit_weights([*samples[:-1], wordless(samples[-1])]) == fit_weights(samples[:-1])
+    assert fit_weights([samples[0], *map(wordless, samples[1:])]) == without  # one alone cannot be compared
 
 
 def test_a_large_pool_is_weighed_on_adapters_from_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,3 +492,19 @@ def test_ids_of_phrases_do_not_matter(order: Sequence[int]) -> None:
     scores = Phrases().fit([with_phrases(own) for own in samples]).score(with_phrases(query))
     other = Phrases().fit([with_phrases(own) for own in renamed])
     assert_alike(other.score(with_phrases([{order[t] * 31 for t in text} for text in query])), scores)
+
+
+def test_one_adapter_without_terms_leaves_the_calibration_of_the_others_as_it_is() -> None:
+    generator = torch.Generator().manual_seed(11)
+    words = ["red", "green", "blue", "white", "black", "brown", "pink", "grey"]
+    centres = torch.randn(len(words), DIM, generator=generator)
+    samples = []
+    for centre, word in zip(centres, words, strict=True):
+        texts = [f"is it {word} or not, case {n}?" for n in range(20)]
+        samples.append(Features(centre + torch.randn(20, DIM, generator=generator), hash_terms(texts)))
+    every = calibrate(samples)
+    some = calibrate([*samples[:-1], Features(samples[-1].embeddings)])
+    assert some.weights["meaning"] == pytest.approx(every.weights["meaning"], rel=0.5)
+    assert every.seen_above is not None
+    assert some.seen_above == pytest.approx(every.seen_above, rel=0.4)
+    assert len(some.surprises) == 7 * 20

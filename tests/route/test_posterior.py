@@ -172,6 +172,17 @@ def test_prompts_that_no_adapter_knows_are_served_broadly_or_by_the_base() -> No
     assert ((broad.leads > threshold) == (torch.arange(ADAPTERS + 4) < ADAPTERS)).all()
 
 
+def test_a_prompt_is_as_well_known_whatever_else_it_may_use() -> None:
+    samples, centres = tasks(20, spread=0.3)
+    router = Posterior(terms=False, fallback="base").fit(Collection(samples))
+    alone = torch.eye(ADAPTERS, dtype=torch.bool)
+    route = router(asked(centres), alone)
+    assert route.ids[:, 0].tolist() == list(range(ADAPTERS))
+    assert (route.weights[:, 0] == 1).all()
+    assert route.leads is not None
+    torch.testing.assert_close(route.leads, router(asked(centres), everything(ADAPTERS)).leads)
+
+
 @pytest.mark.parametrize("alpha", [0.1, 0.05])
 def test_conformal_candidates_hold_the_right_adapter_as_often_as_promised(alpha: float) -> None:
     samples, centres = tasks(40, spread=1.6)
