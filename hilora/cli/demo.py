@@ -16,8 +16,7 @@ PROMPTS = [
     "Hypothesis: Someone is on the water.\n\nIs the hypothesis entailed by the premise?\n"
     "OPTIONS:\n- yes\n- it is not possible to tell\n- no",
     "Write a short sentence that contains these words: child, kite, wind, park",
-    "Is this sentence grammatically acceptable?\n\nThe books was put on the shelf by she.\n\n"
-    "OPTIONS:\n- unacceptable\n- acceptable",
+    "Please put the capital letters back:\n\nthe night train from vienna to prague leaves on monday .",
     "What is 37 + 58?",
     "What does this question ask for?\n\nWho designed the tower in the old harbour?\n\n"
     "OPTIONS:\n- description\n- entity\n- abbreviation\n- human\n- numeric\n- location",
