@@ -191,7 +191,7 @@ def run_job(
                         case = job.cases[i]
                         line = found[i] | {"setting": job.setting, "split": case.split, "seen": case.seen}
                         earlier[known[i]] = line
-                        lines.write(json.dumps(line) + "\n")
+                        lines.write(json.dumps(line, separators=(",", ":")) + "\n")
                         finished += 1
                 lines.flush()
                 if on_rows:
