@@ -76,11 +76,12 @@ def test_the_share_at_a_mean_size_lies_on_the_line_between_whole_sizes(scripts: 
     assert tables.at_size([0.8, 0.9, 0.95], 7) == 0.95
 
 
-def test_the_committed_tables_are_those_of_the_committed_numbers(tmp_path: Path, scripts: Any) -> None:
+@pytest.mark.parametrize("name", ["selection", "unsampled"])
+def test_the_committed_tables_are_those_of_the_committed_numbers(name: str, tmp_path: Path, scripts: Any) -> None:
     home = ROOT / "reproduce" / "selection"
-    (tmp_path / "selection.json").write_text((home / "selection.json").read_text())
-    scripts.run(scripts.load(SCRIPT), "--out", tmp_path)
-    assert (tmp_path / "selection.md").read_text() == (home / "selection.md").read_text()
+    (tmp_path / f"{name}.json").write_text((home / f"{name}.json").read_text())
+    scripts.run(scripts.load(f"reproduce/selection/{name}.py"), "--out", tmp_path)
+    assert (tmp_path / f"{name}.md").read_text() == (home / f"{name}.md").read_text()
 
 
 def test_what_adapters_without_samples_cost_is_measured(
