@@ -19,45 +19,12 @@ import numpy as np
 import torch
 
 from hilora import HiLoRA, Pool, get_method
+from hilora.bench.workload import WORDS
 from hilora.evaluate.setup import setup
 from hilora.models import load_base
 from hilora.planner import Planner
 from hilora.route.embed import Embedder
 
-WORDS = [
-    "time",
-    "people",
-    "water",
-    "word",
-    "place",
-    "year",
-    "work",
-    "day",
-    "part",
-    "number",
-    "sound",
-    "way",
-    "story",
-    "house",
-    "river",
-    "film",
-    "child",
-    "letter",
-    "garden",
-    "engine",
-    "music",
-    "market",
-    "winter",
-    "road",
-    "window",
-    "paper",
-    "summer",
-    "village",
-    "answer",
-    "question",
-    "bird",
-    "mountain",
-]
 STARTS = (
     "Is the sentiment of this review positive or negative? ",
     "Premise and hypothesis follow. Does the first entail the second? ",
@@ -70,7 +37,7 @@ STARTS = (
 
 def prompts(count: int, words: int) -> list[str]:
     rng = np.random.default_rng(0)
-    return [STARTS[i % len(STARTS)] + " ".join(rng.choice(WORDS, size=words)) for i in range(count)]
+    return [STARTS[i % len(STARTS)] + " ".join(rng.choice(WORDS.split(), size=words)) for i in range(count)]
 
 
 def main() -> None:

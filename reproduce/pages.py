@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,3 +34,8 @@ def numbers_main(
     text = report(json.loads(numbers.read_text()))
     numbers.with_suffix(".md").write_text(text)
     print(text)
+
+
+def show(done: int, total: int) -> None:
+    """Texts embedded so far, on stderr."""
+    print(f"\r{done} of {total} texts embedded", end="\n" if done == total else "", file=sys.stderr)

@@ -29,6 +29,7 @@ from hilora.bench.workload import Workload
 from hilora.errors import InputError
 from hilora.generate import HiLoRA
 from hilora.methods import get_method
+from hilora.padding import pad_batch
 from hilora.planner import Planner
 from hilora.pool.export import export_adapter
 from hilora.pool.pool import Pool
@@ -76,10 +77,6 @@ class Stage:
     names: Sequence[str]
     work: Workload
     method: tuple[str, dict[str, Any]] = ("hilora", {})
-
-    def fixed(self, new_tokens: int) -> dict[str, Any]:
-        """Generation options under which every contender does the same work."""
-        return {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
 
 
 @contextmanager
@@ -130,20 +127,32 @@ def check_twins(built: Sequence[Contender]) -> dict[str, float]:
     return found
 
 
+def fixed(new_tokens: int) -> dict[str, Any]:
+    """Generation options under which every contender does the same work."""
+    return {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+
+
 def _ours(name: str, stage: Stage, method: str, options: dict[str, Any], **route: Any) -> Contender:
     router = HiLoRA(stage.model, stage.tokenizer, Planner(stage.pool, get_method(method, **options), stage.embedder))
     prompts = list(stage.work.prompts)
 
     def run(new_tokens: int) -> object:
-        return router.generate(prompts, batch_size=len(prompts), **stage.fixed(new_tokens), **route)
+        return router.generate(prompts, batch_size=len(prompts), **fixed(new_tokens), **route)
 
     def logits() -> Tensor:
         routed = router.planner.route(prompts, **route)
-        ids, mask = router._pad(encode_prompts(prompts, stage.tokenizer))
+        ids, mask = _padded(stage)
         with router.attached(routed, range(len(prompts))), torch.inference_mode():
             return _first_logits(stage.model, ids, mask)
 
     return Contender(name, run, logits)
+
+
+def _padded(stage: Stage) -> tuple[Tensor, Tensor]:
+    """The prompts' ids and mask; the bench knows decoders only."""
+    encoded = encode_prompts(list(stage.work.prompts), stage.tokenizer)
+    ids, mask = pad_batch(encoded, pad_id(stage.tokenizer), left=True)
+    return ids.to(stage.model.device), mask.to(stage.model.device)
 
 
 def _first_logits(model: Any, ids: Tensor, mask: Tensor, **more: Any) -> Tensor:
@@ -153,10 +162,7 @@ def _first_logits(model: Any, ids: Tensor, mask: Tensor, **more: Any) -> Tensor:
 
 
 def _theirs(name: str, stage: Stage, model: Any, **more: Any) -> Contender:
-    ids, mask = HiLoRA(stage.model, stage.tokenizer, Planner(stage.pool, get_method("base")))._pad(
-        encode_prompts(list(stage.work.prompts), stage.tokenizer)
-    )
-    fill = pad_id(stage.tokenizer)
+    (ids, mask), fill = _padded(stage), pad_id(stage.tokenizer)
 
     def run(new_tokens: int) -> object:
         with torch.inference_mode():
@@ -165,7 +171,7 @@ def _theirs(name: str, stage: Stage, model: Any, **more: Any) -> Contender:
                 attention_mask=mask,
                 do_sample=False,
                 pad_token_id=fill,
-                **stage.fixed(new_tokens),
+                **fixed(new_tokens),
                 **more,
             )
 

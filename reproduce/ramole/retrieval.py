@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pages import numbers_main
+from pages import numbers_main, show
 
 from hilora.evaluate.routing import TOPS, read_samples, run_routing
 from hilora.route.embed import INSTRUCTION
@@ -54,10 +54,6 @@ def measure(data: Path, embedder: str) -> dict[str, Any]:
     known = {text for texts in read_samples(samples).values() for text in texts}
     repeated = sum(text in known for texts in read_samples(test).values() for text in texts)
     return {"setup": setups["own"], "repeated": repeated, "methods": methods, "paper": PAPER}
-
-
-def show(done: int, total: int) -> None:
-    print(f"\r{done} of {total} texts embedded", end="\n" if done == total else "", file=sys.stderr)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -13,9 +13,9 @@ Everything is chosen on the samples by cross-validation; the test prompts are lo
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pages import numbers_main
+from pages import numbers_main, show
 from selection_tables import report
 
-from hilora.evaluate.routing import TOPS, evaluate_routing, read_samples
+from hilora.evaluate.routing import TOPS, evaluate_routing, look_at, read_samples
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.statistics import task_seed
@@ -38,7 +38,7 @@ from hilora.route.candidates import sign_sizes
 from hilora.route.conformal import own_surprises, surprises, threshold
 from hilora.route.embed import Embedder, Remembering
 from hilora.route.experts import Experts, calibrate
-from hilora.route.features import Features, hash_terms, join
+from hilora.route.features import Features, join
 from hilora.route.gaussian import OwnGaussian
 from hilora.route.novelty import leads
 from hilora.route.ridge import choose_ridge
@@ -129,26 +129,31 @@ def retrieval(corpus: Corpus, count: int, embedder: Embedder) -> dict[str, Any]:
 def sets_and_novelty(corpus: Corpus, embedder: Embedder) -> dict[str, Any]:
     """Conformal sets and seen-or-unseen, with `SAMPLES` samples per adapter."""
     names = sorted(corpus.samples)
-    samples = [look(corpus.samples[name][:SAMPLES], embedder) for name in names]
-    test = join([look(corpus.test[name], embedder) for name in names])
+    samples = [look_at(corpus.samples[name][:SAMPLES], embedder, True) for name in names]
+    test = join([look_at(corpus.test[name], embedder, True) for name in names])
     owner = torch.tensor([i for i, name in enumerate(names) for _ in corpus.test[name]])
     say("conformal sets")
     found = calibrate(samples)
     scores = Experts(found.weights).fit(samples).score(test)
+
+    @cache  # most families have one task
+    def scored_without(gone: tuple[int, ...]) -> tuple[Tensor, float]:
+        rest = [own for i, own in enumerate(samples) if i not in gone]
+        rows = torch.isin(owner, torch.tensor(gone)).nonzero()[:, 0]
+        fitted = calibrate(rest)
+        assert fitted.seen_above is not None
+        return Experts(fitted.weights).fit(rest).score(test.take(rows)), fitted.seen_above
+
     sets = {str(alpha): conformal(scores, owner, found.surprises, alpha) for alpha in ALPHAS}
     return {
         "conformal": sets,
         "eq4": eq4(samples, test, owner),
         "top": [short(float(hit)) for hit in hits(scores, owner).double().mean(0)[: max(TOPS)]],
         "novelty": {
-            kind: novelty(corpus, names, samples, test, owner, scores, found.seen_above, kind)
+            kind: novelty(corpus, names, owner, scores, found.seen_above, scored_without, kind)
             for kind in ("own", "family", "cluster")
         },
     }
-
-
-def look(texts: Sequence[str], embedder: Embedder) -> Features:
-    return Features(embedder(list(texts)), hash_terms(texts))
 
 
 def conformal(scores: Tensor, owner: Tensor, calibration: Sequence[float], alpha: float) -> dict[str, Any]:
@@ -195,14 +200,16 @@ def hits(scores: Tensor, owner: Tensor) -> Tensor:
 def novelty(
     corpus: Corpus,
     names: Sequence[str],
-    samples: Sequence[Features],
-    test: Features,
     owner: Tensor,
     scores: Tensor,
     seen_above: float | None,
+    scored_without: Callable[[tuple[int, ...]], tuple[Tensor, float]],
     kind: str,
 ) -> dict[str, Any]:
-    """Each prompt with all adapters, and with its own, its family or its cluster removed; all is fitted anew."""
+    """Each prompt with all adapters, and with its own, its family or its cluster removed; all is fitted anew.
+
+    `scored_without` gives the scores of the removed adapters' prompts, and the lead above which they count as seen.
+    """
     group = {"own": lambda task: task, "family": corpus.family, "cluster": corpus.cluster.__getitem__}[kind]
     removed: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(names):
@@ -211,14 +218,11 @@ def novelty(
     called = torch.zeros(len(owner), dtype=torch.bool)
     for number, gone in enumerate(removed.values()):
         say(f"{kind} removed, {number + 1} of {len(removed)}")
-        rest = [own for i, own in enumerate(samples) if i not in gone]
         rows = torch.isin(owner, torch.tensor(gone)).nonzero()[:, 0]
-        found = calibrate(rest)
-        without = Experts(found.weights).fit(rest).score(test.take(rows))
+        without, least = scored_without(tuple(gone))
         for name, values in tests_of_novelty(without).items():
             unseen[name][rows] = values
-        assert found.seen_above is not None
-        called[rows] = leads(without) <= found.seen_above
+        called[rows] = leads(without) <= least
     truth = np.repeat([1, 0], len(owner))
     assert seen_above is not None
     return {
@@ -250,10 +254,6 @@ def short(number: float) -> float:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def show(done: int, total: int) -> None:
-    print(f"\r{done} of {total} texts embedded", end="\n" if done == total else "", file=sys.stderr)
 
 
 def main() -> None:

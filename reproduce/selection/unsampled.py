@@ -21,18 +21,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
 
-from hilora.evaluate.routing import read_samples
+from hilora.evaluate.routing import SCORERS, look_at, own_scorer, read_samples
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 from hilora.jsonl import entry_lines
 from hilora.pool.described import description_texts
 from hilora.route.embed import Embedder
 from hilora.route.experts import Experts, calibrate
-from hilora.route.features import Features, hash_terms, join
-from hilora.route.gaussian import OwnGaussian
-from hilora.route.retriever import Retriever
+from hilora.route.features import Features, join
 from hilora.route.ridge import choose_ridge
-from hilora.route.router import Collection
 
 HERE = Path(__file__).parent
 CARDS = HERE / "cards.json"
@@ -53,14 +50,11 @@ def ways(samples: dict[str, list[str]], names: Sequence[str], embedder: Embedder
     """Way -> what each adapter is known by."""
     cards = json.loads(CARDS.read_text())
 
-    def worded(texts: list[str]) -> Features:
-        return Features(embedder(texts), hash_terms(texts))
-
-    real = [worded(samples[name][:SAMPLES]) for name in names]
-    written = [worded(cards[name]["prompts"]) for name in names]
+    real = [look_at(samples[name][:SAMPLES], embedder, True) for name in names]
+    written = [look_at(cards[name]["prompts"], embedder, True) for name in names]
     few = {f"{n} samples": [own.take(torch.arange(n)) for own in real] for n in (SAMPLES, 5, 2)}
     prompts = {f"{n} prompts": [own.take(torch.arange(n)) for own in written] for n in (5, 2)}
-    described = [Features(embedder(description_texts(cards[name]["description"]))) for name in names]
+    described = [look_at(description_texts(cards[name]["description"]), embedder, False) for name in names]
     return few | prompts | {"description": described}
 
 
@@ -69,10 +63,8 @@ def scorers(real: Samples) -> dict[str, Scorer]:
     ridge = choose_ridge([own.embeddings for own in real])
     weights = calibrate(real).weights
     return {
-        "cosine": lambda known, texts: Retriever().fit(Collection(known)).score(texts.embeddings),
-        "hilora": lambda known, texts: (
-            OwnGaussian(ridge).fit([own.embeddings for own in known]).score(texts.embeddings)
-        ),
+        "cosine": lambda known, texts: SCORERS["cosine"](known).score(texts),
+        "hilora": lambda known, texts: own_scorer(known, ridge).score(texts),
         "hilora-plus": lambda known, texts: Experts(weights).fit(known).score(texts),
     }
 
@@ -82,7 +74,7 @@ def measure(data: Path, embedder_name: str) -> dict[str, Any]:
     embedder = Embedder(embedder_name)
     samples, test = read_samples(data / "samples.jsonl"), read_samples(data / "test_half.jsonl")
     names = sorted(samples)
-    texts = join([Features(embedder(test[name]), hash_terms(test[name])) for name in names])
+    texts = join([look_at(test[name], embedder, True) for name in names])
     owner = torch.tensor([i for i, name in enumerate(names) for _ in test[name]])
     known = ways(samples, names, embedder)
     real = known[f"{SAMPLES} samples"]
