@@ -1,23 +1,31 @@
-"""Generation in stages: rows that have ended leave the batch, so that short answers do not wait for long ones.
+"""Generation in stages: prompts are read in slices, and rows that have ended leave the batch.
 
 A batch of mixed prompts has answers of 1 and of 60 tokens; transformers computes every row until the last one ends.
-Here generation pauses after 8, 16, 32, ... tokens, and goes on with the rows that have not ended and their part of
-the key-value cache. A row's answer does not depend on its batch, so nothing else changes.
+Generation pauses after 1, 9, 18, 36, ... tokens, and goes on with the rows that have not ended and their part of the
+key-value cache. The first pause is for reading: prompts go through the model some thousand tokens at a time, each
+slice as wide as its longest prompt, because on a CPU the activations of many tokens at once come out of memory
+instead of the cache. Decoding then has all rows together. A row's answer does not depend on its batch, so nothing
+else changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from hilora.sampling import SeededSampling
 
 FIRST = 8
-"""Tokens of the first stage; each later one is as long as all before it."""
+"""Tokens of the first stage after reading; each later one is as long as all before it."""
+SLICE = 4096
+"""Prompt tokens, padding included, that are read at once on a CPU."""
 PLAIN = {"max_new_tokens", "min_new_tokens", "pad_token_id", "stop_strings", "tokenizer", "logits_processor"}
 """Options that mean the same in stages."""
 Serve = Callable[[Sequence[int]], AbstractContextManager[object]]
@@ -49,11 +57,15 @@ def generate_staged(
     """
     options = dict(options)
     most, least = options.pop("max_new_tokens"), options.pop("min_new_tokens", None) or 0
+    samplers = options.get("logits_processor", ())
+    streams = [sampler.streams for sampler in samplers]
     out = torch.full((len(ids), most), options["pad_token_id"], device=ids.device)
-    live, done, cache = list(range(len(ids))), 0, None
-    while True:
-        count = min(max(done, FIRST), most - done)
-        with serve(live):
+
+    def run(rows: Sequence[int], ids: Tensor, mask: Tensor, cache: Any, done: int, count: int) -> tuple[Tensor, Any]:
+        """Ids with at most `count` more tokens of these rows, and the cache to go on with."""
+        for sampler, own in zip(samplers, streams, strict=True):
+            sampler.streams = [own[row] for row in rows]
+        with serve(rows):
             found = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -64,7 +76,14 @@ def generate_staged(
                 return_dict_in_generate=True,
                 **options,
             )
-        new = found.sequences[:, ids.shape[1] :]
+        return found.sequences, found.past_key_values
+
+    slices = list(_slices(mask.sum(1).tolist())) if _can_slice(model) else [(0, len(ids), ids.shape[1])]
+    read = [run(range(a, b), ids[a:b, -width:], mask[a:b, -width:], None, 0, 1) for a, b, width in slices]
+    found, cache = torch.cat([ids, torch.cat([part[:, -1:] for part, _ in read])], dim=1), _join([c for _, c in read])
+    live, done, count = list(range(len(ids))), 0, 1
+    while True:
+        new = found[:, ids.shape[1] :]
         out[live, done : done + new.shape[1]] = new
         done += new.shape[1]
         if new.shape[1] < count or done == most:  # all have ended, or may not go on
@@ -73,10 +92,44 @@ def generate_staged(
         if not keep:
             return out[:, :done]
         index = torch.tensor(keep, device=ids.device)
-        ids, cache = found.sequences[index], found.past_key_values
-        mask = torch.cat([mask, mask.new_ones(len(mask), count)], dim=1)[index]
+        ids, mask = found[index], torch.cat([mask, mask.new_ones(len(mask), count)], dim=1)[index]
         if len(keep) < len(live):
             cache.batch_select_indices(index)
             live = [live[place] for place in keep]
-            for processor in options.get("logits_processor", ()):
-                processor.streams = [processor.streams[place] for place in keep]
+        count = min(max(done, FIRST), most - done)
+        found, cache = run(live, ids, mask, cache, done, count)
+
+
+def _can_slice(model: Any) -> bool:
+    """Whether caches of prompts that were read apart can be joined: plain keys and values in every layer."""
+    if model.device.type != "cpu" or model.generation_config.cache_implementation not in (None, "dynamic"):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def _slices(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(first row, row after the last, width) of slices with at most `SLICE` tokens, but at least one row."""
+    first, width = 0, 0
+    for row, length in enumerate(lengths):
+        if row > first and max(width, length) * (row + 1 - first) > SLICE:
+            yield first, row, width
+            first, width = row, 0
+        width = max(width, length)
+    yield first, len(lengths), width
+
+
+def _join(caches: Sequence[Any]) -> Any:
+    """One cache of all rows, as long as the longest; the others are padded on the left. Takes the parts apart."""
+    joined, length = caches[0], max(cache.get_seq_length() for cache in caches)
+    if len(caches) == 1:
+        return joined
+    for i, layer in enumerate(joined.layers):
+        parts = [cache.layers[i] for cache in caches]
+        for name in ("keys", "values"):
+            own = [getattr(part, name) for part in parts]
+            whole = torch.cat([pad(each, (0, 0, length - each.shape[-2], 0)) for each in own])
+            for part in parts:
+                setattr(part, name, None)  # so that the cache is in memory once, and one layer of it twice
+            setattr(layer, name, whole)
+    return joined

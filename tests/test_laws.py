@@ -255,9 +255,15 @@ def test_rows_that_leave_the_batch_when_they_end_change_no_answer(
     router.tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # stop texts need tokens that join without spaces
     text = "".join(answer.text for answer in router.generate(PROMPTS, max_new_tokens=24))
     stops = sorted(Counter(c for c in text if c.isalnum() and c not in "padeosunk"), key=text.count)[-2:]
-    rows = []  # of each stage
+    rows: list[int] = []  # of each stage after reading
+    read: list[int] = []  # of each slice of the prompts
     original = router.model.generate
-    monkeypatch.setattr(router.model, "generate", lambda **k: rows.append(len(k["input_ids"])) or original(**k))
+
+    def generate(**options: Any) -> Any:
+        (read if options.get("past_key_values") is None else rows).append(len(options["input_ids"]))
+        return original(**options)
+
+    monkeypatch.setattr(router.model, "generate", generate)
     options: list[dict[str, Any]] = [
         {},
         {"stop": stops},
@@ -268,11 +274,18 @@ def test_rows_that_leave_the_batch_when_they_end_change_no_answer(
         monkeypatch.setattr("hilora.generate.can_stage", lambda *_: False)
         expected = router.generate(PROMPTS, max_new_tokens=24, **more)
         monkeypatch.setattr("hilora.generate.can_stage", can_stage)
-        for first in (1, 2, 8):
+        for first, tokens in ((1, 4096), (2, 1), (2, 16), (8, 4096)):
             monkeypatch.setattr("hilora.stages.FIRST", first)
+            monkeypatch.setattr("hilora.stages.SLICE", tokens)  # prompts are read in slices of so many
             rows.clear()
+            read.clear()
             assert router.generate(PROMPTS, max_new_tokens=24, **more) == expected
-            assert len(rows) == 1 or kind != "t5"
+            assert sum(read) == len(PROMPTS) * more.get("num_return_sequences", 1) or kind == "t5"
+            if kind in ("t5", "mistral") or tokens == 4096:  # a cache with a window is not put together
+                assert len(read) == 1
+            else:
+                assert max(read) == 1 if tokens == 1 else len(read) > 1
             assert rows == sorted(rows, reverse=True)
+            assert not rows or kind != "t5"
         if kind != "t5" and more.get("stop") == stops:
-            assert rows[0] > rows[-1] or len(rows) == 1
+            assert read[0] > rows[-1]
