@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hilora.compose.delta import Gate, Gated, Spread, add_delta, join
+from hilora.compose.delta import Gate, Gated, Tokens, add_delta, join
 from hilora.errors import ModelError
 from hilora.types import Plan, Rocs, Site
 
@@ -73,7 +73,7 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
             where = sites[names[0]].up.device
             if where not in plans:
                 plans[where] = _move(plan, where)
-            shared = _Projection([sites[name].rocs for name in names], plans[where], gate)
+            shared = _Projection([sites[name] for name in names], plans[where], gate)
             for place, name in enumerate(names):
                 hook = _hook(name, sites[name].up, shared, place)
                 handles.append(modules[name].register_forward_hook(hook))
@@ -88,7 +88,7 @@ def _siblings(sites: Mapping[str, Site]) -> list[list[str]]:
     """Sites that may read the same input (q, k and v do), in groups: one parent, one width, one device."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, site in sites.items():
-        down = site.rocs.down
+        down = site.down
         groups.setdefault((name.rpartition(".")[0], down.shape[1], down.dtype, down.device), []).append(name)
     return list(groups.values())
 
@@ -139,20 +139,17 @@ class _Projection:
                 f"Site {name!r} got {tokens} tokens for a plan of {self.rows} rows; expected a multiple. "
                 f"Run the model with the batch that the plan was made for."
             )
-        each = tokens // self.rows  # tokens of a row lie together
-
-        def spread(of_rows: Tensor) -> Tensor:
-            return of_rows if each == 1 else of_rows.repeat_interleave(each, -1)
-
-        return gated(rocs.down @ flat.to(rocs.down.dtype).T, spread)
+        each = tokens // self.rows
+        flat = flat.to(rocs.down.dtype)
+        return gated(rocs.down @ flat.T, Tokens(each, flat))
 
 
 def _in_turn(gates: Sequence[Gated], lengths: Sequence[int]) -> Gated:
     """Each site's own gate on its part of the joined projections."""
 
-    def gated(z: Tensor, spread: Spread) -> Tensor:
+    def gated(z: Tensor, tokens: Tokens) -> Tensor:
         parts = zip(gates, z.split(list(lengths)), strict=True)
-        return torch.cat([gate(part, spread) for gate, part in parts])
+        return torch.cat([gate(part, tokens) for gate, part in parts])
 
     return gated
 

@@ -13,9 +13,17 @@ arrow         everyone             all of k adapters                  softmax ov
 merged        everyone             one merged adapter's               parameters averaged, once
 lego          everyone             k clusters of the pool's           clusters summed
 adapter-soup  cosine, by domain    one merged adapter's               parameters averaged, for each domain
+ramole        cosine, top k        all of k adapters                  RouterLoRA's attention, token by token
+phatgoose     everyone             all of k adapters                  softmax over gate vectors, token by token
+moe-soft      experts              all of the experts'                softmax of a dense layer
+moe-top1      experts              all of one expert's                the same, the largest
+moe-top3      experts              all of three experts'              the same, the three largest
+smear         experts              all of the experts'                parameters averaged by that softmax
+lorahub       20 drawn adapters    one merged adapter's               parameters summed, weighted
 oracle        the label            all of the adapter's               the adapter
 base          -                    -                                  -
 
+From `ramole` to `lorahub` something is trained first: `hilora train`.
 "Retriever" in HiLoRA's tables is `mixture` with k = 3; "LoRA" and "perfect selection" are `oracle`.
 """
 
@@ -26,6 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from hilora import trained
 from hilora.compose.arrow import Arrow
 from hilora.compose.delta import Gate
 from hilora.compose.fusion import Fused
@@ -39,6 +48,7 @@ from hilora.route.posterior import FALLBACKS, Posterior
 from hilora.route.retriever import Retriever, Soup
 from hilora.route.router import Gaussian, Router
 from hilora.route.uniform import Everyone
+from hilora.trained import Complete
 
 ALLOCATIONS = ("sampled", "expected")
 KINDS: dict[str, tuple[type, ...]] = {
@@ -68,6 +78,7 @@ class Method:
         merge: makes one adapter of those that the router chose for a row.
         abstain: whether prompts that the router finds no adapter for, of those that they may use, stay unanswered.
             Where none may be used, the base answers.
+        complete: puts in what was trained and lies beside the pool; None for methods without training.
     """
 
     name: str
@@ -81,6 +92,7 @@ class Method:
     canonical: bool = False
     merge: Merge | None = None
     abstain: bool = False
+    complete: Complete | None = None
 
 
 def hilora(
@@ -187,6 +199,41 @@ def adapter_soup(*, k: int = 3) -> Method:
     return Method("adapter-soup", Soup(k), Weighted(), merge=Average())
 
 
+def ramole(*, k: int = 3) -> Method:
+    """RAMoLE (arXiv 2406.16989): the k nearest adapters, weighed by a trained RouterLoRA, token by token."""
+    return Method("ramole", Retriever(k), complete=trained.router_lora)
+
+
+def phatgoose(*, k: int = 2) -> Method:
+    """Phatgoose (Muqeeth et al. 2024): each token's k adapters by gate vectors trained for each adapter."""
+    return Method("phatgoose", Everyone(), sparse=k, complete=trained.phatgoose(k))
+
+
+def moe_soft() -> Method:
+    """Soft mixture of experts (RAMoLE section V): one adapter per cluster, weighed by a trained dense layer."""
+    return Method("moe-soft", Everyone(), complete=trained.moe("moe-soft"))
+
+
+def moe_top1() -> Method:
+    """Mixture of experts with the strongest expert of each token, trained with Gumbel noise."""
+    return Method("moe-top1", Everyone(), sparse=1, complete=trained.moe("moe-top1", 1))
+
+
+def moe_top3() -> Method:
+    """Mixture of experts with each token's three strongest experts, trained with Gumbel noise."""
+    return Method("moe-top3", Everyone(), sparse=3, complete=trained.moe("moe-top3", 3))
+
+
+def smear() -> Method:
+    """SMEAR (Muqeeth et al. 2023): the experts' parameters, averaged by a trained dense layer."""
+    return Method("smear", Everyone(), complete=trained.moe("smear", fused=True))
+
+
+def lorahub() -> Method:
+    """LoRAHub (Huang et al. 2023): 20 random adapters' parameters, summed with weights found without gradients."""
+    return Method("lorahub", Everyone(), Weighted(), complete=trained.lorahub)
+
+
 def oracle() -> Method:
     """The adapter that the label names, whole: the papers' column LoRA, or perfect selection."""
     return Method("oracle", Oracle(), TopRocs())
@@ -215,6 +262,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "merged": merged,
     "lego": lego,
     "adapter-soup": adapter_soup,
+    "ramole": ramole,
+    "phatgoose": phatgoose,
+    "moe-soft": moe_soft,
+    "moe-top1": moe_top1,
+    "moe-top3": moe_top3,
+    "smear": smear,
+    "lorahub": lorahub,
     "oracle": oracle,
     "base": base,
 }

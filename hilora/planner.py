@@ -55,13 +55,16 @@ class Planner:
         embedder: the pool's, loaded already; default: loaded when first needed.
 
     Raises:
-        MismatchError: the embedder is not the pool's.
+        MismatchError: the embedder is not the pool's, or what the method has trained does not fit the pool.
+        PoolError: the method is not trained yet.
     """
 
     def __init__(self, pool: PoolView, method: Method, embedder: Embedder | None = None) -> None:
         if embedder is not None:
             pool.check_embedder(describe_embedder(embedder))
         self.pool = copy(pool)  # a view of its own: routes count along its entries
+        if method.complete is not None:
+            method = method.complete(method, self.pool)
         self.method = method = replace(method, router=deepcopy(method.router))  # fitted to this pool only
         self.source: Source = Canonical(self.pool) if method.canonical else self.pool
         self.merged = None if method.merge is None else Merged(self.pool, method.merge)

@@ -62,15 +62,15 @@ class Rocs:
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Rocs):
     """The ROCs that a batch uses at one linear module.
 
     Attributes:
-        rocs: their down projections and owners.
+        name: the module's.
         up: (out, roc); one column is a ROC's `b`.
     """
 
-    rocs: Rocs
+    name: str
     up: Float[Tensor, "out _"]
 
 

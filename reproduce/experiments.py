@@ -1,7 +1,7 @@
 """Experiments as a list of runs of `hilora evaluate tasks`, one after another, resumable.
 
-The scripts in reproduce/hilora and reproduce/ramole name their runs; this carries them out. The minutes that each
-took, in as many sittings as it took, are kept in times.jsonl beside the results.
+The scripts in reproduce/hilora and reproduce/ramole name their runs; this carries them out, in as many sittings as
+they take.
 """
 
 from __future__ import annotations
@@ -66,25 +66,17 @@ def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype
             log = _Log(f"{run.name} {setting}", len(cases))
             header = bench.header(run.name, part=run.part, per_task=run.per_task)
             run_job(bench, out / f"{run.name}.jsonl", header=header, on_rows=log)
-            if log.batches:
-                line = {"run": run.name, "setting": setting, "minutes": round(log.minutes(), 1)}
-                with (out / "times.jsonl").open("a") as times:
-                    times.write(json.dumps(line) + "\n")
 
 
 class _Log:
     """Prints a line per batch."""
 
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total = name, total
-        self.batches, self.began = 0, time.perf_counter()
+        self.name, self.total, self.began = name, total, time.perf_counter()
 
     def __call__(self, label: str, done: int) -> None:
-        self.batches += 1
-        print(f"{self.name} {label} {done}/{self.total}  {self.minutes():.1f} min", flush=True)
-
-    def minutes(self) -> float:
-        return (time.perf_counter() - self.began) / 60
+        minutes = (time.perf_counter() - self.began) / 60
+        print(f"{self.name} {label} {done}/{self.total}  {minutes:.1f} min", flush=True)
 
 
 def run_main(doc: str | None, runs: Sequence[Run], out: str) -> None:
@@ -106,8 +98,7 @@ def tables_main(doc: str | None, folder: str, sections: Callable[[Path, Path], l
     parser.add_argument("--out", type=Path, default=Path(folder))
     args = parser.parse_args()
     text = sections(args.rows, args.out)
-    if (args.rows / "times.jsonl").exists():
-        text += [section("Time", times_table(args.rows / "times.jsonl"))]
+    text += [section("Time", times_table(sorted(args.rows.glob("*.jsonl"))))]
     (args.out / "results.md").write_text("\n".join(text))
 
 
@@ -116,12 +107,16 @@ def section(title: str, *parts: str) -> str:
     return "\n\n".join([f"## {title}", *parts]) + "\n"
 
 
-def times_table(path: Path) -> str:
-    """The minutes that each run took."""
+def times_table(paths: Sequence[Path]) -> str:
+    """The minutes that each run took, routing and answering; what was taken over from another setting took none."""
     minutes: dict[str, float] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        name = f"{row['run']} ({row['setting']})"
-        minutes[name] = minutes.get(name, 0.0) + row["minutes"]
+    for path in paths:
+        known = set()
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if "seconds" in row and (measured := (row.get("method"), row.get("id"), row["seconds"])) not in known:
+                known.add(measured)
+                name = f"{path.stem} ({row['setting']})"
+                minutes[name] = minutes.get(name, 0.0) + row["seconds"] / 60
     rows = [(name, f"{m:.0f}") for name, m in minutes.items()] + [("all", f"{sum(minutes.values()):.0f}")]
     return markdown_table(("run", "minutes"), rows)

@@ -18,8 +18,10 @@ from torch import Tensor
 from hilora.fingerprint import describe_model
 from hilora.planner import describe_embedder
 from hilora.pool.pool import Pool
+from hilora.pool.trained import Trained
 from hilora.route.embed import Embedder
 from hilora.route.experts import WEIGHTS, Calibration
+from hilora.train.gates import MOES
 
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for each other
 
@@ -168,7 +170,31 @@ def make_pool(path: Path, kind: str, model: Any, embedder: FakeEmbedder, tasks: 
     with pytest.MonkeyPatch.context() as patch:
         default_weights(patch)
         pool.tune()
+    make_trained(pool, sites)
     return pool
+
+
+def make_trained(pool: Pool, sites: dict[str, tuple[int, int]]) -> None:
+    """Random trained parts for every method that has some: experts are the first and the third adapter."""
+    generator = torch.Generator().manual_seed(11)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def save(kind: str, tensors: dict[str, Tensor], names: Sequence[str], **recipe: Any) -> None:
+        hashes = {name: pool.entries[pool.index(name)].hash for name in names}
+        Trained(kind, tensors, hashes, sites, pool.version, "0" * 64, recipe).save(pool.path)
+
+    names = sorted(pool.names)
+    experts = names[::2]
+    low = {f"{site}|down": random(3, into) for site, (into, _) in sites.items()}
+    save("router", low | {f"{site}|up": random(out, 3) for site, (_, out) in sites.items()}, names[:2])
+    hashes = [entry.hash for entry in pool.entries]
+    save("phatgoose", {f"{site}|{own}": random(into) for site, (into, _) in sites.items() for own in hashes}, names)
+    for kind in MOES:
+        dense = {site: random(len(experts), into) for site, (into, _) in sites.items()}
+        save(kind, dense, experts, experts=experts)
+    save("lorahub", {"weights": torch.linspace(-0.4, 0.9, len(names))}, names, members=names)
 
 
 def default_weights(patch: pytest.MonkeyPatch) -> None:

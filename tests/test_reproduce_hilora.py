@@ -63,16 +63,16 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     rows = tmp_path / "rows"
     options = ["--data", tmp_path / "data", "--pool", pool.path, "--out", rows, "--dtype", "fp32"]
     scripts.run(script, *options, "--only", runs[0].name)
-    assert [p.name for p in rows.glob("*.jsonl") if p.stem != "times"] == [f"{runs[0].name}.jsonl"]
+    assert [p.name for p in rows.glob("*.jsonl")] == [f"{runs[0].name}.jsonl"]
     scripts.run(script, *options)
     before = {p.name: len([r for r in p.read_text().splitlines() if '"method"' in r]) for p in rows.glob("*.jsonl")}
     scripts.run(script, *options)
     after = {p.name: len([r for r in p.read_text().splitlines() if '"method"' in r]) for p in rows.glob("*.jsonl")}
     assert before == after
-    assert (rows / "times.jsonl").exists()
     scripts.run(scripts.load(f"reproduce/{name}/tables.py"), "--rows", rows, "--out", tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "| hilora |" in text
+    assert f"| {runs[0].name} ({runs[0].settings[0]}) |" in text.split("## Time")[1]
     assert "nan" not in text
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hilora.analyse.rocs import by_layer
 from hilora.attach import attach, placements
-from hilora.compose.delta import Gate, Gated, Spread, stack_sites
+from hilora.compose.delta import Gate, Gated, Tokens, stack_sites
 from hilora.errors import InputError
 from hilora.generate import HiLoRA
 from hilora.prompts import Prompt, encode_prompts, query_text
@@ -87,21 +87,19 @@ class Recorder:
 
     Args:
         inner: the composer.
-        sites: the stacked sites, by which it knows where it is asked.
     """
 
     inner: Gate
-    sites: Mapping[str, Site]
     joinable: ClassVar[bool] = False  # each site is to be seen by itself
     seen_: dict[str, Tensor] = field(default_factory=dict, init=False)  # site -> gate * z (roc, token)
 
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind the inner composer."""
-        gated = self.inner(rocs, plan)
-        name = next(site for site, own in self.sites.items() if own.rocs is rocs)
+        assert isinstance(rocs, Site)
+        gated, name = self.inner(rocs, plan), rocs.name
 
-        def watched(z: Tensor, spread: Spread) -> Tensor:
-            out = gated(z, spread)
+        def watched(z: Tensor, tokens: Tokens) -> Tensor:
+            out = gated(z, tokens)
             self.seen_[name] = out.detach().float().cpu()
             return out
 
@@ -151,7 +149,7 @@ def record(router: HiLoRA, prompt: Prompt, *, seed: int = 0, max_new_tokens: int
     ids = [*given, *collector.ids[len(given) : len(given) + answer.completion_tokens]]
     entries = [routed.source.entries[i] for i in plan.ids]
     sites = stack_sites([routed.source.factors(entry.hash) for entry in entries], placements(model))
-    recorder = Recorder(planner.method.gate, sites)
+    recorder = Recorder(planner.method.gate)
     with attach(model, sites, plan, recorder), torch.inference_mode():
         model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
     owners = torch.arange(len(entries)).repeat_interleave(torch.tensor([entry.rank for entry in entries]))
@@ -159,8 +157,8 @@ def record(router: HiLoRA, prompt: Prompt, *, seed: int = 0, max_new_tokens: int
         tokens=[router.tokenizer.decode([token]) for token in ids],
         num_prompt=len(given),
         names=tuple(entry.name for entry in entries),
-        used={name: _laid_out(recorder.seen_[name] != 0, sites[name].rocs.owner, owners) for name in by_layer(sites)},
-        added={name: _sizes(recorder.seen_[name], sites[name].rocs, len(entries)) for name in by_layer(sites)},
+        used={name: _laid_out(recorder.seen_[name] != 0, sites[name].owner, owners) for name in by_layer(sites)},
+        added={name: _sizes(recorder.seen_[name], sites[name], len(entries)) for name in by_layer(sites)},
         owners=owners,
         plan=plan,
         answer=answer,

@@ -13,6 +13,7 @@ the R ROCs that the batch uses; no per-adapter output is ever materialised.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -24,8 +25,26 @@ from hilora.types import Factors, Plan, Rocs, Site
 Spread = Callable[[Tensor], Tensor]
 """What each row has, (..., batch) -> what each of its tokens has, (..., token): says which row a token is of."""
 
-Gated = Callable[[Tensor, Spread], Tensor]
-"""(z (roc, token), spread) -> gate * z, of the same shape."""
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens at a site: a `Spread`, for gates that are trained also what the site reads.
+
+    Attributes:
+        each: tokens of a row, which lie together.
+        x: (token, in).
+    """
+
+    each: int
+    x: Float[Tensor, "token in"]
+
+    def __call__(self, of_rows: Tensor) -> Tensor:
+        """(..., batch) -> (..., token)."""
+        return of_rows if self.each == 1 else of_rows.repeat_interleave(self.each, -1)
+
+
+Gated = Callable[[Tensor, Tokens], Tensor]
+"""(z (roc, token), tokens) -> gate * z, of the same shape."""
 
 
 @runtime_checkable
@@ -42,7 +61,7 @@ class Gate(Protocol):
         """Bind the gate to ROCs and a plan; what depends on them alone is worked out here, once a batch.
 
         Args:
-            rocs: the stacked ROCs.
+            rocs: the stacked ROCs; of one site (a `Site`) unless the gate is joinable.
             plan: what each row may use.
 
         Returns:
@@ -92,11 +111,12 @@ def stack_sites(
         ordered = [(rank, columns) for rank, columns in sorted(by_rank.items())]
         flat = [(column, rank) for rank, columns in ordered for column in columns]
         up = torch.cat([adapters[c][name][1].to(where, dtype) for c, _ in flat], dim=1)
-        rocs = Rocs(
+        sites[name] = Site(
             down=torch.cat([adapters[c][name][0].to(where, dtype) for c, _ in flat]),
             size=up.norm(dim=0),
             owner=torch.tensor([c for c, rank in flat for _ in range(rank)], device=where),
             blocks=tuple((rank, torch.tensor(columns, device=where)) for rank, columns in ordered),
+            name=name,
+            up=up,
         )
-        sites[name] = Site(rocs, up)
     return sites

@@ -73,11 +73,6 @@ def rouge(answer: str, reference: str, kind: str) -> float:
     return float(_rouge_scorer(kind).score(reference, answer)[kind].fmeasure)
 
 
-def rouge_l(answer: str, reference: str) -> float:
-    """F-measure of the longest common subsequence of words (rouge-score, stemmed)."""
-    return rouge(answer, reference, "rougeL")
-
-
 def bleu_stats(answer: str, reference: str) -> list[float]:
     """The 10 counts of one row: answer's and reference's length, n-grams that match, n-grams of the answer (13a)."""
     counted = _bleu_counter().corpus_score([answer], [[reference]])
@@ -182,11 +177,3 @@ METRICS: dict[str, Metric] = {
     "bleu": Metric("bleu", bleu_stats, bleu_value),
 }
 """The metrics that need nothing but a row; "label_f1" needs the task's labels as well: `label_metric`."""
-
-GENERATIVE = re.compile(r"common_gen|e2e_nlg|dart|web_nlg|samsum|dialogsum|fix_punct|true_case|spelling")
-"""Tasks whose answers are sentences: ROUGE-L; all others: exact match."""
-
-
-def metric_for(task: str) -> str:
-    """The one score that the main job keeps of a task of the flan_mini family."""
-    return "rouge_l" if GENERATIVE.search(task) else "exact_match"

@@ -22,8 +22,8 @@ from hilora.types import Factors
 class Merge(Protocol):
     """Several adapters -> the factors of one; equal merges have equal reprs."""
 
-    def __call__(self, adapters: Sequence[Factors]) -> Factors:
-        """Merge adapters, given in the pool's order."""
+    def __call__(self, adapters: Sequence[Factors], hashes: Sequence[str]) -> Factors:
+        """Merge adapters, given in the pool's order, with their content hashes."""
         ...
 
 
@@ -31,17 +31,25 @@ class Merge(Protocol):
 class Average:
     """The mean of A and the mean of B."""
 
-    def __call__(self, adapters: Sequence[Factors]) -> Factors:
+    def __call__(self, adapters: Sequence[Factors], hashes: Sequence[str] = ()) -> Factors:
         """Merge adapters, at least one."""
-        merged: Factors = {}
-        for site in sorted({site for factors in adapters for site in factors}):
-            parts = [factors[site] for factors in adapters if site in factors]
-            rank = max(down.shape[0] for down, _ in parts)
-            down = torch.zeros(rank, parts[0][0].shape[1], dtype=torch.float64)
-            up = torch.zeros(parts[0][1].shape[0], rank, dtype=torch.float64)
-            for a, b in parts:
-                down[: a.shape[0]] += a
-                up[:, : b.shape[1]] += b
-            wide = torch.float64 if parts[0][0].dtype == torch.float64 else torch.float32
-            merged[site] = ((down / len(adapters)).to(wide), (up / len(adapters)).to(wide))
-        return merged
+        return combine(adapters, [1 / len(adapters)] * len(adapters))
+
+
+def combine(adapters: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """The weighted sums of A and of B, each by itself."""
+    merged: Factors = {}
+    for site in sorted({site for factors in adapters for site in factors}):
+        parts = [
+            (weight, *factors[site]) for weight, factors in zip(weights, adapters, strict=True) if site in factors
+        ]
+        rank = max(down.shape[0] for _, down, _ in parts)
+        _, first, last = parts[0]
+        down = torch.zeros(rank, first.shape[1], dtype=torch.float64)
+        up = torch.zeros(last.shape[0], rank, dtype=torch.float64)
+        for weight, a, b in parts:
+            down[: a.shape[0]] += weight * a
+            up[:, : b.shape[1]] += weight * b
+        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+        merged[site] = (down.to(wide), up.to(wide))
+    return merged

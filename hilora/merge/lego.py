@@ -37,7 +37,7 @@ class Lego:
         if self.k < 1:
             raise InputError(f"k is the number of ROCs after merging: got {self.k}, expected at least 1.")
 
-    def __call__(self, adapters: Sequence[Factors]) -> Factors:
+    def __call__(self, adapters: Sequence[Factors], hashes: Sequence[str] = ()) -> Factors:
         """Merge adapters, at least one."""
         merged: Factors = {}
         for site in sorted({site for factors in adapters for site in factors}):

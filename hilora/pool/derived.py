@@ -102,12 +102,9 @@ class Merged:
 
     def factors(self, content: str) -> Factors:
         """Merged factors by hash; merged again where they were given up for others."""
-        members = self._members[content]
-        return _kept(
-            self._kept,
-            content,
-            lambda: self.merge([self.pool.factors(self.pool.entries[i].hash) for i in members]),
-        )
+        hashes = [self.pool.entries[i].hash for i in self._members[content]]
+        make = lambda: self.merge([self.pool.factors(own) for own in hashes], hashes)  # noqa: E731
+        return _kept(self._kept, content, make)
 
 
 def _kept(kept: OrderedDict[str, Factors], content: str, make: Callable[[], Factors]) -> Factors:

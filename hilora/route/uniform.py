@@ -15,8 +15,13 @@ from hilora.types import Route
 
 @dataclass
 class Everyone:
-    """Weight 1 / n on each of the n allowed adapters."""
+    """Weight 1 / n on each of the n allowed adapters.
 
+    Args:
+        members: positions of those that count; None for all.
+    """
+
+    members: tuple[int, ...] | None = None
     needs_embedding: bool = field(default=False, init=False)
     seen_above_: float | None = field(default=None, init=False)
 
@@ -26,5 +31,9 @@ class Everyone:
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
         """The same route for every row; scores are 0, for nothing was compared."""
+        if self.members is not None:
+            listed = torch.zeros(allowed.shape[1], dtype=torch.bool)
+            listed[list(self.members)] = True
+            allowed = allowed & listed
         scores = torch.zeros(allowed.shape)
         return select(scores, allowed.sum(1).float(), allowed)

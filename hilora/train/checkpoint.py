@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilora.errors import InputError
-from hilora.train.recipe import Recipe
+from hilora.train.recipe import Schedule
 
 if TYPE_CHECKING:
     import torch
 
 
 def save_checkpoint(
-    work: Path, recipe: Recipe, step: int, named: dict[str, torch.nn.Parameter], optimiser: Any
+    work: Path, recipe: Schedule, step: int, named: Mapping[str, torch.nn.Parameter], optimiser: Any
 ) -> None:
     """Weights and optimiser moments as safetensors: `kill -9` leaves the old or the new checkpoint."""
     from safetensors.torch import save_file
@@ -29,7 +30,7 @@ def save_checkpoint(
     partial.rename(work / "checkpoint.safetensors")
 
 
-def load_checkpoint(work: Path, recipe: Recipe, named: dict[str, torch.nn.Parameter], optimiser: Any) -> int:
+def load_checkpoint(work: Path, recipe: Schedule, named: Mapping[str, torch.nn.Parameter], optimiser: Any) -> int:
     """Steps already done, with weights and moments restored in place; 0 without a checkpoint."""
     import torch
     from safetensors import safe_open

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hilora.errors import InputError
 from hilora.jsonl import numbered_lines
 from hilora.prompts import encode_prompts
-from hilora.train.recipe import Recipe
+from hilora.train.recipe import Recipe, Schedule
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,9 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
+
+
+E = TypeVar("E", bound=Example)
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:
@@ -68,7 +71,7 @@ def write_samples(rows: Sequence[dict[str, str]], path: Path, recipe: Recipe) ->
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def batches(examples: Sequence[Example], recipe: Recipe) -> Iterator[list[Example]]:
+def batches(examples: Sequence[E], recipe: Schedule) -> Iterator[list[E]]:
     """Endless batches of like length: shuffle, sort within stretches of 16 batches, shuffle those."""
     import numpy as np
 

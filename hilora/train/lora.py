@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilora.errors import InputError, ModelError
-from hilora.train.checkpoint import load_checkpoint, save_checkpoint
-from hilora.train.data import Example, batches, completion_loss, encode_examples, write_samples
+from hilora.train.data import batches, completion_loss, encode_examples, write_samples
+from hilora.train.loop import OnStep, as_it_was, optimise
 from hilora.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def train_lora(
     recipe: Recipe | None = None,
     checkpoint_every: int = 25,
     compile: bool = False,
-    on_step: Callable[[int, float, float], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Path:
     """Train an adapter and write `out` as a PEFT folder with `samples.jsonl` and `training.jsonl`.
 
@@ -67,9 +66,6 @@ def train_lora(
     work = out.with_name(out.name + ".training")
     work.mkdir(parents=True, exist_ok=True)
 
-    attention, training = model.config._attn_implementation, model.training
-    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-    model.set_attn_implementation("eager")  # on a CPU the fused kernel's backward is 3 times slower in bf16
     torch.manual_seed(recipe.seed)
     task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     config = LoraConfig(
@@ -78,22 +74,29 @@ def train_lora(
         target_modules=list(recipe.targets),
         task_type=task,
     )
-    try:
-        peft_model: Any = get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"The base has no modules named {recipe.targets}: {error}") from error
-    try:
-        with _compiled(model) if compile else nullcontext():
-            _optimise(peft_model, examples, recipe, work, tokenizer, checkpoint_every, on_step)
-        state = {name: tensor.to(model.dtype) for name, tensor in _adapter_state(peft_model).items()}
-        peft_model.peft_config["default"].base_model_name_or_path = base_name
-        peft_model.save_pretrained(work / "adapter", state_dict=state, save_embedding_layers=False)
-    finally:
-        peft_model.unload()
-        model.set_attn_implementation(attention)
-        model.train(training)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
+    with as_it_was(model):
+        try:
+            peft_model: Any = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"The base has no modules named {recipe.targets}: {error}") from error
+        try:
+            peft_model.train()
+            with _compiled(model) if compile else nullcontext():
+                optimise(
+                    {name: p for name, p in peft_model.named_parameters() if p.requires_grad},
+                    batches(examples, recipe),
+                    lambda batch: completion_loss(peft_model, batch, tokenizer.pad_token_id or 0),
+                    lambda batch: sum(map(len, batch)),
+                    recipe,
+                    work,
+                    checkpoint_every=checkpoint_every,
+                    on_step=on_step,
+                )
+            state = {name: tensor.to(model.dtype) for name, tensor in _adapter_state(peft_model).items()}
+            peft_model.peft_config["default"].base_model_name_or_path = base_name
+            peft_model.save_pretrained(work / "adapter", state_dict=state, save_embedding_layers=False)
+        finally:
+            peft_model.unload()
     adapter = work / "adapter"
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card template
     (adapter / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
@@ -102,12 +105,6 @@ def train_lora(
     adapter.rename(out)
     shutil.rmtree(work)
     return out
-
-
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear rise to the peak over the warm-up, linear fall to 0 at the end."""
-    rise = max(1, round(recipe.warmup * recipe.steps))
-    return recipe.lr * min((step + 1) / rise, (recipe.steps - step) / max(1, recipe.steps - rise))
 
 
 @contextmanager
@@ -131,46 +128,3 @@ def _adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
 
     state: dict[str, torch.Tensor] = get_peft_model_state_dict(peft_model)
     return state
-
-
-def _optimise(
-    model: Any,
-    examples: Sequence[Example],
-    recipe: Recipe,
-    work: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    checkpoint_every: int,
-    on_step: Callable[[int, float, float], None] | None,
-) -> None:
-    """AdamW with linear warm-up and decay, checkpoints in `work`, one log line per step."""
-    import torch
-
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimiser = torch.optim.AdamW(named.values(), lr=recipe.lr, weight_decay=0.0)
-    done = load_checkpoint(work, recipe, named, optimiser)
-    log = work / "training.jsonl"
-    kept = log.read_text().splitlines()[:done] if log.exists() else []
-    log.write_text("".join(line + "\n" for line in kept))
-    stream = batches(examples, recipe)
-    model.train()
-    for step in range(recipe.steps):
-        batch = next(stream)
-        if step < done:
-            continue
-        start = time.perf_counter()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, recipe)
-        loss = completion_loss(model, batch, tokenizer.pad_token_id or 0)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        seconds = time.perf_counter() - start
-        value, speed = float(loss.detach()), sum(map(len, batch)) / seconds
-        with log.open("a") as lines:
-            row = {"step": step + 1, "loss": round(value, 4), "tokens_per_s": round(speed)}
-            lines.write(json.dumps(row) + "\n")
-        if (step + 1) % checkpoint_every == 0 and step + 1 < recipe.steps:
-            save_checkpoint(work, recipe, step + 1, named, optimiser)
-        if on_step:
-            on_step(step + 1, value, speed)

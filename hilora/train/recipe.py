@@ -1,31 +1,40 @@
-"""How an adapter is trained, in one place; written beside the adapter as `recipe.json`."""
+"""How things are trained, in one place; written beside what was trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How an adapter is trained.
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a training loop runs.
 
     Attributes:
-        targets: names of the linear modules to adapt.
-        rank, alpha: LoRA rank and scaling numerator.
         steps, batch: optimiser steps, and examples in each.
         lr, warmup: peak learning rate; share of the steps that rise to it, then a linear decay to 0.
         max_tokens: examples longer than this (prompt and completion) are left out.
         seed: order of the examples and initial weights.
-        num_samples: m, the routing samples drawn from the training lines.
     """
 
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    rank: int = 8
-    alpha: int = 16
     steps: int = 150
     batch: int = 16
     lr: float = 3e-3
     warmup: float = 0.06
     max_tokens: int = 512
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Schedule):
+    """How an adapter is trained.
+
+    Attributes:
+        targets: names of the linear modules to adapt.
+        rank, alpha: LoRA rank and scaling numerator.
+        num_samples: m, the routing samples drawn from the training lines.
+    """
+
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rank: int = 8
+    alpha: int = 16
     num_samples: int = 20

@@ -16,10 +16,11 @@ from experiments import section, tables_main
 
 from hilora.evaluate.report import RESAMPLES, Results, Summary, cluster_means, summarise
 from hilora.evaluate.statistics import Scored, paired_difference
-from hilora.evaluate.tables import by_cost, by_method, by_task, grid, markdown_table
+from hilora.evaluate.tables import REFERENCES, by_cost, by_method, by_task, grid, markdown_table
 from hilora.evaluate.tasks import paper_cluster
 
 Summaries = Sequence[Summary]
+OURS = ("hilora", "hilora-plus")
 
 
 def by_paper_cluster(results: Results, summaries: Summaries) -> dict[str, dict[str, float]]:
@@ -105,6 +106,56 @@ def useful_section(results: Results, setting: str, title: str) -> str:
     return section(title, *parts)
 
 
+def main_table(read: Mapping[str, Results]) -> str:
+    """One line per method: its mean over tasks in each setting, and what a token uses of it; the README's table."""
+    found = {setting: {s.method: s for s in summarise(results, setting)} for setting, results in read.items()}
+    names = {"iid": "own adapter in the pool", "within": "half of the tasks' adapters", "cross": "no related adapter"}
+    best = {
+        setting: max(s.average.value for s in of.values() if s.method not in REFERENCES)
+        for setting, of in found.items()
+    }
+    rows = []
+    for method in next(iter(found.values())):
+        cells = [method]
+        for setting, of in found.items():
+            if method not in of:
+                cells.append("not run")
+                continue
+            average = of[method].average
+            value = f"{average.value:.1f}"
+            value = f"**{value}**" if average.value == best[setting] else value
+            cells.append(f"{value} ({average.low:.1f} to {average.high:.1f})")
+        cost = next(iter(found.values()))[method]
+        rows.append((*cells, f"{cost.adapters:.1f}", f"{cost.rocs:.1f}"))
+    return markdown_table(("method", *(names[setting] for setting in found), "adapters", "ROCs"), rows)
+
+
+def lead_table(read: Mapping[str, Results]) -> str:
+    """The better of hilora and hilora-plus beside the best method that is not HiLoRA's, from setting -> its rows."""
+    rows = []
+    for setting, results in read.items():
+        summaries = [s for s in summarise(results, setting) if s.method not in REFERENCES]
+        ours = max((s for s in summaries if s.method in OURS), key=lambda s: s.average.value)
+        others = [s for s in summaries if not s.method.startswith("hilora")]
+        best = max(others, key=lambda s: s.average.value)
+        lead = next(s for s in summarise(results, setting, reference=best.method) if s.method == ours.method)
+        assert lead.difference is not None
+        d = lead.difference
+        verdict = "a tie" if d.low <= 0 <= d.high else "ahead" if d.value > 0 else "behind"
+        rows.append(
+            (
+                setting,
+                f"{ours.method} {ours.average.value:.1f}",
+                f"{best.method} {best.average.value:.1f}",
+                f"{d.value:+.1f} ({d.low:+.1f} to {d.high:+.1f})",
+                f"{d.p:.3f}",
+                verdict,
+            )
+        )
+    heading = ("setting", "best of ours", "best of the others", "paired difference (95 %)", "p", "")
+    return markdown_table(heading, rows)
+
+
 def bars(summaries: Summaries, title: str, out: Path) -> None:
     """Average of each method with its interval (the paper's Fig. 1)."""
     import matplotlib.pyplot as plt
@@ -156,6 +207,10 @@ def sections(rows: Path, out: Path) -> list[str]:
         name: rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
     }
     read = {name: Results([path]) for name, path in files.items() if path.exists()}
+    main = {name: read[name] for name in ("iid", "within", "cross") if name in read}
+    if main:
+        text += [section("All methods", main_table(main))]
+        text += [section("The lead", "Means over tasks, on the same rows.", lead_table(main))]
     if "iid" in read:
         text += setting_section("Every adapter in the pool", read["iid"], "iid", {})
     if "within" in read:

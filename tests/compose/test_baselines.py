@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hilora.canonical import canonical_factors
 from hilora.compose.arrow import Arrow
-from hilora.compose.delta import Gate, add_delta, stack_sites
+from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
 from hilora.compose.fusion import Fused
 from hilora.compose.weighted import Weighted
 from hilora.errors import InputError
@@ -45,8 +45,7 @@ def plan() -> Plan:
 
 def composed(x: Tensor, adapters: list[Factors], plan: Plan, gate: Gate) -> Tensor:
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
-    row = torch.arange(len(x)) // EACH
-    z = gate(site.rocs, plan)(site.rocs.down @ x.T, lambda of_rows: of_rows[..., row])
+    z = gate(site, plan)(site.down @ x.T, Tokens(EACH, x))
     return add_delta(torch.zeros(len(x), OUT, dtype=torch.float64), z, site.up)
 
 

@@ -51,7 +51,7 @@ def by(row: Tensor) -> Spread:
 
 def delta(base: Tensor, x: Tensor, site: Site, gate: Gate, plan: Plan, row: Tensor) -> Tensor:
     """base + what the site adds."""
-    z = gate(site.rocs, plan)(site.rocs.down @ x.T, by(row))
+    z = gate(site, plan)(site.down @ x.T, by(row))
     return add_delta(base.clone(), z, site.up)
 
 
@@ -154,7 +154,7 @@ def test_a_token_uses_as_many_rocs_as_its_row_is_given(rank: int, tokens: int) -
     plan = Plan((0, 1), torch.tensor([rank, rank]), (rocs > 0).float(), rocs, torch.ones(4))
     z = torch.randn(2 * rank, tokens, generator=generator).bfloat16() + 9  # all positive; ties are common
     row = torch.arange(tokens) // (tokens // 4)
-    used = (TopRocs()(site.rocs, plan)(z, by(row)) > 0).unflatten(0, (2, rank)).sum(1)  # (adapter, token)
+    used = (TopRocs()(site, plan)(z, by(row)) > 0).unflatten(0, (2, rank)).sum(1)  # (adapter, token)
     assert torch.equal(used, rocs.T[:, row])
 
 
@@ -167,7 +167,7 @@ def test_a_whole_plan_is_the_same_without_choosing() -> None:
     outputs = []
     for whole in (True, False):
         plan = Plan((0, 1), torch.tensor([4, 2]), (rocs > 0).float(), rocs, torch.ones(3), whole)
-        outputs.append(TopRocs()(site.rocs, plan)(z, by(row)))
+        outputs.append(TopRocs()(site, plan)(z, by(row)))
     assert torch.equal(*outputs)
 
 
@@ -179,16 +179,16 @@ def test_adapters_are_compared_together_or_apart_with_the_same_result(monkeypatc
         outputs = []
         for limit in (0, 10**6):
             monkeypatch.setattr("hilora.compose.rocs.CHUNK", limit)
-            outputs.append(TopRocs()(site.rocs, plan)(z, by(torch.arange(12) // 4)))
+            outputs.append(TopRocs()(site, plan)(z, by(torch.arange(12) // 4)))
         assert torch.equal(*outputs)
 
 
 def test_no_rank_is_padded_to_another() -> None:
     site = stack_sites(random_adapters([8, 1, 8, 2]), {"site": (CPU, torch.float64)})["site"]
-    assert site.rocs.down.shape == (19, IN)
+    assert site.down.shape == (19, IN)
     assert site.up.shape == (OUT, 19)
-    assert [(rank, columns.tolist()) for rank, columns in site.rocs.blocks] == [(1, [1]), (2, [3]), (8, [0, 2])]
-    assert site.rocs.owner.tolist() == [1, 3, 3, *[0] * 8, *[2] * 8]
+    assert [(rank, columns.tolist()) for rank, columns in site.blocks] == [(1, [1]), (2, [3]), (8, [0, 2])]
+    assert site.owner.tolist() == [1, 3, 3, *[0] * 8, *[2] * 8]
 
 
 def test_a_site_of_lower_rank_gets_its_share_of_the_budget() -> None:
@@ -197,7 +197,7 @@ def test_a_site_of_lower_rank_gets_its_share_of_the_budget() -> None:
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
     plan = Plan((0,), torch.tensor([8]), torch.ones(1, 1), torch.tensor([[4]]), torch.ones(1))
     z = torch.tensor([[3.0], [5.0]], dtype=torch.float64)
-    assert TopRocs()(site.rocs, plan)(z, by(torch.zeros(1, dtype=torch.long))).tolist() == [[0.0], [5.0]]
+    assert TopRocs()(site, plan)(z, by(torch.zeros(1, dtype=torch.long))).tolist() == [[0.0], [5.0]]
 
 
 def test_a_full_budget_with_scale_one_is_the_whole_adapter() -> None:

@@ -1,6 +1,6 @@
 """The README's picture: what `hilora demo` prints, as SVG.
 
-python reproduce/main_job/picture.py --out docs/demo.svg
+python reproduce/figures/demo.py --out docs/demo.svg
 """
 
 import argparse

@@ -1,0 +1,83 @@
+"""Training data of a pool's adapters: DIR/<adapter>.jsonl, some examples of each, mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hilora.errors import InputError
+from hilora.train.data import Example, encode_examples, read_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class TaskExample(Example):
+    """An example, and which adapter's task it is of."""
+
+    task: str
+
+
+def read_tasks(folder: Path, names: Sequence[str]) -> dict[str, Rows]:
+    """Adapter name -> its training lines, for those that have a file.
+
+    Raises:
+        InputError: none has one, or a file has a bad line.
+    """
+    found = {name: read_lines(folder / f"{name}.jsonl") for name in names if (folder / f"{name}.jsonl").exists()}
+    if not found:
+        raise InputError(f"{folder} has no <adapter>.jsonl for any adapter of the pool, e.g. {names[0]}.jsonl.")
+    return found
+
+
+def read_clusters(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Adapter name -> the "cluster" of the first line of its file; its own name where the line has none."""
+    clusters = {}
+    for name in names:
+        with (folder / f"{name}.jsonl").open(encoding="utf-8") as lines:
+            clusters[name] = str(json.loads(next(lines)).get("cluster", name))
+    return clusters
+
+
+def draw(tasks: Mapping[str, Rows], per_task: int, seed: int) -> dict[str, Rows]:
+    """So many rows of each task, drawn by seed and name."""
+    import numpy as np
+
+    drawn = {}
+    for name, rows in tasks.items():
+        order = np.random.default_rng([seed, *name.encode()]).permutation(len(rows))[:per_task]
+        drawn[name] = [rows[i] for i in order]
+    return drawn
+
+
+def encode_tasks(tasks: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[TaskExample]:
+    """Examples of all tasks that are not too long.
+
+    Raises:
+        InputError: none fits.
+    """
+    found = [
+        TaskExample(example.prompt, example.completion, name)
+        for name, rows in tasks.items()
+        for example in encode_examples(rows, tokenizer)
+        if len(example) <= max_tokens
+    ]
+    if not found:
+        raise InputError(f"No training line fits into {max_tokens} tokens. Raise --max-tokens.")
+    return found
+
+
+def hash_tasks(tasks: Mapping[str, Rows]) -> str:
+    """sha256 of the rows, task by task."""
+    digest = hashlib.sha256()
+    for name in sorted(tasks):
+        for row in tasks[name]:
+            digest.update(json.dumps([name, row["inputs"], row["targets"]]).encode())
+    return digest.hexdigest()

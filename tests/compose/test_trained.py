@@ -1,0 +1,160 @@
+"""The composers with trained weights against loops written from their papers, one token and one adapter at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
+from hilora.compose.moe import Moe
+from hilora.compose.phatgoose import Phatgoose, SigmoidGate, standardise
+from hilora.compose.router_lora import RouterLora
+from hilora.errors import InputError, PoolError
+from hilora.types import Factors, Plan
+
+IN, OUT, RANKS, BATCH, EACH, POOL = 12, 10, [4, 2, 4, 6], 5, 3, 9
+IDS = (7, 2, 5, 0)
+"""Positions of the plan's adapters in a pool of nine."""
+CPU = torch.device("cpu")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+ADAPTERS: list[Factors] = [
+    {"site": (random(rank, IN, seed=i), random(OUT, rank, seed=i + 10))} for i, rank in enumerate(RANKS)
+]
+X = random(BATCH * EACH, IN, seed=30)
+USED = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]])
+"""The last row may use no adapter."""
+
+
+def plan() -> Plan:
+    weights = USED / USED.sum(1, keepdim=True).clamp_min(1)
+    scale = torch.linspace(0.5, 1.5, BATCH)
+    return Plan(IDS, torch.tensor(RANKS), weights, USED * torch.tensor(RANKS), scale, whole=True)
+
+
+def composed(gate: Gate) -> Tensor:
+    site = stack_sites(ADAPTERS, {"site": (CPU, torch.float64)})["site"]
+    z = gate(site, plan())(site.down @ X.T, Tokens(EACH, X))
+    return add_delta(torch.zeros(len(X), OUT, dtype=torch.float64), z, site.up)
+
+
+def output(i: int, token: Tensor) -> Tensor:
+    down, up = ADAPTERS[i]["site"]
+    return up @ (down @ token)
+
+
+def rows() -> list[tuple[Tensor, list[int], float]]:
+    """(token, adapters that it may use, its row's scale)."""
+    scale = plan().scale.tolist()
+    return [(X[t], USED[t // EACH].nonzero()[:, 0].tolist(), scale[t // EACH]) for t in range(len(X))]
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_router_lora_attends_to_the_adapters_outputs(rank: int) -> None:
+    down, up = random(rank, IN, seed=40), random(OUT, rank, seed=41)
+    expected = []
+    for token, usable, scale in rows():
+        out = torch.zeros(OUT, dtype=torch.float64)
+        if usable:
+            query = down @ token
+            values = [output(i, token) for i in usable]
+            scores = torch.stack([query @ (up.T @ value) for value in values]) / rank**0.5
+            for weight, value in zip(torch.softmax(scores, 0), values, strict=True):
+                out += scale * weight * value
+        expected.append(out)
+    torch.testing.assert_close(composed(RouterLora({"site": (down, up)})), torch.stack(expected))
+
+
+def test_router_lora_that_was_not_trained_at_all_is_the_mixture() -> None:
+    found = composed(RouterLora({"site": (random(3, IN), torch.zeros(OUT, 3, dtype=torch.float64))}))
+    expected = [
+        sum((scale * output(i, token) / len(usable) for i in usable), torch.zeros(OUT, dtype=torch.float64))
+        for token, usable, scale in rows()
+    ]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_a_site_that_the_router_does_not_know_is_refused() -> None:
+    with pytest.raises(PoolError, match="not trained for site 'site'"):
+        composed(RouterLora({"other": (random(3, IN), random(OUT, 3))}))
+
+
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_phatgoose_takes_the_k_most_alike_standardised_gates(k: int) -> None:
+    vectors = random(POOL, IN, seed=50)
+    expected = []
+    for token, usable, scale in rows():
+        unit = (token - token.mean()) / (token.var(correction=0) + 1e-5).sqrt()
+        found = []
+        for i in usable:
+            vector = vectors[IDS[i]]
+            found.append((float(((vector - vector.mean()) / (vector.var(correction=0) + 1e-5).sqrt()) @ unit), i))
+        found = sorted(found, reverse=True)[:k]
+        weights = torch.softmax(torch.tensor([a for a, _ in found], dtype=torch.float64) / IN**0.5, 0)
+        out = torch.zeros(OUT, dtype=torch.float64)
+        for weight, (_, i) in zip(weights, found, strict=True):
+            out += scale * weight * output(i, token)
+        expected.append(out)
+    torch.testing.assert_close(composed(Phatgoose({"site": vectors}, k)), torch.stack(expected))
+
+
+def test_standardised_values_have_mean_0_and_variance_1() -> None:
+    found = standardise(random(6, 50) * 7 + 3)
+    torch.testing.assert_close(found.mean(1), torch.zeros(6, dtype=torch.float64))
+    torch.testing.assert_close(found.var(1, correction=0), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_the_sigmoid_gate_opens_by_the_tokens_projection() -> None:
+    vector = random(IN, seed=60)
+    site = stack_sites(ADAPTERS[:1], {"site": (CPU, torch.float64)})["site"]
+    alone = Plan((3,), torch.tensor([4]), torch.ones(BATCH, 1), torch.full((BATCH, 1), 4), torch.ones(BATCH), True)
+    z = SigmoidGate({"site": vector})(site, alone)(site.down @ X.T, Tokens(EACH, X))
+    expected = torch.stack([output(0, token) / (1 + torch.exp(-vector @ token)) for token in X])
+    torch.testing.assert_close(z.T @ site.up.T, expected)
+
+
+@pytest.mark.parametrize("k", [None, 1, 3])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_mixture_weighs_its_experts_by_the_dense_layers_softmax(k: int | None, is_fused: bool) -> None:
+    experts = (0, 2, 5, 7)
+    dense = random(4, IN, seed=70)
+    expected = []
+    for token, usable, scale in rows():
+        out, down, up = (torch.zeros(*shape, dtype=torch.float64) for shape in ((OUT,), (6, IN), (OUT, 6)))
+        logits = [(float(dense[experts.index(IDS[i])] @ token), i) for i in usable]
+        kept = sorted(logits, reverse=True)[: k or 99]
+        weights = torch.softmax(torch.tensor([a for a, _ in kept], dtype=torch.float64), 0)
+        for weight, (_, i) in zip(weights, kept, strict=True):
+            a, b = ADAPTERS[i]["site"]
+            out += scale * weight * (b @ (a @ token))
+            down[: len(a)] += weight * a
+            up[:, : len(a)] += weight * b
+        expected.append(scale * (up @ (down @ token)) if is_fused else out)
+    found = composed(Moe({"site": dense}, experts, k, is_fused))
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_noise_chooses_experts_as_often_as_the_softmax_says() -> None:
+    dense, experts = random(4, IN, seed=80) * 0.3, (0, 2, 5, 7)
+    site = stack_sites(ADAPTERS, {"site": (CPU, torch.float64)})["site"]
+    every = torch.ones(4000, 4, dtype=torch.long)
+    same = Plan(IDS, torch.tensor(RANKS), every / 4, every * torch.tensor(RANKS), torch.ones(4000), True)
+    x = X[:1].expand(4000, -1)
+    gate = Moe({"site": dense}, experts, 1, noise=torch.Generator().manual_seed(3))
+    z = gate(site, same)(site.down @ x.T, Tokens(1, x))
+    used = torch.stack([(z[site.owner == column] != 0).any(0) for column in range(4)])  # (column, token)
+    assert bool((used.sum(0) == 1).all())
+    expected = torch.softmax(dense[[experts.index(i) for i in IDS]] @ X[0], 0)
+    assert used.double().mean(1).tolist() == pytest.approx(expected.tolist(), abs=0.03)
+
+
+def test_no_experts_or_adapters_per_token_make_no_sense() -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        Moe({}, (), 0)
+    with pytest.raises(InputError, match="at least 1"):
+        Phatgoose({}, 0)
