@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import string
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,6 +96,39 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
         if parameter.ndim > 1:
             parameter.data.mul_(6 if kind != "t5" else 1)
     return model
+
+
+def tiny_bert(folder: Path, pooling: str = "mean") -> Path:
+    """A tiny random BERT in the layout of sentence-transformers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=64, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=40,
+    )  # fmt: skip
+    model = BertModel(config, add_pooling_layer=False)
+    for tensor in model.parameters():  # norms and biases too
+        torch.nn.init.normal_(tensor, std=0.3)
+    model.save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *string.ascii_lowercase, ".", ","]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(folder)
+    parts = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Normalize")]
+    (folder / "modules.json").write_text(json.dumps(parts))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
+    (folder / "1_Pooling").mkdir()
+    mode = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({mode: True}))
+    return folder
 
 
 TARGETS = {"gpt2": ["c_attn", "c_fc"], "t5": ["q", "v", "wi"]}
@@ -241,6 +275,7 @@ class Tiny:
     sites = staticmethod(target_sites)
     texts = staticmethod(task_texts)
     tokenizer = staticmethod(tiny_tokenizer)
+    bert = staticmethod(tiny_bert)
     tasks = tuple(WORDS)
 
 

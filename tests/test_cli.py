@@ -103,7 +103,8 @@ def tiny_base(original: tuple[Any, Pool], tokenizer: Any, monkeypatch: pytest.Mo
         asked.append((name, options))
         return original[0], tokenizer
 
-    monkeypatch.setattr("hilora.generate.load_base", load)
+    for place in ("hilora.generate.load_base", "hilora.models.load_base"):
+        monkeypatch.setattr(place, load)
     return asked
 
 
@@ -124,7 +125,8 @@ def as_users_run_it() -> Iterator[None]:
 
 # --- help and errors ----------------------------------------------------------------------------------
 
-COMMANDS = [[], ["route"], ["generate"], ["methods"], ["demo"], ["pool"], ["train"], ["train", "lora"]]
+COMMANDS = [[], ["route"], ["generate"], ["methods"], ["demo"], ["pool"], ["train"]]
+COMMANDS += [["train", each] for each in ("lora", "router", "moe", "phatgoose", "lorahub", "retriever")]
 COMMANDS += [["pool", name] for name in ("add", "add-all", "list", "show", "enable", "disable", "remove")]
 COMMANDS += [["pool", name] for name in ("check", "reembed", "prune", "export")]
 
@@ -535,3 +537,52 @@ def test_a_sentiment_prompt_finds_a_sentiment_adapter_and_routing_writes_nothing
     first = row["choices"][0]["name"]
     assert "sst2" in first or "yelp" in first
     assert files(FLAN) == before
+
+
+# --- training what methods need -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path, tiny: Any) -> Path:
+    """Training data of the tiny pool's adapters."""
+    (tmp_path / "data").mkdir()
+    for task in tiny.tasks:
+        lines = [json.dumps({"inputs": text, "targets": "x", "cluster": "c"}) for text in tiny.texts(task, 4, seed=3)]
+        (tmp_path / "data" / f"{task}.jsonl").write_text("\n".join(lines))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("command", "method"),
+    [
+        (["router", "--steps", "2"], "ramole"),
+        (["moe", "--kind", "smear", "--steps", "2"], "smear"),
+        (["phatgoose", "--steps", "1"], "phatgoose"),
+        (["lorahub", "--evaluations", "2", "--members", "2"], "lorahub"),
+    ],
+)
+def test_what_a_method_needs_is_trained_and_then_served(
+    command: list[str],
+    method: str,
+    pool: Path,
+    data: Path,
+    tiny_base: list[Any],
+    fake: Any,
+    fails: Callable[..., str],
+) -> None:
+    shutil.rmtree(pool / "trained")
+    assert f"Run: hilora train {command[0]}" in fails("generate", "abab", "--pool", pool, "--method", method)
+    said = run("train", *command, "--pool", pool, "--data", data)
+    assert f"--method {method}" in said
+    assert run("generate", "abab", "--pool", pool, "--method", method, "--max-new-tokens", "2")
+
+
+def test_a_training_that_cannot_be_is_refused(
+    pool: Path, data: Path, tiny_base: list[Any], fails: Callable[..., str], tmp_path: Path
+) -> None:
+    assert "Did you mean 'smear'" in fails("train", "moe", "--kind", "smeer", "--pool", pool, "--data", data)
+    assert "has no <adapter>.jsonl" in fails("train", "router", "--pool", pool, "--data", tmp_path)
+    assert "dropout is a share" in fails("train", "router", "--pool", pool, "--data", data, "--dropout", "1")
+    (tmp_path / "samples.jsonl").write_text('{"task": "a", "inputs": "x"}\n')
+    wanted = ("--samples", tmp_path / "samples.jsonl", "--out", tmp_path / "out")
+    assert "there are 1 tasks" in fails("train", "retriever", *wanted)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hilora.cli.options import quiet_transformers
+from hilora.cli.options import Base, Dtype, PoolName, quiet_transformers
 from hilora.cli.show import console, progress, status
 
-app = typer.Typer(help="Train adapters.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from hilora.train.gates import Trainer
+
+app = typer.Typer(help="Train adapters, and what some methods need trained.", no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """Train adapters."""
+    """Train adapters, and what some methods need trained."""
 
 
 @app.command()
@@ -67,3 +71,189 @@ def lora(
             on_step=lambda step, loss, speed: advance(step, f"loss {loss:.3f}, {speed:.0f} tokens/s"),
         )
     console.print(f"{out}: a PEFT folder with its samples. Next: hilora pool add {out.name} {out} --pool ./pool")
+
+
+Data = Annotated[Path, typer.Option(help='Folder of training data: ADAPTER.jsonl with "inputs" and "targets".')]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
+PerTask = Annotated[int, typer.Option(min=1, help="Examples of each task.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Batch = Annotated[int, typer.Option(min=1, help="Examples per step.")]
+Longest = Annotated[int, typer.Option(min=8, help="Longer examples are left out.")]
+
+
+@app.command()
+def router(
+    *,
+    pool: PoolName,
+    data: Data,
+    share: Annotated[float, typer.Option(help="Share of the tasks that it is trained on.")] = 0.4,
+    dropout: Annotated[float, typer.Option(help="Share of the adapters that each row does without.")] = 0.5,
+    rank: Annotated[int, typer.Option(min=1)] = 6,
+    steps: Steps = 200,
+    batch: Batch = 8,
+    lr: Rate = 1e-3,
+    per_task: PerTask = 100,
+    max_tokens: Longest = 512,
+    seed: int = 0,
+    base: Base = None,
+    dtype: Dtype = None,
+) -> None:
+    """Train RAMoLE's RouterLoRA, for the method `ramole`. An interrupted run resumes."""
+    from hilora.train.gates import GateRecipe
+
+    recipe = GateRecipe(
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        max_tokens=max_tokens,
+        seed=seed,
+        per_task=per_task,
+        rank=rank,
+        alpha=2 * rank,
+        dropout=dropout,
+        share=share,
+    )
+    _train(pool, data, base, dtype, steps, lambda trainer: trainer.router(recipe), "ramole")
+
+
+@app.command()
+def moe(
+    *,
+    pool: PoolName,
+    data: Data,
+    kind: Annotated[str, typer.Option(help="moe-soft, moe-top1, moe-top3 or smear.")],
+    steps: Steps = 200,
+    batch: Batch = 8,
+    lr: Rate = 1e-3,
+    per_task: PerTask = 20,
+    max_tokens: Longest = 512,
+    seed: int = 0,
+    base: Base = None,
+    dtype: Dtype = None,
+) -> None:
+    """Train a mixture of experts, or SMEAR: an adapter of each "cluster" of the data. An interrupted run resumes."""
+    from hilora.errors import UnknownNameError
+    from hilora.train.gates import MOES, GateRecipe
+    from hilora.train.tasks import read_clusters
+
+    if kind not in MOES:
+        raise UnknownNameError("kind of mixture", kind, MOES)
+    recipe = GateRecipe(steps=steps, batch=batch, lr=lr, max_tokens=max_tokens, seed=seed, per_task=per_task)
+
+    def run(trainer: Trainer) -> Path:
+        return trainer.moe(kind, read_clusters(data, sorted(trainer.tasks)), recipe)
+
+    _train(pool, data, base, dtype, steps, run, kind)
+
+
+@app.command()
+def phatgoose(
+    *,
+    pool: PoolName,
+    data: Data,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each adapter.")] = 100,
+    batch: Batch = 8,
+    lr: Rate = 5e-3,
+    per_task: PerTask = 100,
+    max_tokens: Longest = 512,
+    seed: int = 0,
+    base: Base = None,
+    dtype: Dtype = None,
+) -> None:
+    """Train Phatgoose's gates, adapter by adapter; those that have theirs already are left. Resumes."""
+    from hilora.train.gates import GateRecipe
+
+    recipe = GateRecipe(steps=steps, batch=batch, lr=lr, max_tokens=max_tokens, seed=seed, per_task=per_task)
+    _train(pool, data, base, dtype, steps, lambda trainer: trainer.phatgoose(recipe), "phatgoose")
+
+
+@app.command()
+def lorahub(
+    *,
+    pool: PoolName,
+    data: Data,
+    members: Annotated[int, typer.Option(min=2, help="Adapters that are drawn.")] = 20,
+    evaluations: Annotated[int, typer.Option(min=1, help="Of the loss.")] = 40,
+    per_task: PerTask = 20,
+    max_tokens: Longest = 512,
+    seed: int = 0,
+    base: Base = None,
+    dtype: Dtype = None,
+) -> None:
+    """Search LoRAHub's weights on a few examples, without gradients. An interrupted run resumes."""
+    from hilora.train.lorahub import HubRecipe, train_lorahub
+
+    recipe = HubRecipe(members=members, evaluations=evaluations, per_task=per_task, max_tokens=max_tokens, seed=seed)
+
+    def run(trainer: Trainer) -> Path:
+        def on_step(step: int, loss: float) -> None:
+            if trainer.on_step:
+                trainer.on_step(step, loss, 0.0)
+
+        return train_lorahub(
+            trainer.pool, trainer.tasks, recipe, model=trainer.model, tokenizer=trainer.tokenizer, on_step=on_step
+        )
+
+    _train(pool, data, base, dtype, evaluations, run, "lorahub")
+
+
+@app.command()
+def retriever(
+    *,
+    samples: Annotated[Path, typer.Option(help='JSON Lines with "task" and "inputs": each adapter\'s samples.')],
+    out: Annotated[Path, typer.Option(help="The sentence-transformers folder to write.")],
+    embedder: Annotated[str, typer.Option(help="What to start from: a name or a folder.")] = "all-minilm-l6-v2",
+    share: Annotated[float, typer.Option(help="Share of the tasks that it is trained on.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of the softmax over cosines.")] = 0.05,
+    steps: Steps = 300,
+    batch: Annotated[int, typer.Option(min=2, help="Tasks per step.")] = 32,
+    lr: Rate = 5e-5,
+    seed: int = 0,
+) -> None:
+    """Train RAMoLE's LoraRetriever: an embedder for `hilora pool reembed`. An interrupted run resumes."""
+    from hilora.evaluate.routing import read_samples
+    from hilora.train.retriever import RetrieverRecipe, train_retriever
+
+    recipe = RetrieverRecipe(
+        steps=steps, batch=batch, lr=lr, seed=seed, temperature=temperature, share=share, embedder=embedder
+    )
+    quiet_transformers()
+    with progress(steps, "steps") as advance:
+        train_retriever(
+            read_samples(samples),
+            out,
+            recipe,
+            on_step=lambda step, loss, speed: advance(step, f"loss {loss:.3f}, {speed:.0f} texts/s"),
+        )
+    console.print(f"{out}: an embedder. Next: hilora pool reembed --embedder {out} --pool ./pool --samples DIR")
+
+
+def _train(
+    pool: str,
+    data: Path,
+    base: str | None,
+    dtype: str | None,
+    steps: int,
+    run: Callable[[Trainer], Path],
+    method: str,
+) -> None:
+    """Load a pool, its base and its training data, and train with a bar."""
+    from hilora.models import load_base
+    from hilora.pool.pool import Pool
+    from hilora.pool.source import find_pool
+    from hilora.prompts import template_id
+    from hilora.train.gates import Trainer
+    from hilora.train.tasks import read_tasks
+
+    opened = Pool.open(find_pool(pool))
+    tasks = read_tasks(data, opened.names)
+    quiet_transformers()
+    with status(f"Loading {base or opened.base.name}"):
+        model, tokenizer = load_base(base or opened.base.name, dtype=dtype)
+    opened.base.check_model(model, template_id(tokenizer))
+    with progress(steps, "steps") as advance:
+        trainer = Trainer(
+            opened, tasks, model, tokenizer, lambda step, loss, speed: advance(step, f"loss {loss:.3f}")
+        )
+        path = run(trainer)
+    console.print(f"{path}: trained. Next: hilora generate PROMPT --method {method} --pool {pool}")

@@ -50,7 +50,7 @@ class Embedder:
     def __init__(self, name: str = DEFAULT_EMBEDDER, *, instruction: str = INSTRUCTION, device: str = "cpu") -> None:
         self.name = name
         self.instruction = instruction
-        path = EMBEDDERS[name].find() if name in EMBEDDERS else _download(name)
+        path = embedder_path(name)
         self._encode = _plain_encoder(path, device) or _sentence_encoder(path, device)
         self.fingerprint = _fingerprint(path)
         self.dim = int(self._encode(["a"]).shape[1])
@@ -82,6 +82,40 @@ class Remembering(Embedder):
         return torch.stack([self.vectors[text] for text in texts])
 
 
+def embedder_path(name: str) -> Path:
+    """The folder of an embedder: the embedded one, a folder as it is, or the Hub's files.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    return EMBEDDERS[name].find() if name in EMBEDDERS else _download(name)
+
+
+def pooling_of(path: Path) -> str | None:
+    """ "mean" or "cls", where a folder holds an encoder with such pooling and at most a normalisation; else None.
+
+    Raises:
+        ModelError: the folder holds no sentence-transformers model.
+    """
+    parts = _parts(path)
+    if parts not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        return None
+    pooling = _read_json(path / "1_Pooling" / "config.json")
+    mode = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    modes = [mode.get(key, "other") for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
+    return modes[0] if modes in (["mean"], ["cls"]) else None
+
+
+def longest_text(path: Path) -> int | None:
+    """Tokens at which texts are cut, where the folder says so."""
+    found = _read_json(path / "sentence_bert_config.json").get("max_seq_length")
+    return None if found is None else int(found)
+
+
+def _parts(path: Path) -> list[str]:
+    return [module["type"].rsplit(".", 1)[-1] for module in _read_json(path / "modules.json")]
+
+
 def _download(name: str) -> Path:
     """A folder as it is, or the Hub's files in its cache (safetensors, never pickles)."""
     if Path(name).is_dir():
@@ -108,25 +142,21 @@ def _read_json(path: Path) -> Any:
 
 def _plain_encoder(path: Path, device: str) -> Any:
     """Encoder, pooling and normalisation; None where the layout has more parts."""
-    parts = [module["type"].rsplit(".", 1)[-1] for module in _read_json(path / "modules.json")]
-    if parts not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    pooling = pooling_of(path)
+    if pooling is None:
         return None
-    pooling = _read_json(path / "1_Pooling" / "config.json")
-    mode = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    modes = [mode.get(key, "other") for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
-    if modes not in (["mean"], ["cls"]):
-        return None
-    longest = _read_json(path / "sentence_bert_config.json").get("max_seq_length")
+    normalises = "Normalize" in _parts(path)
+    longest = longest_text(path)
     config = _read_json(path / "config.json")
     hidden_states = (_bert if can_read(path, config) else _transformer)(path, config, longest, device)
 
     def encode(texts: list[str]) -> Tensor:
         with torch.inference_mode():
             hidden, mask = hidden_states(texts)  # (text, seq, dim), (text, seq)
-        if modes == ["mean"]:
+        if pooling == "mean":
             hidden = (hidden * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
         pooled = hidden[:, 0]
-        return torch.nn.functional.normalize(pooled, dim=1) if "Normalize" in parts else pooled
+        return torch.nn.functional.normalize(pooled, dim=1) if normalises else pooled
 
     return encode
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import string
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +18,8 @@ TEXTS = ["abc", "a b c d e f g", "hello, world. " * 40, "x", "", "zz top"]
 
 
 @pytest.fixture(params=["mean", "cls"])
-def folder(request: Any, tmp_path: Path) -> Path:
-    """A tiny random BERT in the layout of sentence-transformers."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    torch.manual_seed(3)
-    config = BertConfig(
-        vocab_size=64, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=40,
-    )  # fmt: skip
-    model = BertModel(config, add_pooling_layer=False)
-    for tensor in model.parameters():  # norms and biases too
-        torch.nn.init.normal_(tensor, std=0.3)
-    model.save_pretrained(tmp_path)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *string.ascii_lowercase, ".", ","]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-    fast.save_pretrained(tmp_path)
-    parts = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Normalize")]
-    (tmp_path / "modules.json").write_text(json.dumps(parts))
-    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
-    (tmp_path / "1_Pooling").mkdir()
-    mode = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[request.param]
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({mode: True}))
-    return tmp_path
+def folder(request: Any, tmp_path: Path, tiny: Any) -> Path:
+    return tiny.bert(tmp_path, request.param)
 
 
 def test_embeddings_are_those_of_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,192 @@
+"""Finding LoRAHub's weights (Huang et al. 2023): CMA-ES on the loss of a few examples, no gradients.
+
+    minimise  mean loss of the examples under A = sum_i w_i A_i, B = sum_i w_i B_i  +  l1 * mean |w_i|
+
+over w in [-1.5, 1.5]^n, starting from 0, with 20 adapters drawn at random, 0.05 for l1 and 40 evaluations, as in its
+public settings. The mixed form learns one w from examples of all tasks; the original form has a w for each task, from
+examples of that task alone: give `examples` of one task.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hilora.attach import attach, placements
+from hilora.compose.delta import stack_sites
+from hilora.compose.weighted import Weighted
+from hilora.errors import HiloraError, InputError
+from hilora.merge.average import combine
+from hilora.pool.trained import TRAINED, Trained
+from hilora.pool.view import PoolView
+from hilora.train.data import completion_loss
+from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks, hash_tasks
+from hilora.types import Factors, Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubRecipe:
+    """How the weights are searched.
+
+    Attributes:
+        members: adapters that are drawn.
+        evaluations: of the loss.
+        l1: weight of the mean |w_i|.
+        bound: largest |w_i|.
+        sigma: first step size.
+        per_task: examples of each task.
+        batch, max_tokens: of the loss.
+        seed: of the draw and of the search.
+    """
+
+    members: int = 20
+    evaluations: int = 40
+    l1: float = 0.05
+    bound: float = 1.5
+    sigma: float = 0.5
+    per_task: int = 20
+    batch: int = 32
+    max_tokens: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.members < 2 or self.evaluations < 1:
+            raise InputError("LoRAHub needs at least 2 members and 1 evaluation.")
+
+
+Loss = Callable[[Sequence[float]], float]
+
+
+def search(loss: Loss, count: int, recipe: HubRecipe, log: Path | None = None) -> tuple[list[float], float]:
+    """The best weights found, and their loss with the L1 term.
+
+    Args:
+        loss: weights -> mean loss of the examples.
+        count: number of weights.
+        recipe: how.
+        log: JSON Lines of what was evaluated; what it holds already is taken from there, so that a run goes on.
+
+    Raises:
+        HiloraError: pycma is missing.
+        InputError: the log is of another search.
+    """
+    try:
+        import cma
+    except ImportError as error:
+        raise HiloraError("LoRAHub searches with pycma. Run: pip install 'hilora[train]'") from error
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    options = {"bounds": [-recipe.bound, recipe.bound], "seed": recipe.seed + 1, "verbose": -9}
+    strategy = cma.CMAEvolutionStrategy([0.0] * count, recipe.sigma, options)
+    best, lowest, done = [0.0] * count, float("inf"), 0
+    while done < recipe.evaluations:
+        asked = strategy.ask()
+        if done == 0:
+            asked[0] = np.zeros(count)  # the base model itself is the first guess
+        values = []
+        for weights in asked:
+            if done < len(known):
+                if not np.allclose(known[done]["weights"], weights):
+                    raise InputError(f"{log} is of another search. Delete it to start again.")
+                value = float(known[done]["loss"])
+            elif done < recipe.evaluations:
+                value = loss(weights.tolist()) + recipe.l1 * float(np.abs(weights).mean())
+                if log is not None:
+                    with log.open("a") as lines:
+                        lines.write(json.dumps({"weights": weights.tolist(), "loss": value}) + "\n")
+            else:
+                break
+            done += 1
+            values.append(value)
+            if value < lowest:
+                best, lowest = weights.tolist(), value
+        if len(values) == len(asked):
+            strategy.tell(asked, values)
+    return best, lowest
+
+
+def train_lorahub(
+    pool: PoolView,
+    tasks: Mapping[str, Rows],
+    recipe: HubRecipe,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Path:
+    """Search one set of weights for all tasks; writes POOL/trained/lorahub.safetensors.
+
+    Args:
+        pool: the adapters.
+        tasks: adapter name -> its training lines.
+        recipe: how.
+        model, tokenizer: the base.
+        on_step: called with (evaluation, loss).
+    """
+    rng = np.random.default_rng(recipe.seed)
+    members = sorted(rng.permutation(sorted(pool.names))[: recipe.members].tolist())
+    entries = [pool.entries[pool.index(name)] for name in members]
+    drawn = draw(tasks, recipe.per_task, recipe.seed)
+    loss = hub_loss([pool.factors(entry.hash) for entry in entries], drawn, recipe, model, tokenizer)
+    log = pool.path / TRAINED / ".training-lorahub.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+
+    def watched(weights: Sequence[float]) -> float:
+        nonlocal count
+        value = loss(weights)
+        count += 1
+        if on_step:
+            on_step(count, value)
+        return value
+
+    weights, _ = search(watched, len(members), recipe, log)
+    path = Trained(
+        "lorahub",
+        {"weights": torch.tensor(weights)},
+        {entry.name: entry.hash for entry in entries},
+        {},
+        pool.version,
+        hash_tasks(drawn),
+        asdict(recipe) | {"members": members},
+    ).save(pool.path)
+    log.replace(path.with_suffix(".jsonl"))
+    return path
+
+
+def hub_loss(
+    adapters: Sequence[Factors],
+    tasks: Mapping[str, Rows],
+    recipe: HubRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Loss:
+    """Weights -> mean loss per token of all examples under the weighted sum of the adapters."""
+    examples = sorted(encode_tasks(tasks, tokenizer, recipe.max_tokens), key=len)
+    groups: list[list[TaskExample]] = [
+        examples[start : start + recipe.batch] for start in range(0, len(examples), recipe.batch)
+    ]
+    where, pad = placements(model), int(getattr(tokenizer, "pad_token_id", None) or 0)
+
+    def loss(weights: Sequence[float]) -> float:
+        merged = combine(adapters, weights)
+        rank = max(len(down) for down, _ in merged.values())
+        sites, total, tokens = stack_sites([merged], where), 0.0, 0
+        for group in groups:
+            ones = torch.ones(len(group), 1)
+            plan = Plan((0,), torch.tensor([rank]), ones, ones.long() * rank, torch.ones(len(group)), whole=True)
+            count = sum(len(example.completion) for example in group)
+            with torch.inference_mode(), attach(model, sites, plan, Weighted()):
+                total += float(completion_loss(model, group, pad)) * count
+            tokens += count
+        return total / tokens
+
+    return loss

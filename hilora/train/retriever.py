@@ -1,0 +1,149 @@
+"""LoraRetriever (RAMoLE section IV-A): an embedder trained so that prompts of one task lie together.
+
+    loss(x) = -log( e^(s(x, x+)/tau) / (e^(s(x, x+)/tau) + sum_j e^(s(x, x_j-)/tau)) )        s = cosine
+
+with x+ another sample of x's task and x_j- samples of other tasks, all with the instruction in front. A step takes
+one pair from each of `batch` different tasks (all tasks, where there are fewer): the others' x+ are then random
+samples of other tasks and serve as negatives, so p = batch - 1 negatives cost no embedding of their own. (The paper
+prints the softmax itself as the loss; its negative logarithm is what is minimised.)
+
+Only the few samples that stand for each adapter are used: nobody's training data is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hilora.errors import InputError, ModelError
+from hilora.models import quiet_loading
+from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION, embedder_path, longest_text, pooling_of
+from hilora.train.loop import OnStep, optimise
+from hilora.train.recipe import Schedule
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverRecipe(Schedule):
+    """How an embedder is trained.
+
+    Attributes:
+        temperature: tau.
+        share: of the tasks that it is trained on.
+        embedder: what it starts from.
+        instruction: in front of every text.
+    """
+
+    steps: int = 300
+    batch: int = 32
+    lr: float = 5e-5
+    max_tokens: int = 256
+    temperature: float = 0.05
+    share: float = 1.0
+    embedder: str = DEFAULT_EMBEDDER
+    instruction: str = INSTRUCTION
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"share is a share of the tasks: got {self.share}, expected 0 < share <= 1.")
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be above 0; got {self.temperature}.")
+
+
+def contrastive_loss(anchors: Tensor, positives: Tensor, temperature: float) -> Tensor:
+    """Mean loss of anchors (pair, dim) whose positives lie at the same place; the other positives are negatives."""
+    unit = [torch.nn.functional.normalize(each, dim=1) for each in (anchors, positives)]
+    # logits_ij = cos(x_i, x+_j) / tau
+    logits = unit[0] @ unit[1].T / temperature
+    return torch.nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def pairs(samples: Mapping[str, Sequence[str]], recipe: RetrieverRecipe) -> Iterator[Pairs]:
+    """Endless batches: two different samples of each of some different tasks."""
+    names = sorted(samples)
+    rng = np.random.default_rng(recipe.seed)
+    while True:
+        chosen = rng.permutation(len(names))[: recipe.batch]
+        drawn: Pairs = []
+        for i in chosen:
+            texts = samples[names[i]]
+            one, other = rng.permutation(len(texts))[:2]
+            drawn.append((texts[one], texts[other]))
+        yield drawn
+
+
+def tasks_of(samples: Mapping[str, Sequence[str]], recipe: RetrieverRecipe) -> list[str]:
+    """The tasks that are trained on: a share of them, drawn by seed."""
+    order = np.random.default_rng(recipe.seed).permutation(sorted(samples))
+    return sorted(order[: max(2, round(recipe.share * len(order)))].tolist())
+
+
+def train_retriever(
+    samples: Mapping[str, Sequence[str]], out: Path, recipe: RetrieverRecipe, *, on_step: OnStep | None = None
+) -> Path:
+    """Train an embedder and write `out`, a sentence-transformers folder with `recipe.json` and `training.jsonl`.
+
+    Args:
+        samples: task -> its samples' texts, at least two tasks with two samples each.
+        out: the folder to write; it appears when training is complete.
+        recipe: how.
+        on_step: called with (step, loss, texts per second).
+
+    Raises:
+        InputError: `out` exists, or there are too few tasks or samples.
+        ModelError: the embedder is not an encoder with mean or first-token pooling.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    if out.exists():
+        raise InputError(f"{out} exists. Choose another --out, or delete it to train again.")
+    few = [name for name, texts in samples.items() if len(set(texts)) < 2]
+    if len(samples) < 2 or few:
+        what = f"{few[0]!r} has fewer than two different samples" if few else f"there are {len(samples)} tasks"
+        raise InputError(f"A retriever is trained on pairs of samples of different tasks; {what}.")
+    names = tasks_of(samples, recipe)
+    source = embedder_path(recipe.embedder)
+    pooling, longest = pooling_of(source), min(recipe.max_tokens, longest_text(source) or recipe.max_tokens)
+    if pooling is None:
+        raise ModelError(f"The embedder at {source} is no encoder with mean or first-token pooling; choose another.")
+    work = out.with_name(out.name + ".training")
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    with quiet_loading():
+        model = AutoModel.from_pretrained(source, dtype=torch.float32).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # an interrupted run has to end as an uninterrupted one
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        instructed = [f"{recipe.instruction}: {text}" if recipe.instruction else text for text in texts]
+        tokens = tokenizer(instructed, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        hidden: Tensor = model(**tokens).last_hidden_state  # (text, seq, dim)
+        if pooling == "cls":
+            return hidden[:, 0]
+        mask: Tensor = tokens["attention_mask"][..., None]
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+    def loss_of(batch: Pairs) -> Tensor:
+        return contrastive_loss(embed([a for a, _ in batch]), embed([b for _, b in batch]), recipe.temperature)
+
+    named = {name: p for name, p in model.named_parameters() if not name.startswith("pooler.")}  # not used here
+    stream = pairs({name: samples[name] for name in names}, recipe)
+    optimise(named, stream, loss_of, lambda batch: 2 * len(batch), recipe, work, on_step=on_step)
+    folder = work / "embedder"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.bin", "*.onnx", "*.safetensors", "openvino"))
+    model.save_pretrained(folder)
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe) | {"tasks": names}, indent=1) + "\n")
+    shutil.copy(work / "training.jsonl", folder / "training.jsonl")
+    folder.rename(out)
+    shutil.rmtree(work)
+    return out

@@ -1,0 +1,125 @@
+"""LoRAHub: the search finds a minimum, goes on from its log, and what it finds is what is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hilora import HiLoRA, Pool, get_method
+from hilora.attach import attach
+from hilora.compose.weighted import Weighted
+from hilora.errors import InputError
+from hilora.merge.average import combine
+from hilora.merge.lorahub import WeightedSum
+from hilora.planner import Planner
+from hilora.pool.trained import load_trained
+from hilora.train.data import completion_loss
+from hilora.train.lorahub import HubRecipe, hub_loss, search, train_lorahub
+from hilora.train.tasks import encode_tasks
+
+pytest.importorskip("cma")
+TARGET = [0.5, -1.0, 0.25]
+
+
+def bowl(weights: Sequence[float]) -> float:
+    return sum((w - t) ** 2 for w, t in zip(weights, TARGET, strict=True))
+
+
+def test_the_search_finds_a_minimum_within_the_bounds_and_pays_for_size() -> None:
+    found, lowest = search(bowl, 3, HubRecipe(evaluations=400, l1=0.0))
+    assert found == pytest.approx(TARGET, abs=0.02)
+    assert lowest == pytest.approx(bowl(found))
+    small, _ = search(bowl, 3, HubRecipe(evaluations=400, l1=3.0))
+    # minimum of (w - t)^2 + |w| for each w: t moved towards 0 by a half
+    assert small == pytest.approx([0.0, -0.5, 0.0], abs=0.05)
+    edge, _ = search(lambda w: -sum(w), 3, HubRecipe(evaluations=200, bound=0.7, l1=0.0))
+    assert max(abs(w) for w in edge) <= 0.7
+
+
+def test_the_first_guess_is_the_base_model_and_every_evaluation_counts() -> None:
+    asked: list[list[float]] = []
+    search(lambda w: asked.append(list(w)) or 1.0, 4, HubRecipe(evaluations=13))  # type: ignore[func-returns-value]
+    assert asked[0] == [0.0] * 4
+    assert len(asked) == 13
+
+
+def test_a_search_goes_on_from_its_log(tmp_path: Path) -> None:
+    recipe, log = HubRecipe(evaluations=30), tmp_path / "log.jsonl"
+    whole = search(bowl, 3, recipe, log)
+    lines = log.read_text().splitlines()
+    assert len(lines) == 30
+    log.write_text("\n".join(lines[:17]) + "\n")
+    calls: list[int] = []
+    assert search(lambda w: calls.append(1) or bowl(w), 3, recipe, log) == whole  # type: ignore[func-returns-value]
+    assert len(calls) == 13
+    log.write_text(json.dumps({"weights": [9.0, 9.0, 9.0], "loss": 1.0}) + "\n")
+    with pytest.raises(InputError, match="another search"):
+        search(bowl, 3, recipe, log)
+
+
+def test_merged_parameters_are_weighted_sums_of_a_and_of_b(shared_pool: Any) -> None:
+    _, pool = shared_pool("llama")
+    factors = [pool.factors(entry.hash) for entry in pool.entries]
+    weights = [0.5, -1.0, 2.0, 0.0]
+    merged = WeightedSum((("h0", 0.5), ("h1", -1.0), ("h2", 2.0)))(factors, ["h0", "h1", "h2", "h3"])
+    for site, (down, up) in merged.items():
+        wide = torch.zeros(down.shape, dtype=torch.float64)
+        high = torch.zeros(up.shape, dtype=torch.float64)
+        for weight, own in zip(weights, factors, strict=True):
+            a, b = own[site]
+            wide[: len(a)] += weight * a
+            high[:, : len(a)] += weight * b
+        torch.testing.assert_close(down.double(), wide, rtol=0, atol=1e-6)
+        torch.testing.assert_close(up.double(), high, rtol=0, atol=1e-6)
+
+
+def test_the_loss_is_that_of_the_merged_adapter_and_training_serves_it(
+    shared_pool: Any, tiny: Any, tokenizer: Any, embedder: Any, tmp_path: Path
+) -> None:
+    model, shared = shared_pool("llama")
+    shutil.copytree(shared.path, tmp_path / "pool", ignore=shutil.ignore_patterns("trained"))
+    pool = Pool.open(tmp_path / "pool")
+    tasks = {
+        name: [{"inputs": text, "targets": "abc"[: n % 3 + 1]} for n, text in enumerate(tiny.texts(name, 6, seed=2))]
+        for name in pool.names
+    }
+    recipe = HubRecipe(members=3, evaluations=9, batch=4, per_task=4)
+    steps: list[tuple[int, float]] = []
+    path = train_lorahub(
+        pool, tasks, recipe, model=model, tokenizer=tokenizer, on_step=lambda n, value: steps.append((n, value))
+    )
+    assert [n for n, _ in steps] == list(range(1, 10))
+    found = load_trained(pool, "lorahub")
+    weights, members = found.tensors["weights"].tolist(), found.recipe["members"]
+    adapters = [pool.factors(found.adapters[name]) for name in members]
+    merged = combine(adapters, weights)
+
+    router = HiLoRA(model, tokenizer, Planner(pool, get_method("lorahub"), embedder))
+    routed = router.planner.route(["abab"])
+    assert routed.route is not None
+    served = routed.source.factors(routed.source.entries[int(routed.route.ids[0, 0])].hash)
+    for site, (down, up) in merged.items():
+        torch.testing.assert_close(served[site][1] @ served[site][0], up @ down)
+
+    # one example at a time, under the merged adapter
+    loss = hub_loss(adapters, tasks, recipe, model, tokenizer)(weights)
+    total, tokens = 0.0, 0
+    for example in encode_tasks(tasks, tokenizer, 512):
+        plan = router.planner.plan(routed, [0])
+        sites = router._stack(plan, routed.source)
+        with torch.inference_mode(), attach(model, sites, plan, Weighted()):
+            total += float(completion_loss(model, [example], 0)) * len(example.completion)
+        tokens += len(example.completion)
+    assert loss == pytest.approx(total / tokens, rel=1e-5)
+    assert path.with_suffix(".jsonl").exists()
+
+
+def test_a_search_without_members_makes_no_sense() -> None:
+    with pytest.raises(InputError, match="at least 2 members"):
+        HubRecipe(members=1)
