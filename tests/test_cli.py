@@ -585,4 +585,4 @@ def test_a_training_that_cannot_be_is_refused(
     assert "dropout is a share" in fails("train", "router", "--pool", pool, "--data", data, "--dropout", "1")
     (tmp_path / "samples.jsonl").write_text('{"task": "a", "inputs": "x"}\n')
     wanted = ("--samples", tmp_path / "samples.jsonl", "--out", tmp_path / "out")
-    assert "there are 1 tasks" in fails("train", "retriever", *wanted)
+    assert "there is only one task" in fails("train", "retriever", *wanted)

@@ -212,15 +212,17 @@ def retriever(
 ) -> None:
     """Train RAMoLE's LoraRetriever: an embedder for `hilora pool reembed`. An interrupted run resumes."""
     from hilora.evaluate.routing import read_samples
-    from hilora.train.retriever import RetrieverRecipe, train_retriever
+    from hilora.train.retriever import RetrieverRecipe, check_training, train_retriever
 
+    texts = read_samples(samples)
+    check_training(texts, out)
     recipe = RetrieverRecipe(
         steps=steps, batch=batch, lr=lr, seed=seed, temperature=temperature, share=share, embedder=embedder
     )
     quiet_transformers()
     with progress(steps, "steps") as advance:
         train_retriever(
-            read_samples(samples),
+            texts,
             out,
             recipe,
             on_step=lambda step, loss, speed: advance(step, f"loss {loss:.3f}, {speed:.0f} texts/s"),

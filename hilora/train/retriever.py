@@ -86,6 +86,20 @@ def tasks_of(samples: Mapping[str, Sequence[str]], recipe: RetrieverRecipe) -> l
     return sorted(order[: max(2, round(recipe.share * len(order)))].tolist())
 
 
+def check_training(samples: Mapping[str, Sequence[str]], out: Path) -> None:
+    """Refuse what cannot be trained, before anything is loaded.
+
+    Raises:
+        InputError: `out` exists, or there are too few tasks or samples.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists. Choose another --out, or delete it to train again.")
+    few = [name for name, texts in samples.items() if len(set(texts)) < 2]
+    if len(samples) < 2 or few:
+        what = f"{few[0]!r} has fewer than two different samples" if len(samples) > 1 else "there is only one task"
+        raise InputError(f"A retriever is trained on pairs of samples of different tasks; {what}.")
+
+
 def train_retriever(
     samples: Mapping[str, Sequence[str]], out: Path, recipe: RetrieverRecipe, *, on_step: OnStep | None = None
 ) -> Path:
@@ -103,12 +117,7 @@ def train_retriever(
     """
     from transformers import AutoModel, AutoTokenizer
 
-    if out.exists():
-        raise InputError(f"{out} exists. Choose another --out, or delete it to train again.")
-    few = [name for name, texts in samples.items() if len(set(texts)) < 2]
-    if len(samples) < 2 or few:
-        what = f"{few[0]!r} has fewer than two different samples" if few else f"there are {len(samples)} tasks"
-        raise InputError(f"A retriever is trained on pairs of samples of different tasks; {what}.")
+    check_training(samples, out)
     names = tasks_of(samples, recipe)
     source = embedder_path(recipe.embedder)
     pooling, longest = pooling_of(source), min(recipe.max_tokens, longest_text(source) or recipe.max_tokens)

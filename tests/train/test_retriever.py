@@ -87,7 +87,7 @@ def test_training_brings_tasks_together_and_goes_on_after_an_interruption(
 
 
 def test_what_cannot_be_trained_is_refused(recipe: RetrieverRecipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there are 1 tasks"):
+    with pytest.raises(InputError, match="there is only one task"):
         train_retriever({"a": ["x", "y"]}, tmp_path / "out", recipe)
     with pytest.raises(InputError, match="'b' has fewer than two"):
         train_retriever({"a": ["x", "y"], "b": ["x", "x"]}, tmp_path / "out", recipe)
