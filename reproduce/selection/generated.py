@@ -4,8 +4,10 @@
 
 DATA holds flan_mini/val; the second halves are the test prompts. Each adapter of pools/flan-mini writes 20 texts,
 sampled at temperature 1: with the user's turn left open, so that it goes on as a user would ("open"), or asked for an
-example of what it was trained for ("asked"); "base" is the base model with the turn open, for comparison. Numbers go to generated.json beside this file, tables to generated.md and the screen. Without --data the
-tables are made again from the numbers. About ten minutes on two cores.
+example of what it was trained for ("asked"); "base" is the base model with the turn open, for comparison.
+
+Numbers go to generated.json beside this file, tables to generated.md and the screen. Without --data the tables are
+made again from the numbers. About ten minutes on two cores.
 """
 
 import sys
