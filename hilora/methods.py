@@ -199,9 +199,9 @@ def adapter_soup(*, k: int = 3) -> Method:
     return Method("adapter-soup", Soup(k), Weighted(), merge=Average())
 
 
-def ramole(*, k: int = 3) -> Method:
+def ramole(*, k: int = 3, router: str = "router") -> Method:
     """RAMoLE (arXiv 2406.16989): the k nearest adapters, weighed by a trained RouterLoRA, token by token."""
-    return Method("ramole", Retriever(k), complete=trained.router_lora)
+    return Method("ramole", Retriever(k), complete=trained.router_lora(router))
 
 
 def phatgoose(*, k: int = 2) -> Method:

@@ -24,9 +24,13 @@ Complete = Callable[["Method", PoolView], "Method"]
 """A method and its pool -> the method with its trained parts."""
 
 
-def router_lora(method: Method, pool: PoolView) -> Method:
-    """RouterLoRA's weights; it serves adapters that came after its training, too."""
-    return replace(method, gate=RouterLora(router_weights(load_trained(pool, "router"))))
+def router_lora(name: str) -> Complete:
+    """The weights of a RouterLoRA, by the name it was saved under; it serves adapters that came later, too."""
+
+    def complete(method: Method, pool: PoolView) -> Method:
+        return replace(method, gate=RouterLora(router_weights(load_trained(pool, name))))
+
+    return complete
 
 
 def router_weights(trained: Trained) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -80,7 +84,7 @@ def lorahub(method: Method, pool: PoolView) -> Method:
     trained = load_trained(pool, "lorahub")
     weights = {
         trained.adapters[name]: float(w)
-        for name, w in zip(trained.recipe["members"], trained.tensors["weights"], strict=True)
+        for name, w in zip(trained.recipe["drawn"], trained.tensors["weights"], strict=True)
     }
     members = tuple(i for i, entry in enumerate(pool.entries) if entry.hash in weights)
     return replace(method, router=Everyone(members), merge=WeightedSum(tuple(sorted(weights.items()))))

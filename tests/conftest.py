@@ -98,7 +98,7 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
     return model
 
 
-def tiny_bert(folder: Path, pooling: str = "mean") -> Path:
+def tiny_bert(folder: Path, pooling: str = "mean", longest: int = 32) -> Path:
     """A tiny random BERT in the layout of sentence-transformers."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -106,7 +106,7 @@ def tiny_bert(folder: Path, pooling: str = "mean") -> Path:
     torch.manual_seed(3)
     config = BertConfig(
         vocab_size=64, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=40,
+        max_position_embeddings=longest + 8,
     )  # fmt: skip
     model = BertModel(config, add_pooling_layer=False)
     for tensor in model.parameters():  # norms and biases too
@@ -124,7 +124,7 @@ def tiny_bert(folder: Path, pooling: str = "mean") -> Path:
     fast.save_pretrained(folder)
     parts = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Normalize")]
     (folder / "modules.json").write_text(json.dumps(parts))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": longest}))
     (folder / "1_Pooling").mkdir()
     mode = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({mode: True}))
@@ -222,13 +222,14 @@ def make_trained(pool: Pool, sites: dict[str, tuple[int, int]]) -> None:
     names = sorted(pool.names)
     experts = names[::2]
     low = {f"{site}|down": random(3, into) for site, (into, _) in sites.items()}
-    save("router", low | {f"{site}|up": random(out, 3) for site, (_, out) in sites.items()}, names[:2])
+    for name in ("router", "router-all"):
+        save(name, low | {f"{site}|up": random(out, 3) for site, (_, out) in sites.items()}, names[:2])
     hashes = [entry.hash for entry in pool.entries]
     save("phatgoose", {f"{site}|{own}": random(into) for site, (into, _) in sites.items() for own in hashes}, names)
     for kind in MOES:
         dense = {site: random(len(experts), into) for site, (into, _) in sites.items()}
         save(kind, dense, experts, experts=experts)
-    save("lorahub", {"weights": torch.linspace(-0.4, 0.9, len(names))}, names, members=names)
+    save("lorahub", {"weights": torch.linspace(-0.4, 0.9, len(names))}, names, drawn=names)
 
 
 def default_weights(patch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,55 @@ def test_the_committed_retrieval_table_is_that_of_the_committed_numbers(tmp_path
     (tmp_path / "retrieval.json").write_text((home / "retrieval.json").read_text())
     scripts.run(scripts.load("reproduce/ramole/retrieval.py"), "--out", tmp_path)
     assert (tmp_path / "retrieval.md").read_text() == (home / "retrieval.md").read_text()
+
+
+def test_retrievers_are_trained_once_and_compared(
+    data: Path, tiny: Any, scripts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = scripts.load("reproduce/ramole/retriever.py")
+    monkeypatch.setattr(module, "WORK", data / "work")
+    monkeypatch.setattr(module, "STEPS", 2)
+    (data / "start").mkdir()
+    start = tiny.bert(data / "start", longest=120)
+    scripts.run(module, "--data", data, "--embedder", start, "--out", data / "out")
+    result = json.loads((data / "out" / "retriever.json").read_text())
+    assert list(result["shares"]) == ["0.0", "0.4", "1.0"]
+    assert [len(of["tasks"]) for of in result["shares"].values()] == [0, 2, 4]
+    assert result["shares"]["1.0"]["methods"]["cosine"]["unseen"] is None
+    page = (data / "out" / "retriever.md").read_text()
+    assert "| paper: LoraRetriever 40% | 63.2 / 89.1 / 95.5 / 99.0 |" in page
+    monkeypatch.setattr(module, "train_retriever", None)  # what is trained is not trained again
+    scripts.run(module, "--data", data, "--embedder", start, "--out", data / "out")
+    assert (data / "out" / "retriever.md").read_text() == page
+
+
+def test_gates_are_trained_once_by_the_recipes_written_down(
+    data: Path, shared_pool: Any, tiny: Any, tokenizer: Any, scripts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cma")
+    model, shared = shared_pool("llama")
+    pool = shutil.copytree(shared.path, data / "pool", ignore=shutil.ignore_patterns("trained"))
+    train = data / "flan_mini" / "train"
+    train.mkdir(parents=True)
+    for task in tiny.tasks:
+        rows = [{"inputs": text, "targets": "x", "cluster": task[-1]} for text in tiny.texts(task, 4, 2)]
+        (train / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = scripts.load("reproduce/ramole/train.py")
+    monkeypatch.setattr(module, "load_base", lambda *a, **k: (model, tokenizer))
+    for name in ("ROUTER", "MOE", "PHATGOOSE"):
+        monkeypatch.setattr(module, name, replace(getattr(module, name), steps=2, batch=2, per_task=3))
+    monkeypatch.setattr(module, "HUB", replace(module.HUB, evaluations=2, members=2))
+    options = ["--data", data, "--pool", pool, "--out", data]
+    scripts.run(module, *options)
+    assert set(json.loads((data / "times.json").read_text())) == set(module.KINDS)
+    made = {path: path.stat().st_mtime_ns for path in (pool / "trained").glob("*.safetensors")}
+    assert {path.stem for path in made} == set(module.KINDS)
+    scripts.run(module, *options)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    monkeypatch.setattr(module, "MOE", replace(module.MOE, steps=1))
+    scripts.run(module, *options, "--only", "smear", "router")
+    changed = [path.stem for path, before in made.items() if path.stat().st_mtime_ns != before]
+    assert changed == ["smear"]
 
 
 @pytest.mark.parametrize("source", ["samples", "pool"])

@@ -104,3 +104,23 @@ def test_what_adapters_without_samples_cost_is_measured(
             assert 0 <= first <= third <= 1
     assert result["everyone"]["20 samples"]["hilora-plus"][0] == result["alone"]["20 samples"]["hilora-plus"][0]
     assert "nan" not in (tmp_path / "out" / "unsampled.md").read_text()
+
+
+def test_adapters_write_texts_by_which_they_are_known(
+    tmp_path: Path, shared_pool: Any, tiny: Any, tokenizer: Any, embedder: Any, scripts: Any, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    module = scripts.load("reproduce/selection/generated.py")
+    monkeypatch.setattr(module, "Embedder", lambda name: embedder)
+    monkeypatch.setattr(module, "load_base", lambda name: (model, tokenizer))
+    monkeypatch.setattr(module, "POOL", pool.path)
+    monkeypatch.setattr(module, "TEXTS", 5)
+    monkeypatch.setattr(module, "TOKENS", 6)
+    for task in CLUSTERS:
+        write(tmp_path / "flan_mini" / "val" / f"{task}.jsonl", tiny, 8, 3, [task])
+    scripts.run(module, "--data", tmp_path, "--out", tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "generated.json").read_text())
+    assert list(result["everyone"]) == list(module.WAYS) == list(result["alone"])
+    assert result["everyone"]["20 samples"]["cosine"] == [1.0, 1.0]
+    assert result["setup"]["prompts"] == 16
+    assert "nan" not in (tmp_path / "out" / "generated.md").read_text()

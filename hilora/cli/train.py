@@ -89,6 +89,7 @@ def router(
     share: Annotated[float, typer.Option(help="Share of the tasks that it is trained on.")] = 0.4,
     dropout: Annotated[float, typer.Option(help="Share of the adapters that each row does without.")] = 0.5,
     rank: Annotated[int, typer.Option(min=1)] = 6,
+    name: Annotated[str, typer.Option(help="To save it under; `-o router=NAME` chooses it.")] = "router",
     steps: Steps = 200,
     batch: Batch = 8,
     lr: Rate = 1e-3,
@@ -113,7 +114,7 @@ def router(
         dropout=dropout,
         share=share,
     )
-    _train(pool, data, base, dtype, steps, lambda trainer: trainer.router(recipe), "ramole")
+    _train(pool, data, base, dtype, steps, lambda trainer: trainer.router(recipe, name), "ramole")
 
 
 @app.command()

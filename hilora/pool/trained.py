@@ -122,4 +122,8 @@ def require_all(trained: Trained, pool: PoolView) -> None:
 
 
 def _command(kind: str) -> str:
-    return f"hilora train {kind}" if kind in ("router", "phatgoose", "lorahub") else f"hilora train moe --kind {kind}"
+    """What trains it; a RouterLoRA may have any name."""
+    if kind in ("router", "phatgoose", "lorahub"):
+        return f"hilora train {kind}"
+    is_mixture = kind == "smear" or kind.startswith("moe-")
+    return f"hilora train moe --kind {kind}" if is_mixture else f"hilora train router --name {kind}"

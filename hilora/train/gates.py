@@ -83,8 +83,12 @@ class Trainer:
     tokenizer: PreTrainedTokenizerBase
     on_step: OnStep | None = None
 
-    def router(self, recipe: GateRecipe) -> Path:
+    def router(self, recipe: GateRecipe, name: str = "router") -> Path:
         """Train RouterLoRA on a share of the tasks, with adapters left out at random (RAMoLE IV-B-2).
+
+        Args:
+            recipe: how.
+            name: to save it under.
 
         Returns:
             the file beside the pool.
@@ -95,15 +99,15 @@ class Trainer:
         sites = self._stack(entries)
         generator = torch.Generator().manual_seed(recipe.seed)
         named = {}
-        for name, site in sites.items():
+        for place, site in sites.items():
             width = site.down.shape[1]
             down = (torch.rand(recipe.rank, width, generator=generator) * 2 - 1) / width**0.5
-            named[f"{name}|down"] = torch.nn.Parameter(down)
-            named[f"{name}|up"] = torch.nn.Parameter(torch.zeros(len(site.up), recipe.rank))
+            named[f"{place}|down"] = torch.nn.Parameter(down)
+            named[f"{place}|up"] = torch.nn.Parameter(torch.zeros(len(site.up), recipe.rank))
         scale = recipe.alpha / recipe.rank
 
         def gate(step: int) -> Gate:
-            return RouterLora({name: (named[f"{name}|down"], named[f"{name}|up"] * scale) for name in sites})
+            return RouterLora({place: (named[f"{place}|down"], named[f"{place}|up"] * scale) for place in sites})
 
         def plan(batch: Sequence[TaskExample], step: int) -> Plan:
             rng = np.random.default_rng([recipe.seed, step])
@@ -111,9 +115,9 @@ class Trainer:
             keep[np.arange(len(batch)), rng.integers(len(entries), size=len(batch))] |= ~keep.any(1)
             return self._plan(entries, torch.from_numpy(keep))
 
-        self._optimise("router", named, gate, plan, sites, drawn, recipe)
+        self._optimise(name, named, gate, plan, sites, drawn, recipe)
         tensors = {k: p * scale if k.endswith("|up") else p for k, p in named.items()}
-        return self._save("router", tensors, entries, drawn, recipe)
+        return self._save(name, tensors, entries, drawn, recipe)
 
     def moe(self, kind: str, clusters: Mapping[str, str], recipe: GateRecipe) -> Path:
         """Train a mixture of experts, or SMEAR: one adapter of each cluster, drawn by seed.

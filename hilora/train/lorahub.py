@@ -156,7 +156,7 @@ def train_lorahub(
         {},
         pool.version,
         hash_tasks(drawn),
-        asdict(recipe) | {"members": members},
+        asdict(recipe) | {"drawn": members},
     ).save(pool.path)
     log.replace(path.with_suffix(".jsonl"))
     return path

@@ -11,9 +11,12 @@ Run again to resume; --only names one of the runs:
     gamma      Fig. 6: gamma 20 to 100 %
     choose     what hilora-plus is made of; first halves of the rows, which no other table uses
     ablation   criterion, variance factor, k, covariance, allocation; first halves too
+    phatgoose-cross, phatgoose-within, phatgoose-iid, phatgoose-nli    the one method of Tables 1 to 5 that is trained
+               (reproduce/ramole/train.py comes first); its column joins the tables of those runs
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -74,6 +77,7 @@ RUNS = (
     Run("choose", ["within", "cross"], ("base", "oracle", *CHOICES), VAL, per_task=6, part="first", halves=2),
     Run("ablation", ["within", "cross"], ("base", "oracle", *ABLATIONS), VAL, per_task=6, part="first", halves=2),
 )
+RUNS += tuple(replace(run, name=f"phatgoose-{run.name}", methods=("phatgoose",)) for run in RUNS[:4])
 
 
 def main() -> None:

@@ -206,7 +206,11 @@ def sections(rows: Path, out: Path) -> list[str]:
     files = {
         name: rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
     }
-    read = {name: Results([path]) for name, path in files.items() if path.exists()}
+    read = {
+        name: Results([path, *(rows.glob(f"phatgoose-{name}.jsonl"))])
+        for name, path in files.items()
+        if path.exists()
+    }
     main = {name: read[name] for name in ("iid", "within", "cross") if name in read}
     if main:
         text += [section("All methods", main_table(main))]

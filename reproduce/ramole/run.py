@@ -1,4 +1,4 @@
-"""RAMoLE's training-free experiments (arXiv 2406.16989) on pools/flan-mini: the rows that tables.py makes tables of.
+"""RAMoLE's experiments (arXiv 2406.16989) on pools/flan-mini: the rows that tables.py makes tables of.
 
     python reproduce/ramole/run.py --data DATA --pool pools/flan-mini
 
@@ -7,6 +7,8 @@ trained on. Rows whose task has an adapter of that name are used. Run again to r
 
     mixed      Table I (training-free columns): IID and OOD
     number     Fig. 7a: the number of retrieved adapters, on the tasks scored by exact match
+    trained    Table I (columns of methods that are trained: train.py comes first)
+    dropout    Fig. 6: RouterLoRA trained without leaving adapters out
 """
 
 import sys
@@ -18,10 +20,14 @@ from experiments import Run, run_main
 TEST = "ramole48/test_half.jsonl"
 METHODS = ("base", "constant", "oracle", "selection", "fusion", "mixture", "adapter-soup", "hilora", "hilora-gs")
 NUMBERS = tuple(f"{method}:k={k}" for method in ("mixture", "fusion") for k in (1, 2, 3, 5, 8))
+TRAINED = ("ramole", "moe-top1", "moe-top3", "moe-soft", "smear", "lorahub")
+DROPOUT = ("ramole", "ramole:router=router-all")
 NLU = ("nli", "commonsense", "coreference", "paraphrase", "sentiment")
 RUNS = (
     Run("mixed", ["iid", "ood"], METHODS, TEST, part="all"),
     Run("number", ["iid", "ood"], ("base", "oracle", *NUMBERS), TEST, per_task=12, part="all", clusters=NLU),
+    Run("trained", ["iid", "ood"], TRAINED, TEST, part="all"),
+    Run("dropout", ["iid", "ood"], ("base", "oracle", *DROPOUT), TEST, per_task=12, part="all"),
 )
 
 

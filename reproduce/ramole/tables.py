@@ -1,9 +1,10 @@
-"""RAMoLE's Table I (training-free columns) and Fig. 7a from committed rows: results.md and fig7a.svg.
+"""RAMoLE's Table I and Fig. 6 and 7a from committed rows: results.md and fig7a.svg.
 
 python reproduce/ramole/tables.py
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +36,50 @@ COLUMNS = (
     ("mixture", "ood"),
     ("adapter-soup", "iid"),
 )
+TRAINED = {  # the same table: RAMoLE IID and OOD, MoE top 1, top 3, soft, SMEAR, LoraHub
+    "translation": (12.8, 11.9, 9.5, 10.5, 10.7, 11.0, 8.5),
+    "commonsense": (58.5, 55.0, 54.5, 52.0, 51.5, 50.0, 17.5),
+    "sentiment": (90.5, 92.0, 70.0, 75.0, 74.5, 74.0, 0.5),
+    "reading comp": (52.0, 47.7, 48.7, 47.7, 48.7, 45.7, 2.7),
+    "closed_book QA": (46.0, 45.5, 40.5, 38.5, 40.0, 32.0, 1.0),
+    "coreference": (61.0, 52.0, 61.0, 59.0, 57.0, 58.0, 1.0),
+    "read.comp.w:commonsense": (64.0, 42.0, 31.0, 29.0, 29.0, 23.0, 3.0),
+    "paraphrase": (57.0, 46.5, 42.0, 38.5, 36.0, 34.5, 1.0),
+    "nli": (65.9, 66.2, 50.3, 49.6, 48.3, 50.8, 10.5),
+}
+TRAINED_COLUMNS = (
+    ("ramole", "iid"),
+    ("ramole", "ood"),
+    ("moe-top1", "iid"),
+    ("moe-top3", "iid"),
+    ("moe-soft", "iid"),
+    ("smear", "iid"),
+    ("lorahub", "iid"),
+)
 MORE = (("hilora", "iid"), ("hilora", "ood"), ("hilora-gs", "iid"), ("hilora-gs", "ood"), ("base", "iid"))
 
 
-def mixed_table(found: dict[str, dict[str, Summary]]) -> str:
+Columns = Sequence[tuple[str, str]]
+
+
+def mixed_table(
+    found: dict[str, dict[str, Summary]],
+    columns: Columns,
+    paper: Mapping[str, Sequence[float]],
+    more: Columns = (),
+) -> str:
     """Cluster by cluster: the paper's number and ours in each of its columns, then methods that it does not have."""
-    heading = ["cluster", *(f"{m} {s}: paper / ours" for m, s in COLUMNS), *(f"{m} {s}" for m, s in MORE)]
+    heading = ["cluster", *(f"{m} {s}: paper / ours" for m, s in columns), *(f"{m} {s}" for m, s in more)]
     rows = []
     for cluster in found["iid"]["oracle"].clusters:
-        theirs = PAPER.get(cluster)
+        theirs = paper.get(cluster)
         cells = [cluster]
-        for i, (method, setting) in enumerate(COLUMNS):
-            paper = f"{theirs[i]:.1f}" if theirs else "-"
-            cells.append(f"{paper} / {found[setting][method].clusters[cluster]:.1f}")
-        cells += [f"{found[setting][method].clusters[cluster]:.1f}" for method, setting in MORE]
+        for i, (method, setting) in enumerate(columns):
+            printed = f"{theirs[i]:.1f}" if theirs else "-"
+            cells.append(f"{printed} / {found[setting][method].clusters[cluster]:.1f}")
+        cells += [f"{found[setting][method].clusters[cluster]:.1f}" for method, setting in more]
         rows.append(cells)
-    means = [f"{np.mean(list(found[s][m].clusters.values())):.1f}" for m, s in (*COLUMNS, *MORE)]
+    means = [f"{np.mean(list(found[s][m].clusters.values())):.1f}" for m, s in (*columns, *more)]
     rows.append(["mean of clusters", *means])
     return markdown_table(heading, rows)
 
@@ -83,14 +112,23 @@ def number_figure(results: Results, out: Path) -> str:
 
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
-    text = ["# RAMoLE's training-free experiments, measured here\n\nMade by `python reproduce/ramole/tables.py`.\n"]
+    text = ["# RAMoLE's experiments, measured here\n\nMade by `python reproduce/ramole/tables.py`.\n"]
     if (rows / "mixed.jsonl").exists():
-        results = Results([rows / "mixed.jsonl"])
+        parts = [rows / "mixed.jsonl", rows / "trained.jsonl"]
+        results = Results([path for path in parts if path.exists()])
         found = {setting: {s.method: s for s in summarise(results, setting)} for setting in results.settings}
-        text += [section("Table I: training-free columns", mixed_table(found))]
+        text += [section("Table I: training-free columns", mixed_table(found, COLUMNS, PAPER, MORE))]
+        if "ramole" in found["iid"]:
+            text += [section("Table I: trained columns", mixed_table(found, TRAINED_COLUMNS, TRAINED))]
         for setting, of in found.items():
             cells = [markdown_table(*table(list(of.values()))) for table in (by_method, by_cost)]
             text += [section(f"All tasks, {setting.upper()}", *cells)]
+    if (rows / "dropout.jsonl").exists():
+        results = Results([rows / "dropout.jsonl"])
+        for setting in results.settings:
+            cells = by_method(summarise(results, setting, reference="ramole"))
+            title = f"Fig. 6: RouterLoRA trained with all adapters at hand (`router-all`), {setting.upper()}"
+            text += [section(title, markdown_table(*cells))]
     if (rows / "number.jsonl").exists():
         table = number_figure(Results([rows / "number.jsonl"]), out / "fig7a.svg")
         text += [section("Fig. 7a: number of retrieved adapters", "![Fig. 7a](fig7a.svg)", table)]

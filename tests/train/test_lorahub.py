@@ -96,7 +96,7 @@ def test_the_loss_is_that_of_the_merged_adapter_and_training_serves_it(
     )
     assert [n for n, _ in steps] == list(range(1, 10))
     found = load_trained(pool, "lorahub")
-    weights, members = found.tensors["weights"].tolist(), found.recipe["members"]
+    weights, members = found.tensors["weights"].tolist(), found.recipe["drawn"]
     adapters = [pool.factors(found.adapters[name]) for name in members]
     merged = combine(adapters, weights)
 
