@@ -79,6 +79,7 @@ class Method:
         abstain: whether prompts that the router finds no adapter for, of those that they may use, stay unanswered.
             Where none may be used, the base answers.
         complete: puts in what was trained and lies beside the pool; None for methods without training.
+        part: name of that file.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Method:
     merge: Merge | None = None
     abstain: bool = False
     complete: Complete | None = None
+    part: str | None = None
 
 
 def hilora(
@@ -201,37 +203,37 @@ def adapter_soup(*, k: int = 3) -> Method:
 
 def ramole(*, k: int = 3, router: str = "router") -> Method:
     """RAMoLE (arXiv 2406.16989): the k nearest adapters, weighed by a trained RouterLoRA, token by token."""
-    return Method("ramole", Retriever(k), complete=trained.router_lora(router))
+    return Method("ramole", Retriever(k), complete=trained.router_lora(router), part=router)
 
 
 def phatgoose(*, k: int = 2) -> Method:
     """Phatgoose (Muqeeth et al. 2024): each token's k adapters by gate vectors trained for each adapter."""
-    return Method("phatgoose", Everyone(), sparse=k, complete=trained.phatgoose(k))
+    return Method("phatgoose", Everyone(), sparse=k, complete=trained.phatgoose(k), part="phatgoose")
 
 
 def moe_soft() -> Method:
     """Soft mixture of experts (RAMoLE section V): one adapter per cluster, weighed by a trained dense layer."""
-    return Method("moe-soft", Everyone(), complete=trained.moe("moe-soft"))
+    return Method("moe-soft", Everyone(), complete=trained.moe("moe-soft"), part="moe-soft")
 
 
 def moe_top1() -> Method:
     """Mixture of experts with the strongest expert of each token, trained with Gumbel noise."""
-    return Method("moe-top1", Everyone(), sparse=1, complete=trained.moe("moe-top1", 1))
+    return Method("moe-top1", Everyone(), sparse=1, complete=trained.moe("moe-top1", 1), part="moe-top1")
 
 
 def moe_top3() -> Method:
     """Mixture of experts with each token's three strongest experts, trained with Gumbel noise."""
-    return Method("moe-top3", Everyone(), sparse=3, complete=trained.moe("moe-top3", 3))
+    return Method("moe-top3", Everyone(), sparse=3, complete=trained.moe("moe-top3", 3), part="moe-top3")
 
 
 def smear() -> Method:
     """SMEAR (Muqeeth et al. 2023): the experts' parameters, averaged by a trained dense layer."""
-    return Method("smear", Everyone(), complete=trained.moe("smear", fused=True))
+    return Method("smear", Everyone(), complete=trained.moe("smear", fused=True), part="smear")
 
 
 def lorahub() -> Method:
     """LoRAHub (Huang et al. 2023): 20 random adapters' parameters, summed with weights found without gradients."""
-    return Method("lorahub", Everyone(), Weighted(), complete=trained.lorahub)
+    return Method("lorahub", Everyone(), Weighted(), complete=trained.lorahub, part="lorahub")
 
 
 def oracle() -> Method:

@@ -1,11 +1,10 @@
 """Generation in stages: prompts are read in slices, and rows that have ended leave the batch.
 
 A batch of mixed prompts has answers of 1 and of 60 tokens; transformers computes every row until the last one ends.
-Generation pauses after 1, 9, 18, 36, ... tokens, and goes on with the rows that have not ended and their part of the
-key-value cache. The first pause is for reading: prompts go through the model some thousand tokens at a time, each
-slice as wide as its longest prompt, because on a CPU the activations of many tokens at once come out of memory
-instead of the cache. Decoding then has all rows together. A row's answer does not depend on its batch, so nothing
-else changes.
+Generation pauses after 1, 9, 17, 25, 37, ... tokens, and goes on with the rows that have not ended and their part of
+the key-value cache. The first pause is for reading: prompts go through the model some thousand tokens at a time, each
+slice as wide as its longest prompt, since on a CPU the activations of many tokens at once do not fit into the cache.
+Decoding then has all rows together. A row's answer does not depend on its batch: nothing else changes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from hilora.sampling import SeededSampling
 
 FIRST = 8
-"""Tokens of the first stage after reading; each later one is as long as all before it."""
+"""Tokens of the first stage after reading; later ones are half as long as all before them, if that is more."""
 SLICE = 4096
 """Prompt tokens, padding included, that are read at once on a CPU."""
 PLAIN = {"max_new_tokens", "min_new_tokens", "pad_token_id", "stop_strings", "tokenizer", "logits_processor"}
@@ -35,7 +34,8 @@ def can_stage(model: Any, options: Mapping[str, Any]) -> bool:
     """Whether these options, and this kind of model, may be served in stages."""
     own = all(isinstance(each, SeededSampling) for each in options.get("logits_processor", ()))
     beams = getattr(model.generation_config, "num_beams", 1) or 1
-    return own and options.keys() <= PLAIN and beams == 1 and not model.config.is_encoder_decoder
+    cached = getattr(model.generation_config, "use_cache", True) is not False
+    return own and cached and options.keys() <= PLAIN and beams == 1 and not model.config.is_encoder_decoder
 
 
 def generate_staged(
@@ -96,7 +96,7 @@ def generate_staged(
         if len(keep) < len(live):
             cache.batch_select_indices(index)
             live = [live[place] for place in keep]
-        count = min(max(done, FIRST), most - done)
+        count = min(max(done // 2, FIRST), most - done)
         found, cache = run(live, ids, mask, cache, done, count)
 
 

@@ -547,7 +547,10 @@ def data(tmp_path: Path, tiny: Any) -> Path:
     """Training data of the tiny pool's adapters."""
     (tmp_path / "data").mkdir()
     for task in tiny.tasks:
-        lines = [json.dumps({"inputs": text, "targets": "x", "cluster": "c"}) for text in tiny.texts(task, 4, seed=3)]
+        lines = [
+            json.dumps({"inputs": text, "targets": "x", "cluster": task < "c"})
+            for text in tiny.texts(task, 4, seed=3)
+        ]
         (tmp_path / "data" / f"{task}.jsonl").write_text("\n".join(lines))
     return tmp_path / "data"
 

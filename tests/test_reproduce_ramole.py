@@ -88,7 +88,7 @@ def test_gates_are_trained_once_by_the_recipes_written_down(
     train = data / "flan_mini" / "train"
     train.mkdir(parents=True)
     for task in tiny.tasks:
-        rows = [{"inputs": text, "targets": "x", "cluster": task[-1]} for text in tiny.texts(task, 4, 2)]
+        rows = [{"inputs": text, "targets": "x", "cluster": task[0]} for text in tiny.texts(task, 4, 2)]
         (train / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     module = scripts.load("reproduce/ramole/train.py")
     monkeypatch.setattr(module, "load_base", lambda *a, **k: (model, tokenizer))

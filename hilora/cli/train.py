@@ -114,7 +114,7 @@ def router(
         dropout=dropout,
         share=share,
     )
-    _train(pool, data, base, dtype, steps, lambda trainer: trainer.router(recipe, name), "ramole")
+    _train(pool, data, base, dtype, steps, lambda trainer: trainer.router(recipe, name), f"ramole -o router={name}")
 
 
 @app.command()

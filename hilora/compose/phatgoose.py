@@ -80,7 +80,7 @@ class SigmoidGate:
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind to a site's ROCs."""
         assert isinstance(rocs, Site)
-        vector, scale = self.vectors[rocs.name], plan.scale.to(rocs.down.dtype)
+        vector, scale = self.vectors[rocs.name].to(rocs.up.device), plan.scale.to(rocs.down.dtype)
 
         def gated(z: Tensor, tokens: Tokens) -> Tensor:
             gate = torch.sigmoid(tokens.x.to(vector.dtype) @ vector).to(z.dtype)

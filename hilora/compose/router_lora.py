@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from hilora.compose.delta import Gated, Tokens
 from hilora.compose.layout import Layout, wide
-from hilora.errors import PoolError
 from hilora.types import Plan, Rocs, Site
 
 
@@ -37,26 +37,20 @@ class RouterLora:
     joinable: ClassVar[bool] = False  # each site routes by itself
 
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
-        """Bind to a site's ROCs: the keys of each.
-
-        Raises:
-            PoolError: the router was trained without this site.
-        """
+        """Bind to a site's ROCs: the keys of each. At a site that the router was trained without, all weigh alike."""
         assert isinstance(rocs, Site)
-        if rocs.name not in self.weights:
-            raise PoolError(
-                f"The router was not trained for site {rocs.name!r}, which an adapter of this pool changes. "
-                f"Train it again with that adapter: hilora train router."
-            )
-        down, up = (w.to(rocs.up) for w in self.weights[rocs.name])
         layout = Layout.of(rocs, plan)
+        if rocs.name not in self.weights:
+            alike = torch.zeros(len(layout.columns), 1, dtype=wide(rocs), device=rocs.up.device)
+            return lambda z, tokens: layout.weigh(z, layout.softmax(alike.expand(-1, z.shape[1]), tokens), tokens)
+        down, up = (w.to(rocs.up) for w in self.weights[rocs.name])
         # keys_roc = B_r^T b_roc / sqrt(r)
         keys = rocs.up.T @ up / len(down) ** 0.5  # (roc, r)
 
         def gated(z: Tensor, tokens: Tokens) -> Tensor:
             query = down @ tokens.x.T  # (r, token)
             # s_i = sum over the ROCs of i: (keys_roc . q) z_roc
-            scores = layout.sums(((keys @ query) * z).to(wide(rocs)))
+            scores = layout.sums((keys @ query).to(wide(rocs)) * z.to(wide(rocs)))
             return layout.weigh(z, layout.softmax(scores, tokens), tokens)
 
         return gated

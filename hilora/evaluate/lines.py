@@ -83,6 +83,12 @@ def read_done(out: Path, header: Line) -> tuple[set[Key], set[str], dict[tuple[s
                 f"{out} was made with another {', '.join(changed)}: such rows cannot stand in one table. "
                 f"Give another --json, or move the file away."
             )
+        known = old.get("parts", {})
+        if changed := [label for label, part in header.get("parts", {}).items() if known.get(label, part) != part]:
+            raise InputError(
+                f"{out} has rows of {', '.join(changed)} from before it was trained again: such rows cannot stand in "
+                f"one table. Give another --json, or move the file away."
+            )
     measured = [r for r in rows if "method" in r]
     done = {(r["method"], r["setting"], r["split"], r["id"]) for r in measured}
     return done, {r["item"] for r in rows if "item" in r}, {(r["method"], r["id"]): r for r in measured}

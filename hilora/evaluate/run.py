@@ -9,6 +9,7 @@ row and counts for every split and setting.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from hilora.evaluate.setup import setup
 from hilora.generate import HiLoRA
 from hilora.methods import Method, get_method
 from hilora.planner import Planner, Routed
+from hilora.pool.trained import trained_path
 from hilora.pool.view import PoolView
 from hilora.prompts import encode_prompts
 from hilora.route.embed import Embedder, Remembering
@@ -120,8 +122,18 @@ class Bench:
             max_new_tokens=self.job.max_new_tokens,
             batch_size=self.job.batch_size,
             seed=self.job.seed,
+            parts=self.parts(),
             **more,
         )
+
+    def parts(self) -> dict[str, str]:
+        """Label -> hash of its trained part, for methods that have one."""
+        found = {}
+        for label, (name, options) in self.job.methods.items():
+            part = None if name == CONSTANT else get_method(name, **options).part
+            if part is not None and (path := trained_path(self.pool.path, part)).exists():
+                found[label] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return found
 
     def measure(self, label: str, router: HiLoRA, routed: Routed, batch: Sequence[int]) -> dict[int, Line]:
         """Case number -> its line, for one batch.

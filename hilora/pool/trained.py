@@ -8,6 +8,7 @@ belong to an adapter serve that adapter alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from hilora.errors import MismatchError, PoolError
+from hilora.errors import InputError, MismatchError, PoolError
 from hilora.pool import store
 from hilora.pool.view import PoolView
 
 TRAINED = "trained"
+KIND = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,13 @@ class Trained:
 
 
 def trained_path(pool: Path, kind: str) -> Path:
-    """Where the trained part of a method lies."""
+    """Where the trained part of a method lies.
+
+    Raises:
+        InputError: the name would lead elsewhere.
+    """
+    if not KIND.fullmatch(kind):
+        raise InputError(f"A trained part's name has lower-case letters, digits, '.', '_' and '-'; got {kind!r}.")
     return pool / TRAINED / f"{kind}.safetensors"
 
 
@@ -95,7 +103,9 @@ def load_trained(pool: PoolView, kind: str) -> Trained:
             about["recipe"],
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise PoolError(f"{path} is damaged ({error!r}). Train it again, or restore it from a copy.") from error
+        raise damaged(path, error) from error
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise damaged(path, "numbers that are not finite")
     for site, shape in found.base.items():
         if pool.base.sites.get(site) != shape:
             raise MismatchError(
@@ -121,9 +131,28 @@ def require_all(trained: Trained, pool: PoolView) -> None:
         )
 
 
+def damaged(path: Path, why: object) -> PoolError:
+    """The error of a trained part that is not what it should be."""
+    return PoolError(f"{path} is damaged ({why!r}). Train it again, or restore it from a copy.")
+
+
+def tensor_of(trained: Trained, pool: PoolView, key: str, shape: tuple[int | None, ...]) -> Tensor:
+    """A tensor of a trained part, of the shape that it must have; None stands for any length.
+
+    Raises:
+        PoolError: there is none, or it has another shape.
+    """
+    found = trained.tensors.get(key)
+    fits = found is not None and found.ndim == len(shape)
+    if found is None or not fits or any(n not in (None, m) for n, m in zip(shape, found.shape, strict=True)):
+        got = "none" if found is None else tuple(found.shape)
+        raise damaged(trained_path(pool.path, trained.kind), f"{key}: expected shape {shape}, got {got}")
+    return found
+
+
 def _command(kind: str) -> str:
     """What trains it; a RouterLoRA may have any name."""
     if kind in ("router", "phatgoose", "lorahub"):
-        return f"hilora train {kind}"
+        return f"hilora train {kind} --data DIR"
     is_mixture = kind == "smear" or kind.startswith("moe-")
-    return f"hilora train moe --kind {kind}" if is_mixture else f"hilora train router --name {kind}"
+    return f"hilora train {f'moe --kind {kind}' if is_mixture else f'router --name {kind}'} --data DIR"

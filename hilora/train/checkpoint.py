@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def save_checkpoint(
-    work: Path, recipe: Schedule, step: int, named: Mapping[str, torch.nn.Parameter], optimiser: Any
+    work: Path, recipe: Schedule, step: int, named: Mapping[str, torch.nn.Parameter], optimiser: Any, key: str = ""
 ) -> None:
     """Weights and optimiser moments as safetensors: `kill -9` leaves the old or the new checkpoint."""
     from safetensors.torch import save_file
@@ -26,11 +26,13 @@ def save_checkpoint(
         for moment in ("exp_avg", "exp_avg_sq"):
             tensors[f"{moment}:{name}"] = optimiser.state[p][moment]
     partial = work / "checkpoint.partial"
-    save_file(tensors, partial, metadata={"step": str(step), "recipe": json.dumps(asdict(recipe))})
+    save_file(tensors, partial, metadata={"step": str(step), "recipe": json.dumps(asdict(recipe)), "key": key})
     partial.rename(work / "checkpoint.safetensors")
 
 
-def load_checkpoint(work: Path, recipe: Schedule, named: Mapping[str, torch.nn.Parameter], optimiser: Any) -> int:
+def load_checkpoint(
+    work: Path, recipe: Schedule, named: Mapping[str, torch.nn.Parameter], optimiser: Any, key: str = ""
+) -> int:
     """Steps already done, with weights and moments restored in place; 0 without a checkpoint."""
     import torch
     from safetensors import safe_open
@@ -42,6 +44,8 @@ def load_checkpoint(work: Path, recipe: Schedule, named: Mapping[str, torch.nn.P
         metadata = file.metadata()
         if json.loads(metadata["recipe"]) != json.loads(json.dumps(asdict(recipe))):
             raise InputError(f"{work} holds a run with another recipe. Give the same options, or delete the folder.")
+        if metadata.get("key", "") != key:
+            raise InputError(f"{work} holds a run on other data or adapters. Restore those, or delete the folder.")
         step = int(metadata["step"])
         with torch.no_grad():
             for name, p in named.items():

@@ -103,12 +103,14 @@ def completion_loss(model: Any, batch: Sequence[Example], pad: int) -> torch.Ten
     labels, _ = _pad([[IGNORED] * (len(e.prompt) - 1) + e.completion + [IGNORED] for e in batch], IGNORED, device)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     chosen = labels != IGNORED  # (batch, seq)
-    if getattr(base.config, "final_logit_softcapping", None):  # Gemma 2 changes its logits afterwards
+    head = base.get_output_embeddings()
+    # Gemma 2 changes its logits afterwards; hooks of the head expect the tokens of whole rows
+    if getattr(base.config, "final_logit_softcapping", None) or head._forward_hooks:
         logits = base(input_ids=ids, attention_mask=mask).logits[chosen]
     else:
         backbone = getattr(base, base.base_model_prefix)
         hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (batch, seq, dim)
-        logits = base.get_output_embeddings()(hidden[chosen])  # (token, vocabulary)
+        logits = head(hidden[chosen])  # (token, vocabulary)
     return F.cross_entropy(logits.float(), labels[chosen])
 
 

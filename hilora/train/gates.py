@@ -6,6 +6,7 @@ themselves are what gradients go through.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,8 @@ from hilora.compose.delta import Gate, stack_sites
 from hilora.compose.moe import Moe
 from hilora.compose.phatgoose import SigmoidGate
 from hilora.compose.router_lora import RouterLora
-from hilora.errors import InputError
+from hilora.errors import HiloraError, InputError
+from hilora.pool.store import explained
 from hilora.pool.trained import TRAINED, Trained, load_trained, trained_path
 from hilora.pool.view import Entry, PoolView
 from hilora.train.data import batches, completion_loss
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
 MOES: dict[str, int | None] = {"moe-soft": None, "moe-top1": 1, "moe-top3": 3, "smear": None}
 """Kinds of mixtures -> experts that a token uses."""
+
+
+RESERVED = ("phatgoose", "lorahub", *MOES)
+"""Names that a RouterLoRA may not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +99,13 @@ class Trainer:
         Returns:
             the file beside the pool.
         """
-        order = np.random.default_rng(recipe.seed).permutation(sorted(self.tasks))
+        if name in RESERVED:
+            raise InputError(f"{name!r} is the name of another method's trained part; choose another --name.")
+        tasks = self._tasks()
+        order = np.random.default_rng(recipe.seed).permutation(sorted(tasks))
         names = sorted(order[: max(2, round(recipe.share * len(order)))].tolist())
-        entries, drawn = self._entries(names), draw({n: self.tasks[n] for n in names}, recipe.per_task, recipe.seed)
+        _two(names, "adapters with training data")
+        entries, drawn = self._entries(names), draw({n: tasks[n] for n in names}, recipe.per_task, recipe.seed)
         sites = self._stack(entries)
         generator = torch.Generator().manual_seed(recipe.seed)
         named = {}
@@ -115,7 +125,7 @@ class Trainer:
             keep[np.arange(len(batch)), rng.integers(len(entries), size=len(batch))] |= ~keep.any(1)
             return self._plan(entries, torch.from_numpy(keep))
 
-        self._optimise(name, named, gate, plan, sites, drawn, recipe)
+        self._optimise(name, named, gate, plan, sites, drawn, recipe, entries)
         tensors = {k: p * scale if k.endswith("|up") else p for k, p in named.items()}
         return self._save(name, tensors, entries, drawn, recipe)
 
@@ -128,11 +138,13 @@ class Trainer:
             recipe: how.
         """
         members: dict[str, list[str]] = {}
-        for name in sorted(self.tasks):
+        tasks = self._tasks()
+        for name in sorted(tasks):
             members.setdefault(clusters[name], []).append(name)
         rng = np.random.default_rng(recipe.seed)
         experts = sorted(str(rng.choice(names)) for _, names in sorted(members.items()))
-        entries, drawn = self._entries(experts), draw(self.tasks, recipe.per_task, recipe.seed)
+        _two(experts, "clusters")
+        entries, drawn = self._entries(experts), draw(tasks, recipe.per_task, recipe.seed)
         sites = self._stack(entries)
         named = {
             name: torch.nn.Parameter(torch.zeros(len(entries), site.down.shape[1])) for name, site in sites.items()
@@ -148,7 +160,7 @@ class Trainer:
         def plan(batch: Sequence[TaskExample], step: int) -> Plan:
             return self._plan(entries, torch.ones(len(batch), len(entries), dtype=torch.bool))
 
-        self._optimise(kind, named, gate, plan, sites, drawn, recipe)
+        self._optimise(kind, named, gate, plan, sites, drawn, recipe, entries)
         return self._save(kind, named, entries, drawn, recipe, experts=experts)
 
     def phatgoose(self, recipe: GateRecipe, on_adapter: Callable[[str], None] | None = None) -> Path:
@@ -158,38 +170,60 @@ class Trainer:
             recipe: how; `steps` are those of one adapter.
             on_adapter: called with the name of each adapter that is done.
         """
-        entries, drawn = self._entries(sorted(self.tasks)), draw(self.tasks, recipe.per_task, recipe.seed)
-        tensors: dict[str, Tensor] = {}
-        done: list[Entry] = []
-        if trained_path(self.pool.path, "phatgoose").exists():
-            found = load_trained(self.pool, "phatgoose")
-            if found.recipe == asdict(recipe):
-                done = [entry for entry in entries if found.adapters.get(entry.name) == entry.hash]
-                known = {entry.hash for entry in done}
-                tensors = {k: v for k, v in found.tensors.items() if k.rsplit("|", 1)[1] in known}
+        tasks = self._tasks()
+        drawn = draw(tasks, recipe.per_task, recipe.seed)
+        tensors, keys = self._gates()
         path = trained_path(self.pool.path, "phatgoose")
-        for entry in entries:
-            if entry not in done:
-                sites = self._stack([entry])
+        for entry in self._entries(sorted(tasks)):
+            own = {entry.name: drawn[entry.name]}
+            key = " ".join([hash_tasks(own), json.dumps(asdict(recipe), sort_keys=True)])
+            if keys.get(entry.hash) != key:
+                sites, work = self._stack([entry]), f"phatgoose-{entry.name}"
                 named = {name: torch.nn.Parameter(torch.zeros(site.down.shape[1])) for name, site in sites.items()}
-                own = {entry.name: drawn[entry.name]}
                 plan = self._plan([entry], torch.ones(1, 1, dtype=torch.bool))
                 self._optimise(
-                    f"phatgoose-{entry.name}",
+                    work,
                     named,
                     lambda step, named=named: SigmoidGate(named),  # type: ignore[misc]
                     lambda batch, step, plan=plan: plan.take([0] * len(batch)),  # type: ignore[misc]
                     sites,
                     own,
                     recipe,
+                    [entry],
                 )
+                tensors = {k: v for k, v in tensors.items() if k.rsplit("|", 1)[1] != entry.hash}
                 tensors |= {f"{site}|{entry.hash}": p.detach().to(torch.bfloat16) for site, p in named.items()}
-                done.append(entry)
-                path = self._save("phatgoose", tensors, done, drawn, recipe)
-                shutil.rmtree(self._work(f"phatgoose-{entry.name}"))
+                keys[entry.hash] = key
+                done = [each for each in self.pool.entries if each.hash in keys]
+                path = self._save("phatgoose", tensors, done, drawn, recipe, keys=keys)
+                shutil.rmtree(self._work(work))
             if on_adapter:
                 on_adapter(entry.name)
         return path
+
+    def _gates(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Gate vectors that are trained already, of adapters that are still there, and what each was trained with."""
+        if not trained_path(self.pool.path, "phatgoose").exists():
+            return {}, {}
+        try:
+            found = load_trained(self.pool, "phatgoose")
+        except HiloraError:  # damaged, or of another base: all are trained anew
+            return {}, {}
+        there = {entry.hash for entry in self.pool.entries}
+        keys = {content: key for content, key in found.recipe.get("keys", {}).items() if content in there}
+        return {k: v for k, v in found.tensors.items() if k.rsplit("|", 1)[1] in keys}, keys
+
+    def _tasks(self) -> dict[str, Rows]:
+        """The training lines of adapters that may be routed to.
+
+        Raises:
+            InputError: there are none.
+        """
+        enabled = {entry.name for entry in self.pool.entries if entry.enabled}
+        found = {name: rows for name, rows in self.tasks.items() if name in enabled}
+        if not found:
+            raise InputError("There is no training data for any enabled adapter.")
+        return found
 
     def _entries(self, names: Sequence[str]) -> list[Entry]:
         return [self.pool.entries[self.pool.index(name)] for name in names]
@@ -213,10 +247,13 @@ class Trainer:
         sites: Mapping[str, Site],
         tasks: Mapping[str, Rows],
         recipe: GateRecipe,
+        entries: Sequence[Entry],
     ) -> None:
         examples = encode_tasks(tasks, self.tokenizer, recipe.max_tokens)
         work = self._work(name)
-        work.mkdir(parents=True, exist_ok=True)
+        with explained(f"write {work}"):
+            work.mkdir(parents=True, exist_ok=True)
+        key = " ".join([self.pool.base.name, hash_tasks(tasks), *(entry.hash for entry in entries)])
         pad = int(getattr(self.tokenizer, "pad_token_id", None) or 0)
 
         def stream() -> Iterator[tuple[int, list[TaskExample]]]:
@@ -229,7 +266,16 @@ class Trainer:
 
         with as_it_was(self.model):
             self.model.requires_grad_(False)
-            optimise(named, stream(), loss_of, lambda b: sum(map(len, b[1])), recipe, work, on_step=self.on_step)
+            optimise(
+                named,
+                stream(),
+                loss_of,
+                lambda numbered: sum(map(len, numbered[1])),
+                recipe,
+                work,
+                key=key,
+                on_step=self.on_step,
+            )
 
     def _save(
         self,
@@ -258,3 +304,11 @@ class Trainer:
 
     def _work(self, name: str) -> Path:
         return self.pool.path / TRAINED / f".training-{name}"
+
+
+def _two(names: Sequence[str], what: str) -> None:
+    """Refuse fewer than two of something between which gates are to choose."""
+    if len(names) < 2:
+        raise InputError(
+            f"Gates choose between adapters; there are too few {what}: {list(names)}. Give at least two."
+        )

@@ -38,6 +38,7 @@ def optimise(
     schedule: Schedule,
     work: Path,
     *,
+    key: str = "",
     checkpoint_every: int = 25,
     on_step: OnStep | None = None,
 ) -> None:
@@ -50,16 +51,17 @@ def optimise(
         size_of: batch -> its tokens, for the log.
         schedule: how; a checkpoint of another one is refused.
         work: folder of the checkpoint and of `training.jsonl`.
+        key: of everything else that the outcome depends on: data, adapters, base. A checkpoint of another is refused.
         checkpoint_every: steps between checkpoints.
         on_step: called after each step.
 
     Raises:
-        InputError: the folder holds a run with another recipe.
+        InputError: the folder holds a run with another recipe or key.
     """
     import torch
 
     optimiser = torch.optim.AdamW(named.values(), lr=schedule.lr, weight_decay=0.0)
-    done = load_checkpoint(work, schedule, named, optimiser)
+    done = load_checkpoint(work, schedule, named, optimiser, key)
     log = work / "training.jsonl"
     kept = log.read_text().splitlines()[:done] if log.exists() else []
     log.write_text("".join(line + "\n" for line in kept))
@@ -80,7 +82,7 @@ def optimise(
             row = {"step": step + 1, "loss": round(value, 4), "tokens_per_s": round(speed)}
             lines.write(json.dumps(row) + "\n")
         if (step + 1) % checkpoint_every == 0 and step + 1 < schedule.steps:
-            save_checkpoint(work, schedule, step + 1, named, optimiser)
+            save_checkpoint(work, schedule, step + 1, named, optimiser, key)
         if on_step:
             on_step(step + 1, value, speed)
 

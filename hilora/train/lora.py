@@ -20,6 +20,7 @@ from hilora.errors import InputError, ModelError
 from hilora.train.data import batches, completion_loss, encode_examples, write_samples
 from hilora.train.loop import OnStep, as_it_was, optimise
 from hilora.train.recipe import Recipe
+from hilora.train.tasks import hash_tasks
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,7 @@ def train_lora(
                     lambda batch: sum(map(len, batch)),
                     recipe,
                     work,
+                    key=hash_tasks({base_name: rows}),
                     checkpoint_every=checkpoint_every,
                     on_step=on_step,
                 )

@@ -4,7 +4,8 @@
 
 over w in [-1.5, 1.5]^n, starting from 0, with 20 adapters drawn at random, 0.05 for l1 and 40 evaluations, as in its
 public settings. The mixed form learns one w from examples of all tasks; the original form has a w for each task, from
-examples of that task alone: give `examples` of one task.
+examples of that task alone (`search` with `hub_loss` of one task). The original optimiser is nevergrad's; its paper
+names CMA-ES, which pycma has.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -66,7 +67,9 @@ class HubRecipe:
 Loss = Callable[[Sequence[float]], float]
 
 
-def search(loss: Loss, count: int, recipe: HubRecipe, log: Path | None = None) -> tuple[list[float], float]:
+def search(
+    loss: Loss, count: int, recipe: HubRecipe, log: Path | None = None, key: str = ""
+) -> tuple[list[float], float]:
     """The best weights found, and their loss with the L1 term.
 
     Args:
@@ -74,6 +77,7 @@ def search(loss: Loss, count: int, recipe: HubRecipe, log: Path | None = None) -
         count: number of weights.
         recipe: how.
         log: JSON Lines of what was evaluated; what it holds already is taken from there, so that a run goes on.
+        key: of everything else that the loss depends on: data, adapters, base. A log of another is refused.
 
     Raises:
         HiloraError: pycma is missing.
@@ -83,7 +87,7 @@ def search(loss: Loss, count: int, recipe: HubRecipe, log: Path | None = None) -
         import cma
     except ImportError as error:
         raise HiloraError("LoRAHub searches with pycma. Run: pip install 'hilora[train]'") from error
-    known = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    known = _read_log(log, {"key": key, "recipe": asdict(recipe)})
     options = {"bounds": [-recipe.bound, recipe.bound], "seed": recipe.seed + 1, "verbose": -9}
     strategy = cma.CMAEvolutionStrategy([0.0] * count, recipe.sigma, options)
     best, lowest, done = [0.0] * count, float("inf"), 0
@@ -94,8 +98,6 @@ def search(loss: Loss, count: int, recipe: HubRecipe, log: Path | None = None) -
         values = []
         for weights in asked:
             if done < len(known):
-                if not np.allclose(known[done]["weights"], weights):
-                    raise InputError(f"{log} is of another search. Delete it to start again.")
                 value = float(known[done]["loss"])
             elif done < recipe.evaluations:
                 value = loss(weights.tolist()) + recipe.l1 * float(np.abs(weights).mean())
@@ -111,6 +113,18 @@ def search(loss: Loss, count: int, recipe: HubRecipe, log: Path | None = None) -
         if len(values) == len(asked):
             strategy.tell(asked, values)
     return best, lowest
+
+
+def _read_log(log: Path | None, header: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was evaluated already; a new log gets its first line. A line that was cut off is taken out."""
+    if log is None:
+        return []
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
+    first, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
+    if first and json.loads(first) != json.loads(json.dumps(header)):
+        raise InputError(f"{log} is of another search. Give the same data and options, or delete it to start again.")
+    log.write_text("".join(line + "\n" for line in [json.dumps(header), *lines]), encoding="utf-8")
+    return [json.loads(line) for line in lines]
 
 
 def train_lorahub(
@@ -132,7 +146,8 @@ def train_lorahub(
         on_step: called with (evaluation, loss).
     """
     rng = np.random.default_rng(recipe.seed)
-    members = sorted(rng.permutation(sorted(pool.names))[: recipe.members].tolist())
+    enabled = sorted(entry.name for entry in pool.entries if entry.enabled)
+    members = sorted(rng.permutation(enabled)[: recipe.members].tolist())
     entries = [pool.entries[pool.index(name)] for name in members]
     drawn = draw(tasks, recipe.per_task, recipe.seed)
     loss = hub_loss([pool.factors(entry.hash) for entry in entries], drawn, recipe, model, tokenizer)
@@ -148,7 +163,8 @@ def train_lorahub(
             on_step(count, value)
         return value
 
-    weights, _ = search(watched, len(members), recipe, log)
+    key = " ".join([hash_tasks(drawn), *(entry.hash for entry in entries)])
+    weights, _ = search(watched, len(members), recipe, log, key)
     path = Trained(
         "lorahub",
         {"weights": torch.tensor(weights)},

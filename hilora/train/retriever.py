@@ -27,6 +27,7 @@ from hilora.models import quiet_loading
 from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION, embedder_path, longest_text, pooling_of
 from hilora.train.loop import OnStep, optimise
 from hilora.train.recipe import Schedule
+from hilora.train.tasks import hash_tasks
 
 Pairs = list[tuple[str, str]]
 
@@ -74,7 +75,7 @@ def pairs(samples: Mapping[str, Sequence[str]], recipe: RetrieverRecipe) -> Iter
         chosen = rng.permutation(len(names))[: recipe.batch]
         drawn: Pairs = []
         for i in chosen:
-            texts = samples[names[i]]
+            texts = list(dict.fromkeys(samples[names[i]]))
             one, other = rng.permutation(len(texts))[:2]
             drawn.append((texts[one], texts[other]))
         yield drawn
@@ -128,10 +129,8 @@ def train_retriever(
     torch.manual_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(source)
     with quiet_loading():
-        model = AutoModel.from_pretrained(source, dtype=torch.float32).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # an interrupted run has to end as an uninterrupted one
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+    model.eval()  # no dropout: an interrupted run has to end as an uninterrupted one
 
     def embed(texts: Sequence[str]) -> Tensor:
         instructed = [f"{recipe.instruction}: {text}" if recipe.instruction else text for text in texts]
@@ -147,8 +146,10 @@ def train_retriever(
 
     named = {name: p for name, p in model.named_parameters() if not name.startswith("pooler.")}  # not used here
     stream = pairs({name: samples[name] for name in names}, recipe)
-    optimise(named, stream, loss_of, lambda batch: 2 * len(batch), recipe, work, on_step=on_step)
+    key = hash_tasks({name: [{"inputs": text, "targets": ""} for text in samples[name]] for name in names})
+    optimise(named, stream, loss_of, lambda batch: 2 * len(batch), recipe, work, key=key, on_step=on_step)
     folder = work / "embedder"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted here
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.bin", "*.onnx", "*.safetensors", "openvino"))
     model.save_pretrained(folder)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe) | {"tasks": names}, indent=1) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hilora.errors import InputError
+from hilora.jsonl import numbered_lines
 from hilora.train.data import Example, encode_examples, read_lines
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def read_clusters(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Adapter name -> the "cluster" of the first line of its file; its own name where the line has none."""
     clusters = {}
     for name in names:
-        with (folder / f"{name}.jsonl").open(encoding="utf-8") as lines:
-            clusters[name] = str(json.loads(next(lines)).get("cluster", name))
+        (_, first), *_ = numbered_lines(folder / f"{name}.jsonl")
+        clusters[name] = str(json.loads(first).get("cluster", name))
     return clusters
 
 
@@ -70,11 +71,12 @@ def encode_tasks(tasks: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, 
         if len(example) <= max_tokens
     ]
     if not found:
-        raise InputError(f"No training line fits into {max_tokens} tokens. Raise --max-tokens.")
+        names = ", ".join(tasks)
+        raise InputError(f"No training line of {names} fits into {max_tokens} tokens. Raise --max-tokens.")
     return found
 
 
-def hash_tasks(tasks: Mapping[str, Rows]) -> str:
+def hash_tasks(tasks: Mapping[str, Sequence[dict[str, str]]]) -> str:
     """sha256 of the rows, task by task."""
     digest = hashlib.sha256()
     for name in sorted(tasks):

@@ -8,10 +8,12 @@ retriever.json beside this file, the table to retriever.md and the screen. Witho
 the numbers. Half an hour on two cores.
 """
 
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,10 @@ def measure(data: Path, embedder: str) -> dict[str, Any]:
 
 def trained(known: Mapping[str, list[str]], embedder: str, share: float) -> tuple[str, list[str], float]:
     """Folder of the retriever trained on a share of the tasks, those tasks, and the minutes that it took."""
-    out, began = WORK / f"share-{share}", time.perf_counter()
+    recipe = RetrieverRecipe(steps=STEPS, share=share, embedder=embedder)
+    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()[:8]
+    out, began = WORK / f"share-{share}-{digest}", time.perf_counter()
+    minutes = WORK / f"{out.name}.json"
     WORK.mkdir(parents=True, exist_ok=True)
     if not out.exists():
 
@@ -72,10 +77,10 @@ def trained(known: Mapping[str, list[str]], embedder: str, share: float) -> tupl
             if step % 10 == 0:
                 print(f"share {share}: step {step} of {STEPS}, loss {loss:.3f}", file=sys.stderr, flush=True)
 
-        train_retriever(known, out, RetrieverRecipe(steps=STEPS, share=share, embedder=embedder), on_step=log)
-        (out / "minutes.json").write_text(json.dumps(round((time.perf_counter() - began) / 60, 1)))
+        train_retriever(known, out, recipe, on_step=log)
+        minutes.write_text(json.dumps(round((time.perf_counter() - began) / 60, 1)))
     tasks = json.loads((out / "recipe.json").read_text())["tasks"]
-    return str(out), tasks, json.loads((out / "minutes.json").read_text())
+    return str(out), tasks, json.loads(minutes.read_text()) if minutes.exists() else 0.0
 
 
 def mean(tops: Mapping[str, float]) -> float | None:

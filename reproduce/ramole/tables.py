@@ -118,7 +118,7 @@ def sections(rows: Path, out: Path) -> list[str]:
         results = Results([path for path in parts if path.exists()])
         found = {setting: {s.method: s for s in summarise(results, setting)} for setting in results.settings}
         text += [section("Table I: training-free columns", mixed_table(found, COLUMNS, PAPER, MORE))]
-        if "ramole" in found["iid"]:
+        if all(method in found[setting] for method, setting in TRAINED_COLUMNS):
             text += [section("Table I: trained columns", mixed_table(found, TRAINED_COLUMNS, TRAINED))]
         for setting, of in found.items():
             cells = [markdown_table(*table(list(of.values()))) for table in (by_method, by_cost)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
 from hilora.compose.moe import Moe
 from hilora.compose.phatgoose import Phatgoose, SigmoidGate, standardise
 from hilora.compose.router_lora import RouterLora
-from hilora.errors import InputError, PoolError
+from hilora.errors import InputError
 from hilora.types import Factors, Plan
 
 IN, OUT, RANKS, BATCH, EACH, POOL = 12, 10, [4, 2, 4, 6], 5, 3, 9
@@ -79,9 +81,30 @@ def test_router_lora_that_was_not_trained_at_all_is_the_mixture() -> None:
     torch.testing.assert_close(found, torch.stack(expected))
 
 
-def test_a_site_that_the_router_does_not_know_is_refused() -> None:
-    with pytest.raises(PoolError, match="not trained for site 'site'"):
-        composed(RouterLora({"other": (random(3, IN), random(OUT, 3))}))
+def test_a_site_that_the_router_does_not_know_gets_the_mixture() -> None:
+    known = RouterLora({"site": (random(3, IN), torch.zeros(OUT, 3, dtype=torch.float64))})
+    torch.testing.assert_close(composed(RouterLora({"other": (random(3, IN), random(OUT, 3))})), composed(known))
+
+
+@pytest.mark.parametrize("name", ["router", "phatgoose", "moe", "smear"])
+def test_an_adapter_without_the_site_changes_nothing_for_the_others(name: str) -> None:
+    """Plan columns and places at a site differ then."""
+    experts = tuple(sorted(IDS))
+    gates: dict[str, Gate] = {
+        "router": RouterLora({"site": (random(3, IN, seed=90), random(OUT, 3, seed=91))}),
+        "phatgoose": Phatgoose({"site": random(POOL, IN, seed=92)}),
+        "moe": Moe({"site": random(4, IN, seed=93)}, experts, 2),
+        "smear": Moe({"site": random(4, IN, seed=93)}, experts, fused=True),
+    }
+    where = {"site": (CPU, torch.float64), "other": (CPU, torch.float64)}
+    elsewhere: Factors = {"other": ADAPTERS[0]["site"]}
+    site = stack_sites([elsewhere, *ADAPTERS[1:]], where)["site"]
+    full = plan()
+    found = gates[name](site, full)(site.down @ X.T, Tokens(EACH, X)).T @ site.up.T
+    part = replace(full, ids=IDS[1:], ranks=full.ranks[1:], weights=full.weights[:, 1:], rocs=full.rocs[:, 1:])
+    alone = stack_sites(ADAPTERS[1:], where)["site"]
+    expected = gates[name](alone, part)(alone.down @ X.T, Tokens(EACH, X)).T @ alone.up.T
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("k", [1, 2, 9])
