@@ -58,3 +58,10 @@ def test_the_public_names_are_these() -> None:
         "get_method",
     ]
     assert all(getattr(hilora, name) is not None for name in hilora.__all__)
+
+
+def test_the_readmes_table_is_the_one_that_was_measured() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text.split("<!-- from reproduce/hilora/results.md -->\n")[1].split("\n<!-- end -->")[0]
+    assert table.count("\n") > 10
+    assert table in (ROOT / "reproduce" / "hilora" / "results.md").read_text()

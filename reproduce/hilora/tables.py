@@ -20,7 +20,24 @@ from hilora.evaluate.tables import REFERENCES, by_cost, by_method, by_task, grid
 from hilora.evaluate.tasks import paper_cluster
 
 Summaries = Sequence[Summary]
+NEEDED = dict.fromkeys(("iid", "within", "cross", "nli"), "hilora-plus") | {"gamma": "hilora:gamma=1.0"}
+"""Run -> the method without which it is not shown."""
 OURS = ("hilora", "hilora-plus")
+
+
+def is_ready(results: Results, needed: str | None) -> bool:
+    """Whether a run has come so far that there is something to show: to this method, in every setting."""
+    return needed is None or all(needed in results.methods(setting) for setting in results.settings)
+
+
+def finished(results: Results) -> Results:
+    """Without methods that have not been measured on all rows yet."""
+    for setting in results.settings:
+        most = max(len(results.rows[setting, method]) for method in results.methods(setting))
+        for method in results.methods(setting):
+            if len(results.rows[setting, method]) < most:
+                del results.rows[setting, method]
+    return results
 
 
 def by_paper_cluster(results: Results, summaries: Summaries) -> dict[str, dict[str, float]]:
@@ -54,11 +71,28 @@ def halves(results: Results) -> dict[str, list[str]]:
     return {split: sorted(found[split]) for split in sorted(found)}
 
 
+def cost_table(summaries: Summaries) -> str:
+    """What a token uses of each method. Not its speed: the machine did other things, see benchmarks/."""
+    heading, rows = by_cost(summaries)
+    keep = [i for i, name in enumerate(heading) if name != "tokens/s"]
+    return markdown_table([heading[i] for i in keep], [[row[i] for i in keep] for row in rows])
+
+
+def against_table(results: Results, setting: str, reference: str) -> str:
+    """Paired differences of all methods to another reference than hilora."""
+    rows = []
+    for s in summarise(results, setting, reference=reference):
+        if (d := s.difference) is not None:
+            rows.append((s.method, f"{d.value:+.1f}", f"{d.low:+.1f} to {d.high:+.1f}", f"{d.p:.3f}"))
+    return markdown_table(("method", "difference", "95 %", "p"), rows)
+
+
 def setting_section(title: str, results: Results, setting: str, theirs: Mapping[str, Sequence[float]]) -> list[str]:
     summaries = summarise(results, setting)
     clusters = by_paper_cluster(results, summaries)
     text = [
-        section(title, markdown_table(*by_method(summaries)), markdown_table(*by_cost(summaries))),
+        section(title, markdown_table(*by_method(summaries)), cost_table(summaries)),
+        section(f"{title}: against hilora-plus", against_table(results, setting, "hilora-plus")),
         section(f"{title}: by cluster", markdown_table(*grid("cluster", clusters))),
     ]
     if theirs:
@@ -207,10 +241,11 @@ def sections(rows: Path, out: Path) -> list[str]:
         name: rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
     }
     read = {
-        name: Results([path, *(rows.glob(f"phatgoose-{name}.jsonl"))])
+        name: finished(Results([path, *(rows.glob(f"phatgoose-{name}.jsonl"))]))
         for name, path in files.items()
         if path.exists()
     }
+    read = {name: results for name, results in read.items() if is_ready(results, NEEDED.get(name))}
     main = {name: read[name] for name in ("iid", "within", "cross") if name in read}
     if main:
         text += [section("All methods", main_table(main))]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments import section, tables_main
 
 from hilora.evaluate.report import Results, Summary, summarise
-from hilora.evaluate.tables import by_cost, by_method, markdown_table
+from hilora.evaluate.tables import by_method, markdown_table
 
 PAPER = {  # Table I, Llama-2-7b: perfect selection, then IID and OOD of selection, fusion, mixture; AdapterSoup
     "translation": (13.1, 12.8, 12.0, 12.2, 12.3, 12.8, 12.2, 1.4),
@@ -121,8 +121,7 @@ def sections(rows: Path, out: Path) -> list[str]:
         if all(method in found[setting] for method, setting in TRAINED_COLUMNS):
             text += [section("Table I: trained columns", mixed_table(found, TRAINED_COLUMNS, TRAINED))]
         for setting, of in found.items():
-            cells = [markdown_table(*table(list(of.values()))) for table in (by_method, by_cost)]
-            text += [section(f"All tasks, {setting.upper()}", *cells)]
+            text += [section(f"All tasks, {setting.upper()}", markdown_table(*by_method(list(of.values()))))]
     if (rows / "dropout.jsonl").exists():
         results = Results([rows / "dropout.jsonl"])
         for setting in results.settings:
