@@ -15,10 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from hilora.cache import can_join, join
 from hilora.sampling import SeededSampling
 
 FIRST = 8
@@ -78,9 +76,11 @@ def generate_staged(
             )
         return found.sequences, found.past_key_values
 
-    slices = list(_slices(mask.sum(1).tolist())) if _can_slice(model) else [(0, len(ids), ids.shape[1])]
+    joinable = can_join(model)
+    slices = list(_slices(mask.sum(1).tolist())) if joinable else [(0, len(ids), ids.shape[1])]
     read = [run(range(a, b), ids[a:b, -width:], mask[a:b, -width:], None, 0, 1) for a, b, width in slices]
-    found, cache = torch.cat([ids, torch.cat([part[:, -1:] for part, _ in read])], dim=1), _join([c for _, c in read])
+    found = torch.cat([ids, torch.cat([part[:, -1:] for part, _ in read])], dim=1)
+    cache = join([part for _, part in read]) if joinable else read[0][1]
     live, done, count = list(range(len(ids))), 0, 1
     while True:
         new = found[:, ids.shape[1] :]
@@ -100,14 +100,6 @@ def generate_staged(
         found, cache = run(live, ids, mask, cache, done, count)
 
 
-def _can_slice(model: Any) -> bool:
-    """Whether caches of prompts that were read apart can be joined: plain keys and values in every layer."""
-    if model.device.type != "cpu" or model.generation_config.cache_implementation not in (None, "dynamic"):
-        return False
-    layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-
-
 def _slices(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(first row, row after the last, width) of slices with at most `SLICE` tokens, but at least one row."""
     first, width = 0, 0
@@ -117,19 +109,3 @@ def _slices(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
             first, width = row, 0
         width = max(width, length)
     yield first, len(lengths), width
-
-
-def _join(caches: Sequence[Any]) -> Any:
-    """One cache of all rows, as long as the longest; the others are padded on the left. Takes the parts apart."""
-    joined, length = caches[0], max(cache.get_seq_length() for cache in caches)
-    if len(caches) == 1:
-        return joined
-    for i, layer in enumerate(joined.layers):
-        parts = [cache.layers[i] for cache in caches]
-        for name in ("keys", "values"):
-            own = [getattr(part, name) for part in parts]
-            whole = torch.cat([pad(each, (0, 0, length - each.shape[-2], 0)) for each in own])
-            for part in parts:
-                setattr(part, name, None)  # so that the cache is in memory once, and one layer of it twice
-            setattr(layer, name, whole)
-    return joined

@@ -270,6 +270,7 @@ def test_rows_that_leave_the_batch_when_they_end_change_no_answer(
         {"do_sample": True, "temperature": 1.5, "seed": 5, "stop": stops, "num_return_sequences": 2},
         {"min_new_tokens": 12, "stop": stops[:1]},
     ]
+    monkeypatch.setattr("hilora.cache.ROOM", 3)  # so that a buffer fills up in between
     for more in options:
         monkeypatch.setattr("hilora.generate.can_stage", lambda *_: False)
         expected = router.generate(PROMPTS, max_new_tokens=24, **more)
