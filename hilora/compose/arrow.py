@@ -16,7 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hilora.compose.delta import Gated, Spread
+from hilora.compose.delta import Gated, Tokens
+from hilora.compose.layout import Layout, top_weights, wide
 from hilora.errors import InputError
 from hilora.types import Plan, Rocs
 
@@ -42,18 +43,11 @@ class Arrow:
 
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind to ROCs: where each adapter's first one lies, and who may use it."""
-        ranks = torch.tensor([rank for rank, columns in rocs.blocks for _ in columns])
-        first = (ranks.cumsum(0) - ranks).to(rocs.owner.device)  # (adapter,)
-        ranks = ranks.to(rocs.owner.device)
-        barred = (plan.rocs == 0).T[rocs.owner[first]]  # (adapter, batch)
-        scale, k = plan.scale.to(rocs.down.dtype), min(self.k, len(first))
+        layout = Layout.of(rocs, plan)
 
-        def gated(z: Tensor, spread: Spread) -> Tensor:
-            wide = z[first].to(torch.promote_types(z.dtype, torch.float32))  # the softmax is at least fp32
-            logits = (wide.abs() / self.temperature).masked_fill(spread(barred), -torch.inf)
-            top, ids = logits.topk(k, dim=0)
-            weight = torch.softmax(top, dim=0).nan_to_num(0.0)  # rows that may use no adapter
-            gate = torch.zeros_like(logits).scatter_(0, ids, weight)
-            return z * gate.repeat_interleave(ranks, 0).to(z.dtype) * spread(scale)
+        def gated(z: Tensor, tokens: Tokens) -> Tensor:
+            logits = z[layout.first].to(wide(rocs)).abs() / self.temperature
+            logits = logits.masked_fill(tokens(layout.barred), -torch.inf)
+            return layout.weigh(z, top_weights(logits, self.k), tokens)
 
         return gated

@@ -12,10 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from hilora.compose.delta import Gated, Spread
+from hilora.compose.delta import Gated
+from hilora.compose.layout import fuse_by
 from hilora.types import Plan, Rocs
 
 
@@ -27,15 +25,7 @@ class Fused:
 
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind to ROCs and a plan."""
-        position = torch.cat([torch.arange(rank).repeat(len(columns)) for rank, columns in rocs.blocks])
-        position, longest = position.to(rocs.owner.device), int(position.max()) + 1
+        fuse = fuse_by(rocs)
         factor = plan.weights.T[rocs.owner].to(rocs.down.dtype)  # (roc, batch), twice, so without the scale
         scale = plan.scale.to(rocs.down.dtype)
-
-        def gated(z: Tensor, spread: Spread) -> Tensor:
-            weight = spread(factor)
-            shared = torch.zeros(longest, z.shape[1], dtype=z.dtype, device=z.device)  # (position, token)
-            shared.index_add_(0, position, z * weight)
-            return shared[position] * weight * spread(scale)
-
-        return gated
+        return lambda z, spread: fuse(z, spread(factor)) * spread(scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +25,14 @@ class Layout:
     Attributes:
         columns: (here,) plan columns of the adapters.
         adapter: (roc,) place of each ROC's adapter among `columns`.
+        first: (here,) place of each adapter's first ROC.
         barred: (here, batch) rows that may not use an adapter.
         scale: (batch,) factor of each row, in the ROCs' dtype.
     """
 
     columns: Int[Tensor, " here"]
     adapter: Int[Tensor, " roc"]
+    first: Int[Tensor, " here"]
     barred: Bool[Tensor, "here batch"]
     scale: Float[Tensor, " batch"]
 
@@ -39,7 +42,8 @@ class Layout:
         columns = torch.cat([columns for _, columns in rocs.blocks])
         ranks = torch.tensor([rank for rank, own in rocs.blocks for _ in own], device=columns.device)
         adapter = torch.arange(len(columns), device=columns.device).repeat_interleave(ranks)
-        return cls(columns, adapter, (plan.rocs == 0).T[columns], plan.scale.to(rocs.down.dtype))
+        first = ranks.cumsum(0) - ranks
+        return cls(columns, adapter, first, (plan.rocs == 0).T[columns], plan.scale.to(rocs.down.dtype))
 
     def sums(self, values: Float[Tensor, "roc token"]) -> Float[Tensor, "here token"]:
         """Sums over each adapter's ROCs."""
@@ -55,6 +59,22 @@ class Layout:
     def weigh(self, z: Tensor, weight: Float[Tensor, "here token"], tokens: Tokens) -> Float[Tensor, "roc token"]:
         """z times its adapter's weight and its row's scale."""
         return z * weight.to(z.dtype)[self.adapter] * tokens(self.scale)
+
+
+def fuse_by(rocs: Rocs) -> Callable[[Tensor, Tensor], Tensor]:
+    """(z, weight), both (roc, token) -> each ROC's weight times sum_i w_i z_ip over the ROCs at its position p.
+
+    That is what averaging A and B separately does to the projections, lower ranks padded with zeros.
+    """
+    position = torch.cat([torch.arange(rank).repeat(len(columns)) for rank, columns in rocs.blocks])
+    position, longest = position.to(rocs.owner.device), int(position.max()) + 1
+
+    def fuse(z: Tensor, weight: Tensor) -> Tensor:
+        shared = torch.zeros(longest, z.shape[1], dtype=z.dtype, device=z.device)  # (position, token)
+        shared.index_add_(0, position, z * weight)
+        return shared[position] * weight
+
+    return fuse
 
 
 def top_weights(logits: Float[Tensor, "here token"], k: int) -> Float[Tensor, "here token"]:

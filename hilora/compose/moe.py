@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hilora.compose.delta import Gated, Tokens
-from hilora.compose.layout import Layout, top_weights, wide
+from hilora.compose.layout import Layout, fuse_by, top_weights, wide
 from hilora.errors import InputError
 from hilora.types import Plan, Rocs, Site
 
@@ -59,18 +59,14 @@ class Moe:
         layout = Layout.of(rocs, plan)
         expert = [self.experts.index(plan.ids[column]) for column in layout.columns.tolist()]
         weights = self.weights[rocs.name].to(rocs.up.device, wide(rocs))[expert]  # (here, in)
-        position = torch.cat([torch.arange(rank).repeat(len(own)) for rank, own in rocs.blocks])
-        position, longest = position.to(rocs.up.device), int(position.max()) + 1
+        fuse = fuse_by(rocs)
 
         def gated(z: Tensor, tokens: Tokens) -> Tensor:
             logits = weights @ tokens.x.to(weights.dtype).T
             weight = self._weigh(logits, layout, tokens)
             if not self.fused:
                 return layout.weigh(z, weight, tokens)
-            each = weight.to(z.dtype)[layout.adapter]
-            # z_p = sum_i R_i a_ip . x for each position p, then R_i z_p on each b_ip
-            zeros = torch.zeros(longest, z.shape[1], dtype=z.dtype, device=z.device)
-            return zeros.index_add(0, position, z * each)[position] * each * tokens(layout.scale)
+            return fuse(z, weight.to(z.dtype)[layout.adapter]) * tokens(layout.scale)
 
         return gated
 

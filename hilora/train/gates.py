@@ -26,10 +26,11 @@ from hilora.errors import HiloraError, InputError
 from hilora.pool.store import explained
 from hilora.pool.trained import TRAINED, Trained, load_trained, trained_path
 from hilora.pool.view import Entry, PoolView
+from hilora.prompts import pad_id
 from hilora.train.data import batches, completion_loss
 from hilora.train.loop import OnStep, as_it_was, optimise
-from hilora.train.recipe import Schedule
-from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks, hash_tasks
+from hilora.train.recipe import Shared
+from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks, hash_tasks, tasks_of
 from hilora.types import Plan, Site
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ RESERVED = ("phatgoose", "lorahub", *MOES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateRecipe(Schedule):
+class GateRecipe(Shared):
     """How gates are trained.
 
     Attributes:
         per_task: examples of each task.
         rank, alpha: of RouterLoRA.
         dropout: share of the adapters that each row does without, for RouterLoRA; never all.
-        share: of the tasks that RouterLoRA is trained on; the others stay unknown to it.
+        share: of the tasks, for RouterLoRA.
         temperature: tau of the Gumbel softmax of sparse mixtures.
     """
 
@@ -66,10 +67,9 @@ class GateRecipe(Schedule):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is a share of the adapters: got {self.dropout}, expected 0 <= dropout < 1.")
-        if not 0 < self.share <= 1:
-            raise InputError(f"share is a share of the tasks: got {self.share}, expected 0 < share <= 1.")
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ class Trainer:
         if name in RESERVED:
             raise InputError(f"{name!r} is the name of another method's trained part; choose another --name.")
         tasks = self._tasks()
-        order = np.random.default_rng(recipe.seed).permutation(sorted(tasks))
-        names = sorted(order[: max(2, round(recipe.share * len(order)))].tolist())
+        names = tasks_of(tasks, recipe)
         _two(names, "adapters with training data")
         entries, drawn = self._entries(names), draw({n: tasks[n] for n in names}, recipe.per_task, recipe.seed)
         sites = self._stack(entries)
@@ -192,7 +191,7 @@ class Trainer:
                     [entry],
                 )
                 tensors = {k: v for k, v in tensors.items() if k.rsplit("|", 1)[1] != entry.hash}
-                tensors |= {f"{site}|{entry.hash}": p.detach().to(torch.bfloat16) for site, p in named.items()}
+                tensors |= {f"{site}|{entry.hash}": p.detach() for site, p in named.items()}
                 keys[entry.hash] = key
                 done = [each for each in self.pool.entries if each.hash in keys]
                 path = self._save("phatgoose", tensors, done, drawn, recipe, keys=keys)
@@ -254,7 +253,6 @@ class Trainer:
         with explained(f"write {work}"):
             work.mkdir(parents=True, exist_ok=True)
         key = " ".join([self.pool.base.name, hash_tasks(tasks), *(entry.hash for entry in entries)])
-        pad = int(getattr(self.tokenizer, "pad_token_id", None) or 0)
 
         def stream() -> Iterator[tuple[int, list[TaskExample]]]:
             yield from enumerate(batches(examples, recipe))
@@ -262,7 +260,7 @@ class Trainer:
         def loss_of(numbered: tuple[int, list[TaskExample]]) -> Tensor:
             step, batch = numbered
             with attach(self.model, sites, plan(batch, step), gate(step)):
-                return completion_loss(self.model, batch, pad)
+                return completion_loss(self.model, batch, pad_id(self.tokenizer))
 
         with as_it_was(self.model):
             self.model.requires_grad_(False)

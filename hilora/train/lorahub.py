@@ -26,6 +26,7 @@ from hilora.errors import HiloraError, InputError
 from hilora.merge.average import combine
 from hilora.pool.trained import TRAINED, Trained
 from hilora.pool.view import PoolView
+from hilora.prompts import pad_id
 from hilora.train.data import completion_loss
 from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks, hash_tasks
 from hilora.types import Factors, Plan
@@ -163,7 +164,8 @@ def train_lorahub(
             on_step(count, value)
         return value
 
-    key = " ".join([hash_tasks(drawn), *(entry.hash for entry in entries)])
+    data = hash_tasks(drawn)
+    key = " ".join([data, *(entry.hash for entry in entries)])
     weights, _ = search(watched, len(members), recipe, log, key)
     path = Trained(
         "lorahub",
@@ -171,7 +173,7 @@ def train_lorahub(
         {entry.name: entry.hash for entry in entries},
         {},
         pool.version,
-        hash_tasks(drawn),
+        data,
         asdict(recipe) | {"drawn": members},
     ).save(pool.path)
     log.replace(path.with_suffix(".jsonl"))
@@ -190,7 +192,7 @@ def hub_loss(
     groups: list[list[TaskExample]] = [
         examples[start : start + recipe.batch] for start in range(0, len(examples), recipe.batch)
     ]
-    where, pad = placements(model), int(getattr(tokenizer, "pad_token_id", None) or 0)
+    where, pad = placements(model), pad_id(tokenizer)
 
     def loss(weights: Sequence[float]) -> float:
         merged = combine(adapters, weights)

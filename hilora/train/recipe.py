@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hilora.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -22,6 +24,21 @@ class Schedule:
     warmup: float = 0.06
     max_tokens: int = 512
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared(Schedule):
+    """How something is trained on a share of the tasks, so that the others show whether it generalises.
+
+    Attributes:
+        share: of the tasks; the others stay unknown to it.
+    """
+
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"share is a share of the tasks: got {self.share}, expected 0 < share <= 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,19 +26,18 @@ from hilora.errors import InputError, ModelError
 from hilora.models import quiet_loading
 from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION, embedder_path, longest_text, pooling_of
 from hilora.train.loop import OnStep, optimise
-from hilora.train.recipe import Schedule
-from hilora.train.tasks import hash_tasks
+from hilora.train.recipe import Shared
+from hilora.train.tasks import hash_tasks, tasks_of
 
 Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieverRecipe(Schedule):
+class RetrieverRecipe(Shared):
     """How an embedder is trained.
 
     Attributes:
         temperature: tau.
-        share: of the tasks that it is trained on.
         embedder: what it starts from.
         instruction: in front of every text.
     """
@@ -48,13 +47,11 @@ class RetrieverRecipe(Schedule):
     lr: float = 5e-5
     max_tokens: int = 256
     temperature: float = 0.05
-    share: float = 1.0
     embedder: str = DEFAULT_EMBEDDER
     instruction: str = INSTRUCTION
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise InputError(f"share is a share of the tasks: got {self.share}, expected 0 < share <= 1.")
+        super().__post_init__()
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0; got {self.temperature}.")
 
@@ -79,12 +76,6 @@ def pairs(samples: Mapping[str, Sequence[str]], recipe: RetrieverRecipe) -> Iter
             one, other = rng.permutation(len(texts))[:2]
             drawn.append((texts[one], texts[other]))
         yield drawn
-
-
-def tasks_of(samples: Mapping[str, Sequence[str]], recipe: RetrieverRecipe) -> list[str]:
-    """The tasks that are trained on: a share of them, drawn by seed."""
-    order = np.random.default_rng(recipe.seed).permutation(sorted(samples))
-    return sorted(order[: max(2, round(recipe.share * len(order)))].tolist())
 
 
 def check_training(samples: Mapping[str, Sequence[str]], out: Path) -> None:

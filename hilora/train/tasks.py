@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hilora.errors import InputError
 from hilora.jsonl import numbered_lines
 from hilora.train.data import Example, encode_examples, read_lines
+from hilora.train.recipe import Shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +57,14 @@ def draw(tasks: Mapping[str, Rows], per_task: int, seed: int) -> dict[str, Rows]
         order = np.random.default_rng([seed, *name.encode()]).permutation(len(rows))[:per_task]
         drawn[name] = [rows[i] for i in order]
     return drawn
+
+
+def tasks_of(names: Collection[str], recipe: Shared) -> list[str]:
+    """The tasks that are trained on: a share of them, but at least two, drawn by seed."""
+    import numpy as np
+
+    order = np.random.default_rng(recipe.seed).permutation(sorted(names))
+    return sorted(order[: max(2, round(recipe.share * len(order)))].tolist())
 
 
 def encode_tasks(tasks: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[TaskExample]:

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
-from unsampled import found, one_of_many, scorers
+from unsampled import compare
 
 from hilora import HiLoRA, Pool, get_method
 from hilora.evaluate.routing import look_at
@@ -96,14 +96,6 @@ def measure(data: Path, embedder_name: str) -> dict[str, Any]:
         test[row.task].append(row.inputs)
     texts = join([look_at(test[name], embedder, True) for name in names])
     owner = torch.tensor([i for i, name in enumerate(names) for _ in test[name]])
-    real = known["20 samples"]
-    methods = scorers(real)
-    everyone: dict[str, Any] = {}
-    alone: dict[str, Any] = {}
-    for way, own in known.items():
-        everyone[way] = {method: found(score(own, texts), owner) for method, score in methods.items()}
-        alone[way] = {method: one_of_many(score, real, own, texts, owner) for method, score in methods.items()}
-        print(f"{way}: done", file=sys.stderr, flush=True)
     header = setup(
         "reproduce/selection/generated.py",
         embedder=embedder_name,
@@ -114,7 +106,7 @@ def measure(data: Path, embedder_name: str) -> dict[str, Any]:
         tokens=TOKENS,
         seed=0,
     )
-    return {"setup": header, "everyone": everyone, "alone": alone}
+    return {"setup": header} | compare(known, texts, owner)
 
 
 def report(result: dict[str, Any]) -> str:

@@ -76,7 +76,12 @@ def measure(data: Path, embedder_name: str) -> dict[str, Any]:
     names = sorted(samples)
     texts = join([look_at(test[name], embedder, True) for name in names])
     owner = torch.tensor([i for i, name in enumerate(names) for _ in test[name]])
-    known = ways(samples, names, embedder)
+    header = setup("reproduce/selection/unsampled.py", embedder=embedder_name, tasks=len(names), prompts=len(owner))
+    return {"setup": header} | compare(ways(samples, names, embedder), texts, owner)
+
+
+def compare(known: dict[str, list[Features]], texts: Features, owner: Tensor) -> dict[str, Any]:
+    """What each way to know adapters finds: all of them known so, and one at a time."""
     real = known[f"{SAMPLES} samples"]
     methods = scorers(real)
     everyone: dict[str, Any] = {}
@@ -85,8 +90,7 @@ def measure(data: Path, embedder_name: str) -> dict[str, Any]:
         everyone[way] = {method: found(score(own, texts), owner) for method, score in methods.items()}
         alone[way] = {method: one_of_many(score, real, own, texts, owner) for method, score in methods.items()}
         print(f"{way}: done", file=sys.stderr, flush=True)
-    header = setup("reproduce/selection/unsampled.py", embedder=embedder_name, tasks=len(names), prompts=len(owner))
-    return {"setup": header, "everyone": everyone, "alone": alone}
+    return {"everyone": everyone, "alone": alone}
 
 
 def found(scores: Tensor, owner: Tensor) -> list[float]:

@@ -13,7 +13,8 @@ import torch
 
 from hilora.errors import InputError
 from hilora.route.embed import Embedder
-from hilora.train.retriever import RetrieverRecipe, contrastive_loss, pairs, tasks_of, train_retriever
+from hilora.train.retriever import RetrieverRecipe, contrastive_loss, pairs, train_retriever
+from hilora.train.tasks import tasks_of
 
 TASKS = {f"t{i}": [f"{letter * 3} {letter}{n}" for n in "abcdefgh"] for i, letter in enumerate("klmno")}
 
