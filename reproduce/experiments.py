@@ -65,7 +65,9 @@ def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype
             bench = Bench(pool, model, tokenizer, embedder, job)
             log = _Log(f"{run.name} {setting}", len(cases))
             header = bench.header(run.name, part=run.part, per_task=run.per_task)
-            run_job(bench, out / f"{run.name}.jsonl", header=header, on_rows=log)
+            path = out / f"{run.name}.jsonl"
+            also = [each for each in sorted(out.glob("*.jsonl")) if each != path]
+            run_job(bench, path, header=header, also=also, on_rows=log)
 
 
 class _Log:

@@ -1,13 +1,13 @@
 """Results as JSON Lines: what is written of a row, and what a results file already holds.
 
-A file has lines of four kinds: {"setup"} for every run, {"item"} once per row of the data, {"routing"} with the
-seconds that routing took, and {"method"} for every answer. Numbers, names and hashes; never a text.
+A file has lines of three kinds: {"setup"} for every run, {"item"} once per row of the data, and {"method"} for every
+answer. Numbers, names and hashes; never a text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from hilora.evaluate.metrics import METRICS, most_frequent
 from hilora.evaluate.rows import Row, answer_hash, short_hash
 from hilora.evaluate.settings import Case
 from hilora.methods import Method
-from hilora.types import Completion
+from hilora.types import Choice, Completion
 
 Line = dict[str, Any]
 Key = tuple[str, str, str, str]
 """(method, setting, split, row id)."""
 SAME = ("adapters", "ridge", "dtype", "max_new_tokens", "seed", "part", "per_task")
 """What must be the same for all rows of a file."""
+ANSWER = ("stats", "answer", "tokens", "finish", "seconds")
+"""What a row's line says of its answer, the same for all rows that are served alike."""
 ROUTE_SHOWN = 5
 """Adapters of a row's route that are written down."""
 
@@ -39,28 +41,47 @@ def describe_row(row: Row) -> dict[str, Any]:
     }
 
 
-def result(label: str, case: Case, answer: Completion, seconds: float, method: Method) -> Line:
-    """One row's line, setting and split apart: scores as sums of statistics, hashes, route."""
-    scored = [name for name in case.row.metrics if name in METRICS]
-    stats = {name: METRICS[name].row(answer.text, case.row.targets) for name in scored}
-    best = answer.choices[:ROUTE_SHOWN]
-    rocs = sorted((choice.rocs for choice in answer.choices), reverse=True)[: method.sparse]  # of one token
+def describe_answer(row: Row, answer: Completion, seconds: float) -> Line:
+    """What a row's line says of its answer: scores as sums of statistics, hashes."""
+    scored = [name for name in row.metrics if name in METRICS]
+    stats = {name: METRICS[name].row(answer.text, row.targets) for name in scored}
     return {
-        "method": label,
-        "id": case.row.id,
         "stats": {name: [round(value, 4) for value in values] for name, values in stats.items()},
         "answer": answer_hash(answer.text),
         "tokens": [answer.prompt_tokens, answer.completion_tokens],
         "finish": answer.finish_reason,
         "seconds": round(seconds, 4),
-        "adapters": len(rocs),
-        "rocs": sum(rocs) if method.active is None else min(sum(rocs), method.active),
-        "route": [[c.name, round(c.score, 3), round(c.weight, 3), c.rocs] for c in best],
     }
 
 
-def read_done(out: Path, header: Line) -> tuple[set[Key], set[str], dict[tuple[str, str], Line]]:
-    """What a file holds: keys (method, setting, split, id) of its rows, ids of its items, a row per (method, id).
+def describe_route(choices: Sequence[Choice], method: Method) -> Line:
+    """What a row's line says of its route."""
+    rocs = sorted((choice.rocs for choice in choices), reverse=True)[: method.sparse]  # of one token
+    return {
+        "adapters": len(rocs),
+        "rocs": sum(rocs) if method.active is None else min(sum(rocs), method.active),
+        "route": [[c.name, round(c.score, 3), round(c.weight, 3), c.rocs] for c in choices[:ROUTE_SHOWN]],
+    }
+
+
+def read_answers(paths: Iterable[Path]) -> dict[str, Line]:
+    """Digest of what a row was served with (`evaluate.served`) -> what its line says of the answer."""
+    found = {}
+    for path in paths:
+        for text in path.read_text(encoding="utf-8").splitlines():
+            if '"served"' in text and text.endswith("}"):  # not a line that was cut off
+                line = json.loads(text)
+                found[line["served"]] = answer_part(line)
+    return found
+
+
+def answer_part(line: Line) -> Line:
+    """What a row's line says of its answer."""
+    return {key: line[key] for key in ANSWER}
+
+
+def read_done(out: Path, header: Line) -> tuple[dict[Key, Line], set[str]]:
+    """What a file holds: its rows by (method, setting, split, id), and the ids of its items.
 
     A line that was cut off in the middle of writing is taken out of the file.
 
@@ -68,7 +89,7 @@ def read_done(out: Path, header: Line) -> tuple[set[Key], set[str], dict[tuple[s
         InputError: the file is something else, or was made with other adapters, models or generation settings.
     """
     if not out.exists():
-        return set(), set(), {}
+        return {}, set()
     text = out.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
@@ -89,9 +110,8 @@ def read_done(out: Path, header: Line) -> tuple[set[Key], set[str], dict[tuple[s
                 f"{out} has rows of {', '.join(changed)} from before it was trained again: such rows cannot stand in "
                 f"one table. Give another --json, or move the file away."
             )
-    measured = [r for r in rows if "method" in r]
-    done = {(r["method"], r["setting"], r["split"], r["id"]) for r in measured}
-    return done, {r["item"] for r in rows if "item" in r}, {(r["method"], r["id"]): r for r in measured}
+    done = {(r["method"], r["setting"], r["split"], r["id"]): r for r in rows if "method" in r}
+    return done, {r["item"] for r in rows if "item" in r}
 
 
 def constant_answers(cases: Sequence[Case]) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """Running methods over cases: mixed and shuffled batches, one JSON line per row, resumable at any point.
 
-Batches are fixed beforehand: they depend on the seed, the data and the batch size, not on where a run was
-interrupted. An answer may be as long as its task's longest reference, rounded up to a power of two; tasks of one
-limit share batches, as do prompts of like length, so that few rows wait for others. The law that a row in a batch
-equals the row alone makes the rest a matter of time only. What no mask can change (base, oracle) is measured once per
-row and counts for every split and setting.
+Cases that are served alike (`served`) have one answer: it is generated for the first of them and counts for all, also
+for those of other results files. Batches are fixed beforehand: they depend on the seed, the data and the batch size,
+not on where a run was interrupted. An answer may be as long as its task's longest reference, rounded up to a power of
+two; tasks of one limit share batches, as do prompts of like length, so that few rows wait for others. The law that a
+row in a batch equals the row alone makes the rest a matter of time only.
 """
 
 from __future__ import annotations
@@ -12,18 +12,28 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hilora.errors import HiloraError
-from hilora.evaluate.lines import Line, constant_answers, describe_row, read_done, result
+from hilora.evaluate.lines import (
+    Line,
+    answer_part,
+    constant_answers,
+    describe_answer,
+    describe_route,
+    describe_row,
+    read_answers,
+    read_done,
+)
 from hilora.evaluate.metrics import METRICS
 from hilora.evaluate.rows import Row
+from hilora.evaluate.served import served_digests
 from hilora.evaluate.settings import Case
 from hilora.evaluate.setup import setup
 from hilora.generate import HiLoRA
@@ -39,8 +49,8 @@ from hilora.types import Completion
 WINDOW = 8
 """Batches within which prompts are ordered by length."""
 CONSTANT = "constant"
-Measure = Callable[[Sequence[int]], dict[int, Line]]
-"""Case numbers of a batch -> their lines."""
+WORLD = ("adapters", "ridge", "dtype", "seed")
+"""What of the setup decides answers."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +101,16 @@ class Bench:
         self.limits = answer_limits(rows, self.tokenizer, self.job.max_new_tokens)
         self.embedder = Remembering(self.embedder)
 
-    @cached_property
-    def constant(self) -> dict[str, str]:
-        """Task -> its most frequent reference."""
-        return constant_answers(self.job.cases)
+    def batches(self, numbers: Sequence[int] | None = None) -> list[list[int]]:
+        """Batches of case numbers, the same whenever they are asked for.
 
-    def batches(self) -> list[list[int]]:
-        """Batches of case numbers, the same for every method."""
+        Args:
+            numbers: of the cases that are to be answered; default: all.
+        """
         job = self.job
-        return list(schedule(job.cases, [len(ids) for ids in self.encoded], self.limits, job.batch_size, job.seed))
-
-    def measure_constant(self, label: str, batch: Sequence[int]) -> dict[int, Line]:
-        """Case number -> its line, where every answer is the most frequent one of its task."""
-        cases, method = self.job.cases, Method(CONSTANT)
-        answers = {i: Completion(self.constant[cases[i].row.task], "stop", method=CONSTANT) for i in batch}
-        return {i: result(label, cases[i], answer, 0.0, method) for i, answer in answers.items()}
+        lengths = [len(ids) for ids in self.encoded]
+        numbers = range(len(job.cases)) if numbers is None else numbers
+        return list(schedule(job.cases, lengths, self.limits, job.batch_size, job.seed, numbers))
 
     def header(self, name: str, **more: Any) -> Line:
         """The setup line of a results file: what its rows were made with.
@@ -135,13 +140,13 @@ class Bench:
                 found[label] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         return found
 
-    def measure(self, label: str, router: HiLoRA, routed: Routed, batch: Sequence[int]) -> dict[int, Line]:
-        """Case number -> its line, for one batch.
+    def answer(self, router: HiLoRA, routed: Routed, batch: Sequence[int]) -> dict[int, Line]:
+        """Case number -> what its line says of its answer, for one batch.
 
         Raises:
             HiloraError: a row cannot be served; names the batch's rows.
         """
-        cases, method = self.job.cases, router.planner.method
+        cases = self.job.cases
         began = time.perf_counter()
         try:
             found = router.answer_batch(
@@ -155,7 +160,12 @@ class Bench:
             ids = ", ".join(cases[i].row.id for i in batch)
             raise HiloraError(f"Stopped at the batch of these rows: {ids}. {error}") from error
         each = (time.perf_counter() - began) / len(batch)
-        return {i: result(label, cases[i], answers[0], each, method) for i, answers in zip(batch, found, strict=True)}
+        return {i: describe_answer(cases[i].row, answers[0], each) for i, answers in zip(batch, found, strict=True)}
+
+    def world(self, label: str) -> str:
+        """All that a method's answers depend on beside routes and rows, as a text."""
+        header = self.header("")
+        return repr([header[key] for key in WORLD] + [header["parts"].get(label)])
 
 
 def run_job(
@@ -163,6 +173,7 @@ def run_job(
     out: Path,
     *,
     header: dict[str, Any],
+    also: Sequence[Path] = (),
     on_rows: Callable[[str, int], None] | None = None,
 ) -> None:
     """Measure every method on every case that `out` does not hold yet.
@@ -171,13 +182,14 @@ def run_job(
         bench: what to measure, and with what.
         out: JSON Lines; rows are appended batch by batch.
         header: setup to write before new rows.
+        also: other results files: answers to rows that were served alike are taken from them.
         on_rows: called with (label, rows done of this label).
 
     Raises:
         HiloraError: a row cannot be served; names it, and what was written stays.
     """
-    job, batches = bench.job, bench.batches()
-    done, items, earlier = read_done(out, header)
+    job, elsewhere = bench.job, read_answers(also)
+    done, items = read_done(out, header)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(header) + "\n")
@@ -186,39 +198,83 @@ def run_job(
                 lines.write(json.dumps(describe_row(row)) + "\n")
         for label, (name, options) in job.methods.items():
             keys = [(label, job.setting, case.split, case.row.id) for case in job.cases]
-            left = [batch for batch in batches if any(keys[i] not in done for i in batch)]
-            finished = sum(key in done for key in keys)
-            if not left:
+            held = {i: done[key] for i, key in enumerate(keys) if key in done}
+            if len(held) == len(keys):
                 continue
-            measure, is_masked, seconds = _measurer(bench, label, name, options)
-            lines.write(json.dumps({"routing": label, "setting": job.setting, "seconds": round(seconds, 2)}) + "\n")
-            for batch in left:
-                known = {i: (label, job.cases[i].row.id) for i in batch}
-                if not is_masked and earlier.keys() >= set(known.values()):
-                    found = {i: earlier[key] for i, key in known.items()}
-                else:
-                    found = measure(batch)
-                for i in batch:
-                    if keys[i] not in done:
-                        case = job.cases[i]
-                        line = found[i] | {"setting": job.setting, "split": case.split, "seen": case.seen}
-                        earlier[known[i]] = line
-                        lines.write(json.dumps(line, separators=(",", ":")) + "\n")
-                        finished += 1
+            others = [line for key, line in done.items() if key[:2] != (label, job.setting)]
+            known = elsewhere | {line["served"]: answer_part(line) for line in others if "served" in line}
+            measure = _measure_constant if name == CONSTANT else partial(_measure, known=known)
+            finished = len(held)
+            for found in measure(bench, label, name, options, held):
+                for i, measured in found.items():
+                    case = job.cases[i]
+                    where = {"setting": job.setting, "split": case.split, "seen": case.seen}
+                    done[keys[i]] = line = {"method": label, "id": case.row.id} | measured | where
+                    lines.write(json.dumps(line, separators=(",", ":")) + "\n")
                 lines.flush()
+                finished += len(found)
                 if on_rows:
                     on_rows(label, finished)
 
 
-def _measurer(bench: Bench, label: str, name: str, options: dict[str, Any]) -> tuple[Measure, bool, float]:
-    """What measures a batch by a method, whether masks can change its answers, the seconds that routing took."""
-    if name == CONSTANT:
-        return partial(bench.measure_constant, label), False, 0.0
+def _measure_constant(
+    bench: Bench, label: str, name: str, options: Mapping[str, Any], held: Mapping[int, Line]
+) -> Iterator[dict[int, Line]]:
+    """Case number -> its line, where every answer is the most frequent one of its task."""
+    cases, route = bench.job.cases, describe_route((), Method(CONSTANT))
+    texts = constant_answers(cases)
+    answers = {task: Completion(text, "stop", method=CONSTANT) for task, text in texts.items()}
+    missing = [i for i in range(len(cases)) if i not in held]
+    yield {i: describe_answer(cases[i].row, answers[cases[i].row.task], 0.0) | route for i in missing}
+
+
+def _measure(
+    bench: Bench,
+    label: str,
+    name: str,
+    options: Mapping[str, Any],
+    held: Mapping[int, Line],
+    known: dict[str, Line],
+) -> Iterator[dict[int, Line]]:
+    """Case number -> its line, a batch at a time, of the cases that are not held yet.
+
+    Args:
+        bench: what to measure with.
+        label, name, options: of the method.
+        held: lines that the results file holds.
+        known: digest of what a row is served with -> what is known of its answer; more are put in.
+    """
+    job = bench.job
     planner = Planner(bench.pool, get_method(name, **options), bench.embedder)
     router = HiLoRA(bench.model, bench.tokenizer, planner)
-    routed, seconds = route_cases(planner, bench.job.cases)
-    is_masked = not isinstance(planner.method.router, Oracle | None)
-    return partial(bench.measure, label, router, routed), is_masked, seconds
+    routed, _ = route_cases(planner, job.cases)
+    choices = planner.explain(routed, job.seed)
+    rows = [case.row for case in job.cases]
+    digests = served_digests(planner, routed, rows, bench.limits, job.seed, bench.world(label))
+    alike: dict[str, list[int]] = {}
+    for i, digest in enumerate(digests):
+        alike.setdefault(digest, []).append(i)
+
+    def lines(found: Iterable[str]) -> dict[int, Line]:
+        return {
+            i: known[digest] | {"served": digest} | describe_route(choices[i], planner.method)
+            for digest in found
+            for i in alike[digest]
+            if i not in held
+        }
+
+    batches = bench.batches([members[0] for digest, members in alike.items() if digest not in known])
+    for i, line in held.items():
+        known.setdefault(digests[i], answer_part(line))
+    if taken := lines(digest for digest in alike if digest in known):
+        yield taken
+    for batch in batches:
+        if any(digests[i] not in known for i in batch):
+            new = {
+                digests[i]: line for i, line in bench.answer(router, routed, batch).items() if digests[i] not in known
+            }
+            known.update(new)
+            yield lines(new)
 
 
 def route_cases(planner: Planner, cases: Sequence[Case]) -> tuple[Routed, float]:
@@ -246,10 +302,15 @@ def answer_limits(rows: Sequence[Row], tokenizer: Any, most: int) -> dict[str, i
 
 
 def schedule(
-    cases: Sequence[Case], lengths: Sequence[int], limits: Mapping[str, int], batch_size: int, seed: int
+    cases: Sequence[Case],
+    lengths: Sequence[int],
+    limits: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    numbers: Sequence[int],
 ) -> Iterator[list[int]]:
-    """Batches of case numbers: shuffled, one limit in a batch, prompts by length within a few batches."""
-    shuffled = np.random.default_rng(seed).permutation(len(cases)).tolist()
+    """Batches of these case numbers: shuffled, one limit in a batch, prompts by length within a few batches."""
+    shuffled = np.random.default_rng(seed).permutation(numbers).tolist()
     for limit in sorted(set(limits.values())):
         order = [i for i in shuffled if limits[cases[i].row.task] == limit]
         for start in range(0, len(order), WINDOW * batch_size):

@@ -158,15 +158,23 @@ def test_a_row_that_fails_stops_the_run_and_is_named(run: Run, tmp_path: Path, m
     assert kept.items() <= measured(run(tmp_path / "out.jsonl", methods="hilora")).items()
 
 
-def test_what_no_mask_changes_is_answered_once(run: Run, rows: list[Row], tmp_path: Path, monkeypatch: Any) -> None:
-    answered = []
+@pytest.fixture
+def answered(monkeypatch: Any) -> list[int]:
+    """Sizes of the batches that were answered."""
+    sizes = []
     real = HiLoRA.answer_batch
 
     def counted(self: HiLoRA, routed: Any, batch: Any, *args: Any, **options: Any) -> Any:
-        answered.append(len(batch))
+        sizes.append(len(batch))
         return real(self, routed, batch, *args, **options)
 
     monkeypatch.setattr(HiLoRA, "answer_batch", counted)
+    return sizes
+
+
+def test_what_no_mask_changes_is_answered_once(
+    run: Run, rows: list[Row], tmp_path: Path, answered: list[int]
+) -> None:
     run(tmp_path / "out.jsonl", "iid", "base,oracle")
     assert sum(answered) == 2 * len(rows)
     lines = run(tmp_path / "out.jsonl", "within", "base,oracle")
@@ -174,14 +182,36 @@ def test_what_no_mask_changes_is_answered_once(run: Run, rows: list[Row], tmp_pa
     assert len(measured(lines)) == 2 * len(rows) * 3
 
 
+def test_rows_that_are_served_alike_are_answered_once_and_as_if_alone(
+    run: Run, rows: list[Row], tmp_path: Path, answered: list[int], monkeypatch: Any
+) -> None:
+    methods = "hilora,hilora-gs,selection,mixture,ensemble"
+    lines = measured(run(tmp_path / "out.jsonl", "within", methods))
+    served = {line["served"] for line in lines.values()}
+    assert sum(answered) == len(served) < len(lines)
+    before = len(answered)
+    other = measured(run(tmp_path / "other.jsonl", "within", methods, also=[tmp_path / "out.jsonl"]))
+    assert other == lines
+    assert len(answered) == before
+
+    numbers = iter(range(10**6))
+    monkeypatch.setattr(  # no two rows are alike
+        "hilora.evaluate.run.served_digests", lambda planner, routed, rows, *_: [str(next(numbers)) for _ in rows]
+    )
+    alone = measured(run(tmp_path / "alone.jsonl", "within", methods))
+    assert sum(answered[before:]) == len(lines)
+    strip = lambda found: {key: line | {"served": ""} for key, line in found.items()}  # noqa: E731
+    assert strip(alone) == strip(lines)
+
+
 def test_batches_hold_every_case_once_and_depend_on_the_seed_alone(rows: list[Row]) -> None:
     cases = make_cases("iid", rows * 5, ["alpha", "beta", "gamma", "delta"])
     lengths = [len(case.row.inputs) for case in cases]
     limits = {"alpha": 8, "beta": 16, "gamma": 8, "delta": 16}
-    batches = list(schedule(cases, lengths, limits, 3, seed=0))
+    batches = list(schedule(cases, lengths, limits, 3, numbers=range(len(cases)), seed=0))
     assert sorted(i for batch in batches for i in batch) == list(range(len(cases)))
-    assert batches == list(schedule(cases, lengths, limits, 3, seed=0))
-    assert batches != list(schedule(cases, lengths, limits, 3, seed=1))
+    assert batches == list(schedule(cases, lengths, limits, 3, numbers=range(len(cases)), seed=0))
+    assert batches != list(schedule(cases, lengths, limits, 3, numbers=range(len(cases)), seed=1))
     assert max(map(len, batches)) == 3
     assert all(len({limits[cases[i].row.task] for i in batch}) == 1 for batch in batches)
 
