@@ -108,12 +108,13 @@ def hilora(
     allocation: str = "sampled",
     criterion: str = "value",
     normalise: bool = True,
+    search: str = "exact",
 ) -> Method:
     """HiLoRA (arXiv 2510.12266): Gaussian candidates, a sampled budget of ROCs, top-o ROCs per token."""
     _check_gamma(gamma)
     if allocation not in ALLOCATIONS:
         raise UnknownNameError("allocation", allocation, ALLOCATIONS)
-    router = Gaussian(covariance, candidates, k, ridge, shrinkage)
+    router = Gaussian(covariance, candidates, k, ridge, shrinkage, search)
     return Method("hilora", router, TopRocs(criterion), gamma, allocation, normalise)
 
 
@@ -125,9 +126,10 @@ def hilora_gs(
     ridge: float | None = None,
     shrinkage: float = 0.1,
     normalise: bool = True,
+    search: str = "exact",
 ) -> Method:
     """HiLoRA-GS: the sequence level alone; every ROC of the candidates is active."""
-    router = Gaussian(covariance, candidates, k, ridge, shrinkage)
+    router = Gaussian(covariance, candidates, k, ridge, shrinkage, search)
     return Method("hilora-gs", router, TopRocs(), normalise=normalise)
 
 

@@ -86,6 +86,7 @@ class PoolView:
             entries = (Entry(**raw) for raw in manifest["adapters"])
             self.entries = tuple(sorted(entries, key=lambda entry: (entry.hash, entry.name)))
             self._positions = {entry.name: i for i, entry in enumerate(self.entries)}
+            self._enabled = torch.tensor([entry.enabled for entry in self.entries], dtype=torch.bool)
             self.embedder = EmbedderInfo(**manifest["embedder"])
             self.ridge = float(manifest["ridge"])
             found = manifest.get("calibration")
@@ -143,7 +144,7 @@ class PoolView:
         Raises:
             UnknownNameError: a list names an adapter that the pool does not have.
         """
-        mask = torch.tensor([entry.enabled for entry in self.entries], dtype=torch.bool)
+        mask = self._enabled.clone()
         if allow is not None:
             listed = torch.zeros_like(mask)
             listed[[self.index(name) for name in allow]] = True

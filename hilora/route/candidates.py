@@ -6,7 +6,7 @@ HiLoRA Eq. 4 ("sign") and the fixed number of the retrieval papers ("top").
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hilora.types import Route
@@ -45,7 +45,16 @@ def select(
     ordered, ids = torch.sort(scores, dim=1, descending=True, stable=True)
     ordered, ids = ordered[:, :width], ids[:, :width]
     chosen = torch.arange(width, device=scores.device)[None] < sizes[:, None]
-    likely = torch.zeros_like(ordered) if uniform else ordered
-    weights = torch.softmax(likely.masked_fill(~chosen, -torch.inf), dim=1).nan_to_num(0.0)
+    return weigh(torch.zeros_like(ordered) if uniform else ordered, ordered, ids, chosen)
+
+
+def weigh(
+    logits: Float[Tensor, "batch candidate"],
+    scores: Float[Tensor, "batch candidate"],
+    ids: Int[Tensor, "batch candidate"],
+    chosen: Bool[Tensor, "batch candidate"],
+) -> Route:
+    """The route of chosen adapters, weighted by the softmax of their logits."""
+    weights = torch.softmax(logits.masked_fill(~chosen, -torch.inf), dim=1).nan_to_num(0.0)
     weights = weights.clamp_min(torch.finfo(torch.float32).tiny) * chosen  # 0 means padding, not "unlikely"
-    return Route(ids, ordered, weights)
+    return Route(ids, scores, weights)

@@ -20,12 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hilora.errors import InputError
+from hilora.errors import InputError, UnknownNameError
+from hilora.route.nearest import SEARCHES, Nearest, make_search
 
 LOG_2PI = math.log(2 * math.pi)
 MIN_SAMPLES = 5
@@ -133,6 +137,7 @@ class TiedGaussian:
 
     Args:
         shrinkage: share of the identity (times the mean variance) in the covariance, in (0, 1].
+        search: a name in `nearest.SEARCHES`: how `top` finds the best adapters.
 
     Attributes:
         spread_: trace(Sigma^-1 S) for the covariance Sigma and the pooled covariance S before shrinking: the expected
@@ -140,6 +145,7 @@ class TiedGaussian:
     """
 
     shrinkage: float = 0.1
+    search: str = "exact"
 
     whitening_: Float[Tensor, "dim dim"] = field(init=False, repr=False)
     mean_: Float[Tensor, "adapter dim"] = field(init=False, repr=False)
@@ -149,6 +155,8 @@ class TiedGaussian:
     def __post_init__(self) -> None:
         if not 0 < self.shrinkage <= 1:
             raise InputError(f"shrinkage is a share: got {self.shrinkage}, expected 0 < shrinkage <= 1.")
+        if self.search not in SEARCHES:
+            raise UnknownNameError("search", self.search, SEARCHES)
 
     def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> TiedGaussian:
         """Learn means and the pooled within-adapter covariance."""
@@ -165,9 +173,33 @@ class TiedGaussian:
         self.whitening_ = whitening.float()  # (dim, whitened)
         self.mean_ = (means @ whitening).float()
         self.log_det_ = 2 * float(lower.diagonal().log().sum())
+        for name in ("nearest", "_whitening"):  # of an earlier fit
+            self.__dict__.pop(name, None)
         within = dim - level * float(whitening.square().sum())  # (1 - shrinkage) trace(Sigma^-1 S)
         self.spread_ = within / (1 - self.shrinkage) if self.shrinkage < 1 else float(dim)
         return self
+
+    def top(
+        self, query: Float[Tensor, "batch dim"], k: int, allowed: Bool[Tensor, "batch adapter"]
+    ) -> tuple[Float[Tensor, "batch found"], Int[Tensor, "batch found"]]:
+        """(1/dim) log p_i(query) of the k best allowed adapters, fp32, best first, and their positions.
+
+        Fewer than k where a pool has fewer; -inf where a row may use fewer.
+        """
+        dim = query.shape[1]
+        white = torch.from_numpy(query.double().numpy() @ self._whitening)
+        scores, ids = self.nearest.top(white, k, allowed)
+        distance = white.square().sum(1, keepdim=True) - 2 * scores
+        return (-0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)).float(), ids
+
+    @cached_property
+    def nearest(self) -> Nearest:
+        """The search over the means, made when it is first needed."""
+        return make_search(self.search, self.mean_)
+
+    @cached_property
+    def _whitening(self) -> NDArray[np.float64]:
+        return self.whitening_.double().numpy()
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
         """(1/dim) log p_i(query) for every adapter, fp32."""

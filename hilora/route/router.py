@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
-from hilora.route.candidates import select, sign_sizes
+from hilora.route.candidates import select, sign_sizes, weigh
 from hilora.route.experts import Calibration
 from hilora.route.features import Features
 from hilora.route.gaussian import COVARIANCES, OwnGaussian, TiedGaussian
@@ -112,6 +112,7 @@ class Gaussian:
         k: the least number of candidates under "sign" without a positive score; the number under "top".
         ridge: for "own"; default: the pool's, chosen on its samples.
         shrinkage: for "tied".
+        search: for "tied": "exact", or "indexed" for very many adapters (`route.nearest`).
     """
 
     covariance: str = "own"
@@ -119,6 +120,7 @@ class Gaussian:
     k: int = 3
     ridge: float | None = None
     shrinkage: float = 0.1
+    search: str = "exact"
     needs_embedding: bool = field(default=True, init=False)
 
     model_: OwnGaussian | TiedGaussian = field(init=False)
@@ -137,6 +139,8 @@ class Gaussian:
             )
         if self.k < 1:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
+        if self.search != "exact" and self.covariance == "own":
+            raise InputError("An index needs one covariance for all adapters. Use covariance='tied'.")
         self._fresh()  # refuses a ridge or a shrinkage that makes no sense
 
     def fit(self, known: Known) -> Gaussian:
@@ -154,11 +158,14 @@ class Gaussian:
     def _fresh(self) -> OwnGaussian | TiedGaussian:
         if self.covariance == "own":
             return OwnGaussian(self.ridge_ if self.ridge is None else self.ridge)
-        return TiedGaussian(self.shrinkage)
+        return TiedGaussian(self.shrinkage, self.search)
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
         """Score all adapters, keep the candidates, weigh them by softmax."""
         assert query.embedding is not None
+        if isinstance(self.model_, TiedGaussian):
+            found, ids = self.model_.top(query.embedding, self.k, allowed)
+            return weigh(found, found, ids, found.isfinite())
         scores = self.model_.score(query.embedding).masked_fill(~allowed, -torch.inf)
         fixed = torch.full((len(scores),), float(self.k))
         sizes = sign_sizes(scores, self.k) if self.candidates == "sign" else fixed

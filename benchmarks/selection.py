@@ -1,0 +1,182 @@
+"""Selecting from very many adapters: time for one prompt, agreement with the exact best eight, memory.
+
+    python benchmarks/selection.py --adapters 5 100 1000 10000 1000000 --json benchmarks/selection.jsonl
+
+Means are synthetic: drawn with the spectrum that the whitened means of the pool's adapters have, prompts with that of
+its samples around them (a pool of millions does not exist). Times are medians and 95th percentiles of the call from
+embedding to route, one prompt at a time, on a machine that does nothing else; embedding a prompt is timed beside.
+Own covariances, which need directions for each adapter, are measured up to 10,000, as is hilora-plus, on
+samples of the pool drawn again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hilora import Pool
+from hilora.evaluate.setup import setup
+from hilora.route.embed import Embedder
+from hilora.route.features import Features
+from hilora.route.gaussian import TiedGaussian
+from hilora.route.nearest import INDEX_FROM, Exact
+from hilora.route.posterior import Posterior
+from hilora.route.router import Collection, Gaussian, Query
+
+KNOWN = 32
+"""Eigenvalues that the pool's adapters can tell; the others fall as the number to the power of -1.5."""
+BEST = 8
+SMALL = 10_000
+"""Largest number of adapters for routers that need each adapter's samples."""
+CHUNK = 100_000
+
+
+def spectrum(pool: Pool) -> tuple[np.ndarray, float]:
+    """Variances of the whitened means between adapters, and the whitened variance within one, in all dimensions."""
+    model = TiedGaussian().fit([own.embeddings for own in pool.samples()])
+    means = model.mean_.double().numpy()
+    between = np.linalg.svd(means - means.mean(0), compute_uv=False) ** 2 / (len(means) - 1)
+    dim = means.shape[1]
+    known = min(KNOWN, len(between) - 1)
+    tail = between[known - 1] * ((np.arange(dim - known) + known + 1.0) / (known + 1.0)) ** -1.5
+    return np.concatenate([between[:known], tail]), model.spread_
+
+
+def draw(count: int, prompts: int, pool: Pool, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Whitened means (adapter, dim) and whitened prompts (prompt, dim)."""
+    between, within = spectrum(pool)
+    stream = np.random.default_rng(seed)
+    scale = np.sqrt(between).astype(np.float32)
+    means = np.empty((count, len(between)), np.float32)
+    for a in range(0, count, CHUNK):
+        size = min(CHUNK, count - a)
+        means[a : a + size] = stream.standard_normal((size, len(between)), dtype=np.float32) * scale
+    near = means[stream.integers(count, size=prompts)]
+    spread = np.float32(np.sqrt(within / len(between)))
+    found = near + stream.standard_normal(near.shape, dtype=np.float32) * spread
+    return torch.from_numpy(means), torch.from_numpy(found)
+
+
+def tied_router(means: Tensor, search: str) -> Gaussian:
+    """A router whose whitening is the identity."""
+    router = Gaussian("tied", "top", BEST, search=search)
+    model = TiedGaussian(search=search)
+    model.whitening_, model.mean_ = torch.eye(means.shape[1]), means
+    model.log_det_, model.spread_ = 0.0, float(means.shape[1])
+    router.model_ = model
+    return router
+
+
+def timed(call: Callable[[int], Any], rounds: int) -> dict[str, float]:
+    """Milliseconds of call(0), call(1), ..., the first tenth left out."""
+    took = []
+    for i in range(rounds):
+        began = time.perf_counter()
+        call(i)
+        took.append((time.perf_counter() - began) * 1e3)
+    kept = took[rounds // 10 :]
+    return {"p50_ms": round(float(np.median(kept)), 3), "p95_ms": round(float(np.quantile(kept, 0.95)), 3)}
+
+
+def agreement(means: Tensor, prompts: Tensor, router: Gaussian) -> dict[str, float]:
+    """Share of the exact best eight that a router finds, with a 95 % interval over prompts."""
+    everyone = torch.ones(1, len(means), dtype=torch.bool).expand(len(prompts), -1)
+    exact = Exact(means).top(prompts.double(), BEST, everyone)[1]
+    found = router(Query([""] * len(prompts), prompts), everyone).ids
+    hits = (exact[:, :, None] == found[:, None, :]).any(2).double().mean(1)
+    half = 1.96 * float(hits.std()) / len(hits) ** 0.5
+    return {"agreement": round(float(hits.mean()), 5), "half_width": round(half, 5), "prompts": len(prompts)}
+
+
+def tied(count: int, search: str, pool: Pool, rounds: int, prompts: int) -> dict[str, Any]:
+    """One line of results: tied covariance."""
+    means, asked = draw(count, max(rounds, prompts), pool)
+    router = tied_router(means, search)
+    assert isinstance(router.model_, TiedGaussian)
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _ = router.model_.nearest
+    built = time.perf_counter() - began
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    mask = torch.ones(1, count, dtype=torch.bool)
+    line = timed(lambda i: router(Query([""], asked[i : i + 1]), mask), rounds)
+    line |= {"build_s": round(built, 2), "bytes_per_adapter": means.shape[1] * 4, "peak_more_mb": round(more / 2**20)}
+    if search == "indexed":
+        line |= agreement(means, asked[:prompts], router)
+    return line
+
+
+def resampled(count: int, pool: Pool, seed: int = 0) -> list[Features]:
+    """Adapters with the samples of the pool's, each drawn again with some noise."""
+    stream = np.random.default_rng(seed)
+    known = pool.samples()
+    found = []
+    for _ in range(count):
+        own = known[int(stream.integers(len(known)))]
+        took = own.take(torch.from_numpy(np.sort(stream.integers(len(own), size=len(own)))))
+        noise = 0.05 * stream.standard_normal(took.embeddings.shape).astype(np.float32)
+        found.append(Features(took.embeddings + torch.from_numpy(noise), took.terms))
+    return found
+
+
+def sampled(count: int, pool: Pool, texts: list[str], rounds: int) -> Iterator[dict[str, Any]]:
+    """Lines of results of routers that learn from each adapter's samples."""
+    samples = resampled(count, pool)
+    known = Collection(samples, pool.ridge, pool.calibration)
+    asked = torch.cat([own.embeddings for own in samples])[: len(texts)]
+    mask = torch.ones(1, count, dtype=torch.bool)
+    routers: dict[str, Gaussian | Posterior] = {"own": Gaussian(), "hilora-plus": Posterior()}
+    for name, router in routers.items():
+        began = time.perf_counter()
+        router.fit(known)
+        built = round(time.perf_counter() - began, 2)
+        call = partial(_route, router, texts, asked, mask)
+        yield {"what": name, "adapters": count, **timed(call, min(rounds, len(asked))), "fit_s": built}
+
+
+def _route(router: Gaussian | Posterior, texts: list[str], asked: Tensor, mask: Tensor, i: int) -> Any:
+    return router(Query(texts[i : i + 1], asked[i : i + 1]), mask)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    parser.add_argument("--adapters", type=int, nargs="+", default=[5, 100, 1000, 10_000])
+    parser.add_argument("--rounds", type=int, default=500)
+    parser.add_argument("--prompts", type=int, default=5000, help="for the agreement")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    pool = Pool.open(args.pool)
+    header = setup("benchmarks/selection.py", rounds=args.rounds, best=BEST)
+
+    def report(line: dict[str, Any]) -> None:
+        print(line, flush=True)
+        if args.json:
+            with args.json.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    report(header)
+    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    texts = [f"Is the sentiment of this review positive or negative? Number {i} was a delight." for i in range(200)]
+    report({"what": "embedding one prompt of 20 tokens", **timed(lambda i: embedder(texts[i : i + 1]), len(texts))})
+    for count in args.adapters:
+        for search in ("exact", "indexed"):
+            if search == "exact" or count >= INDEX_FROM:
+                found = tied(count, search, pool, args.rounds, args.prompts)
+                report({"what": f"tied, {search}", "adapters": count, **found})
+        if count <= SMALL:
+            for line in sampled(count, pool, texts, args.rounds):
+                report(line)
+
+
+if __name__ == "__main__":
+    main()
