@@ -54,7 +54,7 @@ class _Draft:
             "ridge": self.ridge,
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "tuned_on": self.tuned_on,
-            "adapters": [asdict(entry) for entry in entries],
+            "adapters": [vars(entry) for entry in entries],
         }
 
     def __getitem__(self, name: str) -> Entry:
@@ -79,8 +79,8 @@ class Pool(PoolView):
         manifest = _Draft({}, embedder, RIDGE, None, 0).manifest(version=0)
         with store.explained(f"make a pool at {path}"):
             store.write_whole(path / store.BASE, base.to_json().encode())
-            store.write_manifest(path, manifest)
-        return cls(path, manifest)
+            text = store.write_manifest(path, manifest)
+        return cls(path, text)
 
     @contextmanager
     def _edit(self) -> Iterator[_Draft]:
@@ -93,8 +93,7 @@ class Pool(PoolView):
             draft = _Draft(entries, self.embedder, self.ridge, self.calibration, self.tuned_on)
             yield draft
             manifest = draft.manifest(self.version + 1)
-            store.write_manifest(self.path, manifest)
-            self._take(manifest)
+            self._take(store.write_manifest(self.path, manifest), manifest)
 
     def add(
         self,

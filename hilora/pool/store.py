@@ -70,25 +70,36 @@ def write_whole(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def read_manifest(pool: Path) -> dict[str, Any]:
-    """The manifest of a pool folder.
+def read_manifest(pool: Path) -> bytes:
+    """The manifest of a pool folder, as it is written.
 
     Raises:
-        PoolError: no pool there, or its manifest is damaged.
-        MismatchError: written by a newer version.
+        PoolError: no pool there.
     """
-    path = pool / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = int(manifest["format"])
+        return (pool / MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise PoolError(
             f"{pool} is no pool: it has no {MANIFEST}. Make one with: hilora pool add NAME FOLDER --pool {pool}"
         ) from error
     except NotADirectoryError as error:
         raise PoolError(f"{pool} is a file; a pool is a folder with a {MANIFEST}.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PoolError(f"{path} cannot be read as a pool's manifest: {error}. Restore it from a copy.") from error
+    except OSError as error:
+        raise _unreadable(pool, error) from error
+
+
+def parse_manifest(pool: Path, text: bytes) -> dict[str, Any]:
+    """What a manifest says.
+
+    Raises:
+        PoolError: it is damaged.
+        MismatchError: written by a newer version.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        version = int(manifest["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(pool, error) from error
     if version > FORMAT:
         raise MismatchError(
             f"{pool} was written by a newer hilora (format {version}, this version reads {FORMAT}). "
@@ -97,10 +108,21 @@ def read_manifest(pool: Path) -> dict[str, Any]:
     return manifest
 
 
-def write_manifest(pool: Path, manifest: Mapping[str, Any]) -> None:
-    """Replace the manifest: the one moment at which a change becomes true."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    write_whole(pool / MANIFEST, text.encode())
+def write_manifest(pool: Path, manifest: Mapping[str, Any]) -> bytes:
+    """Replace the manifest: the one moment at which a change becomes true. Returns what was written.
+
+    One adapter a line: the encoder that indents takes ten times as long, and pools may be large.
+    """
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    head = encode({key: value for key, value in manifest.items() if key != "adapters"})
+    lines = ",\n".join(map(encode, manifest["adapters"]))
+    text = f'{head[:-1]}, "adapters": [\n{lines}\n]}}\n'.encode()
+    write_whole(pool / MANIFEST, text)
+    return text
+
+
+def _unreadable(pool: Path, why: Exception) -> PoolError:
+    return PoolError(f"{pool / MANIFEST} cannot be read as a pool's manifest: {why}. Restore it from a copy.")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -77,11 +77,12 @@ class PoolView:
         version: counts the changes.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, text: bytes) -> None:
         self.path = path
-        self._take(manifest)
+        self._take(text, store.parse_manifest(path, text))
 
-    def _take(self, manifest: Mapping[str, Any]) -> None:
+    def _take(self, text: bytes, manifest: Mapping[str, Any]) -> None:
+        """Make a manifest this view's state."""
         try:
             entries = (Entry(**raw) for raw in manifest["adapters"])
             self.entries = tuple(sorted(entries, key=lambda entry: (entry.hash, entry.name)))
@@ -95,6 +96,7 @@ class PoolView:
             self.version = int(manifest["version"])
         except (KeyError, TypeError, ValueError) as error:
             raise PoolError(f"{self.path / store.MANIFEST} is damaged: {error!r}. Restore it from a copy.") from error
+        self._text = text
 
     @classmethod
     def open(cls: type[V], path: str | Path) -> V:
@@ -108,7 +110,9 @@ class PoolView:
 
     def reload(self) -> None:
         """Take the folder's present state."""
-        self._take(store.read_manifest(self.path))
+        text = store.read_manifest(self.path)
+        if text != self._text:
+            self._take(text, store.parse_manifest(self.path, text))
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -44,6 +44,8 @@ class Posterior:
         alpha: of conformal sets.
         fallback: what serves prompts that no adapter knows: "broad" (more adapters, weights nearer to each other),
             "base" (the base model alone), or "none" (they are served as any other prompt).
+        sure: a prompt of which one adapter has at least this posterior is served as any other, however far its
+            score is from those of prompts that adapters know; from 1 on, none is.
     """
 
     k: int = 3
@@ -52,6 +54,7 @@ class Posterior:
     candidates: str = "top"
     alpha: float = 0.05
     fallback: str = "broad"
+    sure: float = 1.0
     needs_embedding: bool = field(default=True, init=False)
     seen_above_: float | None = field(init=False, default=None)
     limit_: float = field(init=False, default=0.0)
@@ -92,13 +95,15 @@ class Posterior:
     def _route(
         self, posterior: Float[Tensor, "batch adapter"], lead: Float[Tensor, " batch"], allowed: Tensor
     ) -> Route:
+        best = posterior.masked_fill(~allowed, -torch.inf).max(1, keepdim=True).values
         unseen = torch.zeros_like(lead, dtype=torch.bool)
         if self.seen_above_ is not None and self.fallback != "none":
             unseen = lead <= self.seen_above_
+            if self.sure < 1:
+                unseen &= best[:, 0].exp() < self.sure
         if self.candidates == "conformal":
             sizes, near = conformal_sizes(posterior, allowed, self.limit_), allowed
         else:
-            best = posterior.masked_fill(~allowed, -torch.inf).max(1, keepdim=True).values
             near = allowed & ((posterior - best).exp() >= self.floor)
             sizes = torch.full((len(posterior),), float(self.k))
         if self.fallback == "base":

@@ -64,6 +64,8 @@ CHOICES = (
     "hilora-plus",
     "hilora-plus:fallback=none",
     "hilora-plus:fallback=base",
+    "hilora-plus:sure=0.6",
+    "hilora-plus:sure=0.4",
     "hilora-plus:candidates=conformal",
     "hilora-plus:gamma=0.4",
     "hilora-plus:terms=false",
@@ -74,7 +76,7 @@ RUNS = (
     Run("iid", ["iid"], METHODS, VAL, per_task=13),
     Run("nli", ["within"], METHODS, VAL, per_task=40, clusters=("nli",)),
     Run("gamma", ["within", "cross"], ("base", "oracle", *GAMMAS), VAL, per_task=6, halves=2),
-    Run("choose", ["within", "cross"], ("base", "oracle", *CHOICES), VAL, per_task=6, part="first", halves=1),
+    Run("choose", ["within", "cross"], ("base", "oracle", *CHOICES), VAL, per_task=6, part="first", halves=2),
     Run("ablation", ["within", "cross"], ("base", "oracle", *ABLATIONS), VAL, per_task=6, part="first", halves=1),
 )
 RUNS += tuple(replace(run, name=f"phatgoose-{run.name}", methods=("phatgoose",)) for run in RUNS[:4])
