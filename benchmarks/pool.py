@@ -1,0 +1,190 @@
+"""What the size of a pool costs: opening, adding, a cold adapter's first use, throughput.
+
+    python benchmarks/pool.py --registered 5 2000 10000 --json benchmarks/pool.jsonl
+
+Pools of any size are made from pools/flan-mini in a temporary folder: adapters are hard links to its files under
+names of their own, samples are its samples with some noise. Run it with nothing else on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hilora import HiLoRA, Pool, get_method
+from hilora.bench.workload import Workload, make_workload
+from hilora.evaluate.setup import setup
+from hilora.models import load_base
+from hilora.planner import Planner
+from hilora.pool import store
+from hilora.pool.export import export_adapter
+from hilora.route.embed import Embedder
+from hilora.route.features import Features
+
+CHANGES = 9
+"""Times that an addition is measured."""
+LOADED = 2000
+"""Largest pool that throughput is measured with: its router is fitted to every adapter's samples."""
+
+
+def make_pool(source: Pool, count: int, folder: Path) -> Pool:
+    """A pool of so many adapters, all with contents of the source's."""
+    stream = np.random.default_rng(0)
+    samples, manifest = source.samples(), json.loads((source.path / store.MANIFEST).read_text())
+    entries = {entry["name"]: entry for entry in manifest["adapters"]}
+    for name in (store.ADAPTERS, store.SAMPLES):
+        (folder / name).mkdir(parents=True)
+    os.link(source.path / store.BASE, folder / store.BASE)
+    made = []
+    for i in range(count):
+        own = source.entries[i % len(source)]
+        content, name = hashlib.sha256(f"adapter {i}".encode()).hexdigest(), f"{own.name}.{i // len(source)}"
+        os.link(_file(source, store.ADAPTERS, own.hash), folder / store.ADAPTERS / f"{content}.safetensors")
+        known = samples[i % len(source)]
+        noise = torch.from_numpy(stream.standard_normal(known.embeddings.shape, dtype=np.float32)) * 0.02
+        looked = Features(known.embeddings + noise, known.terms)
+        path = folder / store.SAMPLES / f"{looked.content_hash()}.safetensors"
+        path.write_bytes(_packed(looked))
+        made.append({**entries[own.name], "name": name, "hash": content, "samples": path.stem})
+    manifest["adapters"] = sorted(made, key=lambda entry: (entry["hash"], entry["name"]))
+    store.write_manifest(folder, manifest)
+    return Pool.open(folder)
+
+
+def _file(pool: Pool, folder: str, content: str) -> Path:
+    return pool.path / folder / f"{content}.safetensors"
+
+
+def _packed(features: Features) -> bytes:
+    from safetensors.torch import save
+
+    packed: bytes = save({name: tensor.contiguous() for name, tensor in features.tensors().items()})
+    return packed
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def spread(values: list[float], digits: int = 4) -> dict[str, float]:
+    """Median, least and most."""
+    return {
+        name: round(pick(values), digits)
+        for name, pick in (("median", statistics.median), ("least", min), ("most", max))
+    }
+
+
+def changes(source: Pool, pool: Pool) -> dict[str, Any]:
+    """Seconds to open the pool, and to add one adapter beside embedding."""
+    found: dict[str, Any] = {"open_s": spread([seconds(lambda: Pool.open(pool.path)) for _ in range(CHANGES)])}
+    given = torch.nn.functional.normalize(torch.randn(20, pool.embedder.dim), dim=1)
+    texts = [f"Sample number {i} of a new task." for i in range(20)]
+    adds = []
+    with tempfile.TemporaryDirectory() as folder:
+        export_adapter(source, source.names[0], Path(folder) / "one")
+        for i in range(CHANGES):
+            call = lambda i=i: pool.add(f"new{i}", Path(folder) / "one", texts, lambda _: given)  # noqa: E731
+            adds.append(seconds(call))
+    return found | {"add_s": spread(adds)}
+
+
+def cold(source: Pool) -> dict[str, Any]:
+    """Milliseconds to bring one adapter from its file, read from disk before, to a stack that a batch can use."""
+    from hilora.attach import placements
+    from hilora.compose.delta import stack_sites
+
+    model, _ = load_base(source.base.name, dtype="bf16")
+    placed = placements(model)
+    values = [
+        1e3 * seconds(lambda entry=entry: stack_sites([source.factors(entry.hash)], placed))
+        for entry in source.entries
+    ]
+    return {"cold_ms": spread(values[2:], 2)}
+
+
+def throughput(
+    pools: dict[int, Pool], rounds: int, batch: int, distinct: int, new_tokens: int
+) -> list[dict[str, Any]]:
+    """Tokens per second with each pool, in interleaved rounds, the same distinct adapters in the batch."""
+    some = next(iter(pools.values()))
+    model, tokenizer = load_base(some.base.name, dtype="bf16")
+    embedder = Embedder(some.embedder.name, instruction=some.embedder.instruction)
+    names = sorted(set.intersection(*(set(pool.names) for pool in pools.values())))
+    work = make_workload(names, batch=batch, adapters=distinct, share="zipf", words=60, new_tokens=new_tokens)
+    routers, fits = {}, {}
+    for size, pool in pools.items():
+        began = time.perf_counter()
+        routers[size] = HiLoRA(model, tokenizer, Planner(pool, get_method("hilora"), embedder))
+        fits[size] = time.perf_counter() - began
+    took: dict[int, list[float]] = {size: [] for size in pools}
+    for number in range(rounds + 1):
+        for size, router in routers.items() if number % 2 else reversed(routers.items()):
+            one = seconds(lambda router=router: _answer(router, work))
+            if number:
+                took[size].append(one)
+    base = statistics.median(took[min(took)])
+    return [
+        {
+            "registered": size,
+            "batch": batch,
+            "distinct": len(work.distinct),
+            "seconds": spread(values),
+            "tokens_per_s": round(batch * new_tokens / statistics.median(values), 1),
+            "of_smallest": round(base / statistics.median(values), 4),
+            "fit_s": round(fits[size], 2),
+        }
+        for size, values in took.items()
+    ]
+
+
+def _answer(router: HiLoRA, work: Workload) -> object:
+    fixed = {"max_new_tokens": work.new_tokens, "min_new_tokens": work.new_tokens}
+    allow = [[name] for name in work.adapters]
+    return router.generate(list(work.prompts), batch_size=len(work.prompts), allow=allow, **fixed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    parser.add_argument("--registered", type=int, nargs="+", default=[5, 2000, 10_000])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--distinct", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    source = Pool.open(args.pool)
+
+    def report(line: dict[str, Any]) -> None:
+        print(line, flush=True)
+        if args.json:
+            with args.json.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    report(setup("benchmarks/pool.py", rounds=args.rounds, dtype="bf16"))
+    report(cold(source))
+    # beside the source: hard links do not cross file systems
+    with tempfile.TemporaryDirectory(dir=source.path.parent, prefix=".bench-") as folder:
+        pools = {count: make_pool(source, count, Path(folder) / str(count)) for count in args.registered}
+        timed = {count: pool for count, pool in pools.items() if count <= LOADED}
+        for line in throughput(timed, args.rounds, args.batch, args.distinct, args.new_tokens):
+            report(line)
+        for count, pool in pools.items():
+            report({"registered": count, **changes(source, pool)})
+
+
+if __name__ == "__main__":
+    main()
