@@ -147,7 +147,6 @@ def hilora_plus(
     candidates: str = "top",
     alpha: float = 0.05,
     fallback: str = "broad",
-    sure: float = 1.0,
     criterion: str = "contribution",
 ) -> Method:
     """HiLoRA with a calibrated posterior: likely adapters weighted by probability, canonical ROCs by contribution.
@@ -159,7 +158,7 @@ def hilora_plus(
     if fallback not in (*FALLBACKS, "abstain"):
         raise UnknownNameError("fallback", fallback, (*FALLBACKS, "abstain"))
     abstain = fallback == "abstain"
-    router = Posterior(k, floor, terms, candidates, alpha, "base" if abstain else fallback, sure)
+    router = Posterior(k, floor, terms, candidates, alpha, "base" if abstain else fallback)
     gate = TopRocs(criterion, weighted=True)
     return Method("hilora-plus", router, gate, gamma, canonical=True, abstain=abstain)
 

@@ -44,8 +44,6 @@ class Posterior:
         alpha: of conformal sets.
         fallback: what serves prompts that no adapter knows: "broad" (more adapters, weights nearer to each other),
             "base" (the base model alone), or "none" (they are served as any other prompt).
-        sure: a prompt of which one adapter has at least this posterior is served as any other, however far its
-            score is from those of prompts that adapters know; from 1 on, none is.
     """
 
     k: int = 3
@@ -54,7 +52,6 @@ class Posterior:
     candidates: str = "top"
     alpha: float = 0.05
     fallback: str = "broad"
-    sure: float = 1.0
     needs_embedding: bool = field(default=True, init=False)
     seen_above_: float | None = field(init=False, default=None)
     limit_: float = field(init=False, default=0.0)
@@ -99,8 +96,6 @@ class Posterior:
         unseen = torch.zeros_like(lead, dtype=torch.bool)
         if self.seen_above_ is not None and self.fallback != "none":
             unseen = lead <= self.seen_above_
-            if self.sure < 1:
-                unseen &= best[:, 0].exp() < self.sure
         if self.candidates == "conformal":
             sizes, near = conformal_sizes(posterior, allowed, self.limit_), allowed
         else:

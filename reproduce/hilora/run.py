@@ -64,8 +64,6 @@ CHOICES = (
     "hilora-plus",
     "hilora-plus:fallback=none",
     "hilora-plus:fallback=base",
-    "hilora-plus:sure=0.6",
-    "hilora-plus:sure=0.4",
     "hilora-plus:candidates=conformal",
     "hilora-plus:gamma=0.4",
     "hilora-plus:terms=false",
