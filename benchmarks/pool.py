@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,24 +91,26 @@ def spread(values: list[float], digits: int = 4) -> dict[str, float]:
 def changes(source: Pool, pool: Pool) -> dict[str, Any]:
     """Seconds to open the pool, and to add one adapter beside embedding."""
     found: dict[str, Any] = {"open_s": spread([seconds(lambda: Pool.open(pool.path)) for _ in range(CHANGES)])}
-    given = torch.nn.functional.normalize(torch.randn(20, pool.embedder.dim), dim=1)
     texts = [f"Sample number {i} of a new task." for i in range(20)]
     adds = []
     with tempfile.TemporaryDirectory() as folder:
-        export_adapter(source, source.names[0], Path(folder) / "one")
-        for i in range(CHANGES):
-            call = lambda i=i: pool.add(f"new{i}", Path(folder) / "one", texts, lambda _: given)  # noqa: E731
+        for i, name in enumerate(source.names[:CHANGES]):
+            export_adapter(source, name, Path(folder) / name)
+            given = torch.nn.functional.normalize(torch.randn(20, pool.embedder.dim), dim=1)
+            call = partial(pool.add, f"new{i}", Path(folder) / name, texts, lambda _, given=given: given)
             adds.append(seconds(call))
     return found | {"add_s": spread(adds)}
 
 
 def cold(source: Pool) -> dict[str, Any]:
-    """Milliseconds to bring one adapter from its file, read from disk before, to a stack that a batch can use."""
+    """Milliseconds to bring one adapter from its file, in the system's cache, to a stack that a batch can use."""
     from hilora.attach import placements
     from hilora.compose.delta import stack_sites
 
     model, _ = load_base(source.base.name, dtype="bf16")
     placed = placements(model)
+    for entry in source.entries:
+        _file(source, store.ADAPTERS, entry.hash).read_bytes()
     values = [
         1e3 * seconds(lambda entry=entry: stack_sites([source.factors(entry.hash)], placed))
         for entry in source.entries

@@ -77,6 +77,12 @@ def tied_router(means: Tensor, search: str) -> Gaussian:
     return router
 
 
+def resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * resource.getpagesize() if path.exists() else 0
+
+
 def timed(call: Callable[[int], Any], rounds: int) -> dict[str, float]:
     """Milliseconds of call(0), call(1), ..., the first tenth left out."""
     took = []
@@ -103,13 +109,14 @@ def tied(count: int, search: str, pool: Pool, rounds: int, prompts: int) -> dict
     means, asked = draw(count, max(rounds, prompts), pool)
     router = tied_router(means, search)
     assert isinstance(router.model_, TiedGaussian)
-    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident()
+    began = time.perf_counter()
     _ = router.model_.nearest
     built = time.perf_counter() - began
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    more = resident() - before
     mask = torch.ones(1, count, dtype=torch.bool)
     line = timed(lambda i: router(Query([""], asked[i : i + 1]), mask), rounds)
-    line |= {"build_s": round(built, 2), "bytes_per_adapter": means.shape[1] * 4, "peak_more_mb": round(more / 2**20)}
+    line |= {"build_s": round(built, 2), "means_mb": round(means.nbytes / 2**20), "search_mb": round(more / 2**20)}
     if search == "indexed":
         line |= agreement(means, asked[:prompts], router)
     return line
@@ -123,7 +130,8 @@ def resampled(count: int, pool: Pool, seed: int = 0) -> list[Features]:
     for _ in range(count):
         own = known[int(stream.integers(len(known)))]
         took = own.take(torch.from_numpy(np.sort(stream.integers(len(own), size=len(own)))))
-        noise = 0.05 * stream.standard_normal(took.embeddings.shape).astype(np.float32)
+        scale = 0.3 / took.embeddings.shape[1] ** 0.5  # of embeddings of length 1
+        noise = scale * stream.standard_normal(took.embeddings.shape).astype(np.float32)
         found.append(Features(took.embeddings + torch.from_numpy(noise), took.terms))
     return found
 

@@ -110,13 +110,14 @@ def section(title: str, *parts: str) -> str:
 
 
 def times_table(paths: Sequence[Path]) -> str:
-    """The minutes that each run took, routing and answering; what was taken over from another setting took none."""
+    """The minutes that each run's answers took; what was taken over from other rows took none."""
     minutes: dict[str, float] = {}
     for path in paths:
-        known = set()
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if "seconds" in row and (measured := (row.get("method"), row.get("id"), row["seconds"])) not in known:
+        known = set()  # older rows do not say whether they share an answer
+        for row in map(json.loads, path.read_text().splitlines()):
+            if "method" not in row or row.get("shared"):
+                continue
+            if (measured := (row["method"], row["id"], row["seconds"])) not in known:
                 known.add(measured)
                 name = f"{path.stem} ({row['setting']})"
                 minutes[name] = minutes.get(name, 0.0) + row["seconds"] / 60

@@ -236,3 +236,37 @@ def visible(token: str) -> str:
 
 def _name(ticks: Any, names: Sequence[str], **look: Any) -> None:
     ticks(range(len(names)), [shown(name) for name in names], fontsize=FONT, **look)
+
+
+def weights(found: Mapping[str, Any], most: int = 12) -> Any:
+    """How adapters are weighed, layer by layer, a panel for each task; the task's own adapter in a box.
+
+    Args:
+        found: "sites" and "tasks", task -> {"adapters", "weights" (site, adapter)}.
+        most: adapters of a panel, by their mean weight.
+    """
+    from matplotlib.patches import Rectangle
+
+    layers = [short_site(site) for site in found["sites"]]
+    tasks = found["tasks"]
+    with drawing() as figure_class:
+        wide, high = CELL * max(20, len(layers)) + 2.4, CELL * (most + 6)
+        figure = figure_class(figsize=(wide, high * len(tasks) + 0.8), layout="constrained")
+        panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[:, 0]
+        largest = max(float(np.max(of["weights"])) for of in tasks.values())
+        for axes, (task, of) in zip(panels, tasks.items(), strict=True):
+            values = np.array(of["weights"]).T  # (adapter, site)
+            order = np.argsort(-values.mean(1), kind="stable")[:most]
+            names = [of["adapters"][i] for i in order]
+            image = axes.imshow(values[order], aspect="auto", interpolation="nearest", vmin=0, vmax=largest)
+            _name(axes.set_yticks, names)
+            axes.set_title(f"prompts of {shown(task)}", fontsize=FONT + 2, loc="left")
+            axes.tick_params(length=0)
+            if task in names:
+                corner = (-0.5, names.index(task) - 0.5)
+                axes.add_patch(Rectangle(corner, len(layers), 1, fill=False, edgecolor=BOX, linewidth=1.6))
+        _name(panels[-1].set_xticks, layers, rotation=90)
+        bar = figure.colorbar(image, ax=list(panels), location="right", shrink=0.6, pad=0.01)
+        bar.ax.tick_params(labelsize=FONT)
+        bar.set_label("mean weight of a token", fontsize=FONT)
+    return figure

@@ -119,6 +119,53 @@ def activation(
 
 
 @app.command()
+def weights(
+    *,
+    test: Annotated[Path, typer.Option(help='Prompts: JSON Lines with "task" and "inputs"; a panel for each task.')],
+    pool: PoolName = "flan-mini",
+    method: Method = "ramole",
+    option: Settings = None,
+    site: Annotated[list[str] | None, typer.Option(help="Show these sites only, e.g. v_proj")] = None,
+    base: Base = None,
+    dtype: Dtype = None,
+    seed: int = 0,
+    out: Out = Path("figures"),
+) -> None:
+    """How a method that weighs adapters token by token does so, layer by layer."""
+    from hilora.analyse import figures, heatmaps
+    from hilora.analyse.rocs import choose_sites
+    from hilora.analyse.similarity import read_tasks
+    from hilora.analyse.weights import weights_by_site
+    from hilora.evaluate.setup import setup
+    from hilora.generate import HiLoRA
+    from hilora.methods import get_method
+
+    figures.need_matplotlib()
+    settings = parse_settings(option)
+    get_method(method, **settings)  # refuses what is no option of the method, before anything is loaded
+    texts, _ = read_tasks(test)
+    quiet_transformers()
+    with status("Loading the base model"):
+        router = HiLoRA.from_pretrained(base, pool, method, dtype=dtype, **settings)
+    tasks, done, shown = {}, 0, []
+    with progress(sum(map(len, texts.values())), "prompts") as advance:
+        for task, prompts in texts.items():
+            sites, names, found = weights_by_site(router, prompts, seed=seed)
+            done += len(prompts)
+            advance(done)
+            shown = choose_sites(sites, site) if site else sites
+            kept = found[[sites.index(each) for each in shown]]
+            tasks[task] = {
+                "adapters": names,
+                "prompts": len(prompts),
+                "weights": kept.double().round(decimals=4).tolist(),
+            }
+    header = setup("hilora figures weights", method=method, seed=seed)
+    numbers = {"setup": header, "sites": shown, "tasks": tasks}
+    _say([write_entries(numbers, out / "weights.json"), *figures.save(heatmaps.weights(numbers), out / "weights")])
+
+
+@app.command()
 def selection(
     *,
     rows: Annotated[list[Path], typer.Option(help="Results of hilora evaluate tasks (may be repeated).")],

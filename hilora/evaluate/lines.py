@@ -24,7 +24,8 @@ Key = tuple[str, str, str, str]
 SAME = ("adapters", "ridge", "dtype", "max_new_tokens", "seed", "part", "per_task")
 """What must be the same for all rows of a file."""
 ANSWER = ("stats", "answer", "tokens", "finish", "seconds")
-"""What a row's line says of its answer, the same for all rows that are served alike."""
+"""What a row's line says of its answer, the same for all rows that are served alike. All but the one for which it was
+generated have "shared" in their line, so that its seconds count once."""
 ROUTE_SHOWN = 5
 """Adapters of a row's route that are written down."""
 
@@ -71,13 +72,14 @@ def read_answers(paths: Iterable[Path]) -> dict[str, Line]:
         for text in path.read_text(encoding="utf-8").splitlines():
             if '"served"' in text and text.endswith("}"):  # not a line that was cut off
                 line = json.loads(text)
-                found[line["served"]] = answer_part(line)
+                if "method" in line and "served" in line:
+                    found[line["served"]] = answer_part(line)
     return found
 
 
 def answer_part(line: Line) -> Line:
-    """What a row's line says of its answer."""
-    return {key: line[key] for key in ANSWER}
+    """What a row's line says of its answer, for other rows."""
+    return {key: line[key] for key in ANSWER} | {"shared": True}
 
 
 def read_done(out: Path, header: Line) -> tuple[dict[Key, Line], set[str]]:

@@ -169,11 +169,16 @@ def summarise(
                 harm=_harm(rows.get("base"), rows[method]),
                 adapters=float(np.mean([row["adapters"] for row in flat])),
                 rocs=float(np.mean([row["rocs"] for row in flat])),
-                tokens_per_s=sum(row["tokens"][1] for row in flat) / max(1e-9, sum(row["seconds"] for row in flat)),
+                tokens_per_s=_speed([row for row in flat if not row.get("shared")]),
                 num_rows=len(flat),
             )
         )
     return summaries
+
+
+def _speed(rows: Sequence[Any]) -> float:
+    """New tokens per second, of rows whose answers were generated for them."""
+    return float(sum(row["tokens"][1] for row in rows) / max(1e-9, sum(row["seconds"] for row in rows)))
 
 
 def _average(scored: Mapping[str, Scored], seed: int) -> Interval:

@@ -1,10 +1,11 @@
 """Running methods over cases: mixed and shuffled batches, one JSON line per row, resumable at any point.
 
 Cases that are served alike (`served`) have one answer: it is generated for the first of them and counts for all, also
-for those of other results files. Batches are fixed beforehand: they depend on the seed, the data and the batch size,
-not on where a run was interrupted. An answer may be as long as its task's longest reference, rounded up to a power of
-two; tasks of one limit share batches, as do prompts of like length, so that few rows wait for others. The law that a
-row in a batch equals the row alone makes the rest a matter of time only.
+for those of other results files. Batches are fixed beforehand: they depend on the seed, the data, the batch size and
+what other methods and files have answered, not on where a run was interrupted. An answer may be as long as its task's
+longest reference, rounded up to a power of two; tasks of one limit share batches, as do prompts of like length, so
+that few rows wait for others. The law that a row in a batch equals the row alone, up to rounding, makes the rest a
+matter of time only.
 """
 
 from __future__ import annotations
@@ -49,8 +50,10 @@ from hilora.types import Completion
 WINDOW = 8
 """Batches within which prompts are ordered by length."""
 CONSTANT = "constant"
-WORLD = ("adapters", "ridge", "dtype", "seed")
+WORLD = ("base", "adapters", "ridge", "dtype", "seed")
 """What of the setup decides answers."""
+ANSWERS = 1
+"""To be raised when methods or metrics change what is answered or scored: no older answers are taken then."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Bench:
         """
         return setup(
             name,
+            base=self.pool.base.name,
             dtype=str(self.model.dtype).removeprefix("torch."),
             adapters={entry.name: entry.hash[:16] for entry in self.pool.entries},
             ridge=self.pool.ridge,
@@ -165,7 +169,7 @@ class Bench:
     def world(self, label: str) -> str:
         """All that a method's answers depend on beside routes and rows, as a text."""
         header = self.header("")
-        return repr([header[key] for key in WORLD] + [header["parts"].get(label)])
+        return repr([ANSWERS, *(header[key] for key in WORLD), header["parts"].get(label)])
 
 
 def run_job(
@@ -274,7 +278,11 @@ def _measure(
                 digests[i]: line for i, line in bench.answer(router, routed, batch).items() if digests[i] not in known
             }
             known.update(new)
-            yield lines(new)
+            found = lines(new)
+            for i, line in found.items():
+                if i not in batch:
+                    line["shared"] = True
+            yield found
 
 
 def route_cases(planner: Planner, cases: Sequence[Case]) -> tuple[Routed, float]:

@@ -1,7 +1,9 @@
 """What a row is served with, as a digest: rows that are served alike have one answer, which is measured once.
 
-Under several halves of the pool, several settings and several values of an option, most prompts meet the same
-adapters with the same budget again. Nothing else decides an answer, so it is generated once and counts for all.
+Under several halves of the pool, several settings and several values of an option, many prompts meet the same
+adapters with the same budget again. Nothing else decides an answer but rounding, which depends on who shares the
+batch: in bf16 about one answer in twelve, long ones mostly, changes somewhere. So it is generated once and counts
+for all.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from hilora.planner import Planner, Routed
 CHUNK = 256
 """Rows that are planned at once."""
 DIGITS = 4
-"""Decimals of weights that count: finer than what half precision multiplies with."""
+"""Decimals of weights that count. What half precision multiplies with is coarser; fp32 would tell more apart."""
 
 
 def served_digests(
@@ -32,7 +34,8 @@ def served_digests(
         world: what else the answers depend on, as a text: model, adapters, trained parts.
     """
     method = planner.method
-    composer = f"{method.part}" if method.part else repr(method.gate)
+    # a trained composer is what `world` says of its part, and its number of adapters for a token
+    composer = repr((method.part, method.sparse) if method.part else method.gate)
     out = []
     for start in range(0, len(rows), CHUNK):
         places = range(start, min(start + CHUNK, len(rows)))

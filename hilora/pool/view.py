@@ -77,26 +77,41 @@ class PoolView:
         version: counts the changes.
     """
 
+    entries: tuple[Entry, ...]
+    embedder: EmbedderInfo
+    ridge: float
+    calibration: Calibration | None
+    tuned_on: int
+    version: int
+    _positions: Mapping[str, int]
+    _enabled: Bool[Tensor, " adapter"]
+    _text: bytes
+
     def __init__(self, path: Path, text: bytes) -> None:
         self.path = path
         self._take(text, store.parse_manifest(path, text))
 
     def _take(self, text: bytes, manifest: Mapping[str, Any]) -> None:
-        """Make a manifest this view's state."""
+        """Make a manifest this view's state, wholly or not at all."""
         try:
-            entries = (Entry(**raw) for raw in manifest["adapters"])
-            self.entries = tuple(sorted(entries, key=lambda entry: (entry.hash, entry.name)))
-            self._positions = {entry.name: i for i, entry in enumerate(self.entries)}
-            self._enabled = torch.tensor([entry.enabled for entry in self.entries], dtype=torch.bool)
-            self.embedder = EmbedderInfo(**manifest["embedder"])
-            self.ridge = float(manifest["ridge"])
+            entries = sorted(
+                (Entry(**raw) for raw in manifest["adapters"]), key=lambda entry: (entry.hash, entry.name)
+            )
             found = manifest.get("calibration")
-            self.calibration = None if found is None else Calibration.from_json(found)
-            self.tuned_on = int(manifest["tuned_on"])
-            self.version = int(manifest["version"])
+            state = {
+                "entries": tuple(entries),
+                "embedder": EmbedderInfo(**manifest["embedder"]),
+                "ridge": float(manifest["ridge"]),
+                "calibration": None if found is None else Calibration.from_json(found),
+                "tuned_on": int(manifest["tuned_on"]),
+                "version": int(manifest["version"]),
+                "_positions": {entry.name: i for i, entry in enumerate(entries)},
+                "_enabled": torch.tensor([entry.enabled for entry in entries], dtype=torch.bool),
+                "_text": text,
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise PoolError(f"{self.path / store.MANIFEST} is damaged: {error!r}. Restore it from a copy.") from error
-        self._text = text
+        vars(self).update(state)
 
     @classmethod
     def open(cls: type[V], path: str | Path) -> V:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -191,6 +192,10 @@ class TiedGaussian:
         scores, ids = self.nearest.top(white, k, allowed)
         distance = white.square().sum(1, keepdim=True) - 2 * scores
         return (-0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)).float(), ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make their own search: an index cannot be copied."""
+        return {name: value for name, value in vars(self).items() if name not in ("nearest", "_whitening")}
 
     @cached_property
     def nearest(self) -> Nearest:

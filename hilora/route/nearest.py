@@ -6,11 +6,11 @@ between adapters by
     s_i = w . m_i - |m_i|^2 / 2 + o_i.
 
 Both searches find a few adapters by rough numbers and score those in fp64, so that a row's scores do not depend on
-its batch, and equal ones keep the pool's order.
+who else is in its batch or beside it in the pool, and equal ones keep the pool's order.
 
     Exact     rough: fp32 matrix product. What rounding could have pushed out is looked at again: always the best.
-    Indexed   rough: 4-bit codes of the means (faiss). Memory per adapter: 72 bytes beside the means, which may lie on
-              disk. The best are missed now and then: how often is measured by `benchmarks/selection.py`.
+    Indexed   rough: 4-bit codes of the means (faiss), 64 bytes an adapter beside the means, and 8 more where the
+              index has cells. The best are missed now and then: `benchmarks/selection.py` says how often.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from hilora.errors import HiloraError
 
 SLACK = 16
 """Adapters beyond the best k that are scored in fp64."""
-ROWS = 256
-"""Rows that are searched at once."""
-FEW = 2
-"""Rows whose rough numbers come row by row."""
+ROUGH_AT_ONCE = 2**25
+"""Rough numbers that are held at once."""
 CODES = 128
 """Numbers that an index keeps of a mean, 4 bits each: its coordinates of largest variance, and one for the rest."""
 RERANKED = {"flat": 128, "cells": 512}
 """Adapters that are scored after an index has been asked."""
 INDEX_FROM = 2000
 """Adapters from which on an index pays."""
+LEFT = 8
+"""Where fewer than so many times k of those that an index named may be used, all that may are scored."""
 FLAT_UP_TO = 100_000
 """Larger pools are cut into cells, of which those nearest to the prompt are searched."""
 CELLS = 1024
@@ -73,51 +73,45 @@ class Exact:
         self.scored = _Scored(means, offset)
         self.rough_constant = self.scored.constant.astype(np.float32)
         # |fp32 dot - dot| <= gamma |w| |m|, gamma = dim u / (1 - dim u); constants and sums round once more each
-        eps, (count, dim) = torch.finfo(torch.float32).eps, means.shape
-        longest = float(means.double().norm(dim=1).max()) if count else 0.0
-        self.rounding = 2 * dim * eps * longest
+        eps = float(np.finfo(np.float32).eps)
+        self.rounding = 2 * means.shape[1] * eps * self.scored.longest
         self.constant_rounding = 4 * eps * float(np.abs(self.scored.constant).max(initial=0.0))
 
     def top(self, white: Float[Tensor, "batch dim"], k: int, allowed: Bool[Tensor, "batch adapter"]) -> Found:
         """The k best allowed adapters of each row (all, if there are fewer)."""
         k = min(k, len(self.scored))
         scores, ids = empty(len(white), k)
-        for start in range(0, len(white), ROWS):
-            part = slice(start, start + ROWS)
+        rows = max(1, ROUGH_AT_ONCE // max(1, len(self.scored)))
+        for start in range(0, len(white), rows):
+            part = slice(start, start + rows)
             self._top(white[part].double().numpy(), allowed[part], scores[part], ids[part])
         return torch.from_numpy(scores), torch.from_numpy(ids)
 
     def _top(self, white: Floats, allowed: Tensor, scores: Floats, ids: Ints) -> None:
         """Put the best of each row into `scores` and `ids`."""
         k, count = scores.shape[1], min(scores.shape[1] + SLACK, len(self.scored))
-        every = everyone(allowed)
-        for row, (own, rough) in enumerate(zip(white, self._rough(white), strict=True)):
-            may = None if every else allowed[row].numpy()
-            if may is not None:
-                rough[~may] = -np.inf
+        asked, means = white.astype(np.float32), self.scored.means
+        roughs = (means @ asked[0])[None] if len(asked) == 1 else asked @ means.T  # one row: half the time
+        roughs += self.rough_constant
+        if not everyone(allowed):
+            roughs[~allowed.numpy()] = -np.inf
+        for row, (own, rough) in enumerate(zip(white, roughs, strict=True)):
             some = np.argpartition(rough, -count)[-count:] if count < len(rough) else np.arange(count)
             values = rough[some]
             if 0 < k < count < len(rough):
                 doubt = 2 * (np.sqrt(own @ own) * self.rounding + self.constant_rounding)
                 last = np.partition(values, -k)[-k]
-                if np.isfinite(last) and last - values.min() <= doubt:  # so many are alike: all are scored
-                    some, values = np.arange(len(rough)), rough
+                if np.isfinite(last) and last - values.min() <= doubt:  # more are alike
+                    some = np.flatnonzero(rough >= last - doubt)
+                    values = rough[some]
             self.scored.best(own, some[values > -np.inf], scores[row], ids[row])
-
-    def _rough(self, white: Floats) -> NDArray[np.float32]:
-        """(row, adapter) in fp32. For few rows numpy's matrix-vector product is the faster one."""
-        own = white.astype(np.float32)
-        if len(own) <= FEW:
-            return np.stack([self.scored.means @ row for row in own]) + self.rough_constant
-        product = torch.from_numpy(own) @ torch.from_numpy(self.scored.means).T
-        return product.numpy() + self.rough_constant
 
 
 class Indexed:
     """Asks an index of short codes first.
 
     Args:
-        means: whitened means, fp32; memory-mapped ones are read where they are scored only.
+        means: whitened means, fp32; may be memory-mapped: once the index is built, only those to be scored are read.
         offset: what else counts for each adapter.
 
     Raises:
@@ -125,7 +119,6 @@ class Indexed:
     """
 
     def __init__(self, means: Float[Tensor, "adapter dim"], offset: Float[Tensor, " adapter"] | None = None) -> None:
-        self.faiss = _faiss()
         self.means, self.offset = means, offset
         self.kind = "flat" if len(means) <= FLAT_UP_TO else "cells"
         self.scored = _Scored(means, offset)
@@ -145,18 +138,18 @@ class Indexed:
         return _padded(head, rest.sqrt())
 
     def _build(self) -> Any:
-        count = len(self.means)
+        faiss, count = need_faiss(), len(self.means)
         if self.kind == "flat":
-            index = self.faiss.IndexPQFastScan(CODES, CODES, 4)
+            index = faiss.IndexPQFastScan(CODES, CODES, 4)
             index.train(self._codes(slice(None)))
             index.add(self._codes(slice(None)))
             return index
         # two halves, searched side by side
-        shards = self.faiss.IndexShards(CODES, True, True)
+        shards = faiss.IndexShards(CODES, True, True)
         training = self._codes(slice(None, None, max(1, count // TRAINED_ON)))
         self.shards = []  # faiss does not keep them alive
         for first, last in ((0, count // 2), (count // 2, count)):
-            shard = self.faiss.index_factory(CODES, f"IVF{CELLS},PQ{CODES}x4fs")
+            shard = faiss.index_factory(CODES, f"IVF{CELLS},PQ{CODES}x4fs")
             shard.cp.niter = 8
             shard.train(training)
             shard.nprobe = PROBED
@@ -179,7 +172,7 @@ class Indexed:
             if not every:
                 may = allowed[row].numpy()
                 some = some[may[some]]
-                if len(some) < min(k, int(may.sum())):  # a mask that leaves little of what the index names
+                if len(some) < min(LEFT * k, int(may.sum())):  # a mask that leaves little of what the index names
                     some = may.nonzero()[0]
             self.scored.best(own, self.scored.roughly(own, some, k + SLACK), scores[row], ids[row])
         return torch.from_numpy(scores), torch.from_numpy(ids)
@@ -191,9 +184,12 @@ class _Scored:
     def __init__(self, means: Tensor, offset: Tensor | None) -> None:
         self.means = means.numpy()
         self.constant: Floats = np.empty(len(means))
+        self.longest = 0.0
         for start in range(0, len(means), TRAINED_ON):
             part = slice(start, start + TRAINED_ON)
-            self.constant[part] = -np.square(self.means[part].astype(np.float64)).sum(1) / 2
+            squares = np.square(self.means[part].astype(np.float64)).sum(1)
+            self.constant[part] = -squares / 2
+            self.longest = max(self.longest, float(np.sqrt(squares.max())))
         if offset is not None:
             self.constant += offset.double().numpy()
 
@@ -244,7 +240,12 @@ def _padded(head: Tensor, last: Tensor) -> Any:
     return out.numpy()
 
 
-def _faiss() -> Any:
+def need_faiss() -> Any:
+    """The package.
+
+    Raises:
+        HiloraError: it is not installed.
+    """
     try:
         import faiss
     except ImportError as error:

@@ -18,8 +18,9 @@ from hilora.route.candidates import select, sign_sizes, weigh
 from hilora.route.experts import Calibration
 from hilora.route.features import Features
 from hilora.route.gaussian import COVARIANCES, OwnGaussian, TiedGaussian
+from hilora.route.nearest import need_faiss
 from hilora.route.novelty import seen_above
-from hilora.route.ridge import RIDGE, held_out_scores
+from hilora.route.ridge import MOST_ADAPTERS, RIDGE, held_out_scores
 from hilora.types import Route
 
 
@@ -141,6 +142,8 @@ class Gaussian:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
         if self.search != "exact" and self.covariance == "own":
             raise InputError("An index needs one covariance for all adapters. Use covariance='tied'.")
+        if self.search == "indexed":
+            need_faiss()
         self._fresh()  # refuses a ridge or a shrinkage that makes no sense
 
     def fit(self, known: Known) -> Gaussian:
@@ -150,9 +153,10 @@ class Gaussian:
             self.ridge_ = known.ridge
         self.model_ = self._fresh().fit(embeddings)
         self.seen_above_ = 0.0
-        if self.covariance == "tied":
-            own, _ = held_out_scores(embeddings, self._fresh)
+        if isinstance(self.model_, TiedGaussian):
+            own, _ = held_out_scores(embeddings[:: -(-len(embeddings) // MOST_ADAPTERS)], self._fresh)
             self.seen_above_ = seen_above(own.tolist())
+            _ = self.model_.nearest  # an index is built now, not at the first prompt
         return self
 
     def _fresh(self) -> OwnGaussian | TiedGaussian:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from hilora.analyse import figures
+from hilora.analyse import figures, heatmaps
 from hilora.analyse.activation import Recorder, record
 from hilora.analyse.explain import Explanation, explain, explain_answer
 from hilora.analyse.observations import observe, table
@@ -37,6 +37,7 @@ from hilora.analyse.rocs import (
 )
 from hilora.analyse.selection import count_selected, read_results
 from hilora.analyse.similarity import against_samples as against_held_out
+from hilora.analyse.weights import weights_by_site
 from hilora.attach import attach, placements
 from hilora.cli.app import app
 from hilora.compose.delta import stack_sites
@@ -596,3 +597,39 @@ def test_bad_input_is_refused_in_plain_words(
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["mixture", "selection", "arrow", "ramole"])
+def test_weights_of_all_adapters_add_up_at_each_site(
+    method: str, shared_pool: Any, tokenizer: Any, embedder: Any, tiny: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    router = HiLoRA.from_pretrained(model, pool, method, tokenizer=tokenizer, embedder=embedder)
+    sites, names, found = weights_by_site(router, tiny.texts("alpha", 3))
+    assert found.shape == (len(sites), len(names))
+    assert set(names) <= set(pool.names)
+    assert torch.allclose(found.sum(1), torch.tensor(1.0), atol=1e-4)
+    if method == "mixture":  # each prompt retrieves three, with a third each
+        assert torch.allclose(found * 9, (found * 9).round(), atol=1e-3)
+
+
+def test_weights_of_the_base_model_are_refused(shared_pool: Any, tokenizer: Any, embedder: Any, tiny: Any) -> None:
+    model, pool = shared_pool("llama")
+    router = HiLoRA.from_pretrained(model, pool, "base", tokenizer=tokenizer, embedder=embedder)
+    with pytest.raises(InputError, match="nothing to weigh"):
+        weights_by_site(router, tiny.texts("alpha", 2))
+
+
+def test_weights_are_drawn_with_a_panel_for_each_task(tmp_path: Path) -> None:
+    sites = [f"model.layers.{i}.self_attn.v_proj" for i in range(4)]
+    numbers = np.random.default_rng(0).random((4, 20))
+    found = {
+        "sites": sites,
+        "tasks": {t: {"adapters": [f"a{i}" for i in range(20)], "weights": numbers} for t in "xy"},
+    }
+    found["tasks"]["x"]["adapters"][3] = "x"
+    files = figures.save(heatmaps.weights(found), tmp_path / "weights")
+    assert all(file.stat().st_size > 1000 for file in files)

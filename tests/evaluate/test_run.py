@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hilora import METHODS, HiLoRA, Pool
+from hilora import METHODS, HiLoRA, Pool, get_method
 from hilora.errors import HiloraError, InputError
 from hilora.evaluate.metrics import exact_match
 from hilora.evaluate.report import Results, summarise
 from hilora.evaluate.rows import Row, answer_hash
-from hilora.evaluate.run import Bench, Job, answer_limits, run_job, schedule
+from hilora.evaluate.run import Bench, Job, answer_limits, route_cases, run_job, schedule
+from hilora.evaluate.served import served_digests
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.tables import TABLES, markdown_table
+from hilora.planner import Planner
 
+CLOCK = ("seconds", "shared")
 HEADER = {"setup": "test", "adapters": {"alpha": "1"}, "seed": 0}
 Run = Callable[..., list[dict[str, Any]]]
 
@@ -66,7 +69,7 @@ def run(world: tuple[Any, Pool], tokenizer: Any, embedder: Any, rows: list[Row])
 def measured(lines: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
     """Rows by key, without what depends on the clock."""
     return {
-        (r["method"], r["setting"], r["split"], r["id"]): {k: v for k, v in r.items() if k != "seconds"}
+        (r["method"], r["setting"], r["split"], r["id"]): {k: v for k, v in r.items() if k not in CLOCK}
         for r in lines
         if "method" in r
     }
@@ -189,6 +192,8 @@ def test_rows_that_are_served_alike_are_answered_once_and_as_if_alone(
     lines = measured(run(tmp_path / "out.jsonl", "within", methods))
     served = {line["served"] for line in lines.values()}
     assert sum(answered) == len(served) < len(lines)
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert sum("served" in line and not line.get("shared") for line in written) == len(served)
     before = len(answered)
     other = measured(run(tmp_path / "other.jsonl", "within", methods, also=[tmp_path / "out.jsonl"]))
     assert other == lines
@@ -202,6 +207,30 @@ def test_rows_that_are_served_alike_are_answered_once_and_as_if_alone(
     assert sum(answered[before:]) == len(lines)
     strip = lambda found: {key: line | {"served": ""} for key, line in found.items()}  # noqa: E731
     assert strip(alone) == strip(lines)
+
+
+def test_options_of_trained_methods_make_other_answers(
+    world: Any, rows: list[Row], tokenizer: Any, embedder: Any
+) -> None:
+    model, pool = world
+    cases = make_cases("iid", rows, pool.names)
+    found = {}
+    for label, (name, options) in {
+        "two": ("phatgoose", {"k": 2}),
+        "one": ("phatgoose", {"k": 1}),
+        "default": ("phatgoose", {}),
+        "router": ("ramole", {}),
+        "other router": ("ramole", {"router": "router-all"}),
+        "three": ("ramole", {"k": 3}),
+    }.items():
+        bench = Bench(pool, model, tokenizer, embedder, Job("iid", cases, {label: (name, options)}))
+        planner = Planner(pool, get_method(name, **options), embedder)
+        routed, _ = route_cases(planner, cases)
+        found[label] = served_digests(planner, routed, rows, bench.limits, 0, bench.world(label))
+    assert found["two"] == found["default"]
+    assert found["three"] == found["router"]
+    assert not set(found["one"]) & set(found["two"])
+    assert not set(found["router"]) & set(found["other router"])
 
 
 def test_batches_hold_every_case_once_and_depend_on_the_seed_alone(rows: list[Row]) -> None:

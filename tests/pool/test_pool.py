@@ -513,6 +513,22 @@ def test_reembedding_without_the_samples_of_every_adapter_changes_nothing(
 
 # --- failures -----------------------------------------------------------------------------------------------
 
+
+def test_a_damaged_manifest_leaves_a_view_as_it_was_and_a_restored_one_is_taken(pool: Pool, add: Add) -> None:
+    add(pool, "one", 0)
+    add(pool, "two", 1)
+    whole = (pool.path / "pool.json").read_bytes()
+    broken = json.loads(whole)
+    del broken["ridge"], broken["adapters"][0]
+    (pool.path / "pool.json").write_text(json.dumps(broken))
+    with pytest.raises(PoolError, match="damaged"):
+        pool.reload()
+    assert sorted(pool.names) == ["one", "two"]
+    (pool.path / "pool.json").write_bytes(whole)
+    pool.enable("one", False)
+    assert sorted(Pool.open(pool.path).names) == sorted(pool.names) == ["one", "two"]
+
+
 CHANGES: dict[str, Callable[[Pool, Add], Any]] = {
     "add": lambda pool, add: add(pool, "new", 5),
     "replace": lambda pool, add: add(pool, "one", 5, replace=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,27 @@ def test_an_index_finds_what_the_exact_search_finds(dim: int) -> None:
         assert agree > 0.99
         same = ids == found_ids
         assert torch.equal(scores[same], found_scores[same])
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.2])
+def test_an_index_under_masks_of_any_size_misses_next_to_none(share: float) -> None:
+    pytest.importorskip("faiss")
+    means, prompts = world(3000, 16, 100)
+    mask = torch.rand(100, 3000, generator=torch.Generator().manual_seed(0)) < share
+    ids, found = Exact(means).top(prompts, 8, mask)[1], Indexed(means).top(prompts, 8, mask)[1]
+    assert (ids[:, :, None] == found[:, None, :]).any(2).double().mean() > 0.99
+
+
+def test_a_router_with_an_index_can_be_copied() -> None:
+    pytest.importorskip("faiss")
+    model = TiedGaussian(0.2, "indexed")
+    means, prompts = world(2500, 8, 3)
+    model.whitening_, model.mean_, model.log_det_ = torch.eye(8), means, 0.0
+    everyone = torch.ones(3, 2500).bool()
+    first = model.top(prompts, 4, everyone)
+    assert isinstance(model.nearest, Indexed)
+    again = deepcopy(model).top(prompts, 4, everyone)
+    assert torch.equal(first[1], again[1])
 
 
 def test_an_index_under_a_mask_that_leaves_few_is_exact() -> None:
