@@ -76,6 +76,58 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     assert "nan" not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "methods"), [("hilora", ("base", "hilora", "ramole")), ("ramole", ("fusion", "ramole"))]
+)
+def test_throughput_is_measured_and_drawn(
+    name: str,
+    methods: tuple[str, ...],
+    world: Any,
+    tokenizer: Any,
+    embedder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scripts: Any,
+) -> None:
+    pool, model = world
+    script = scripts.load(f"reproduce/{name}/throughput.py")
+    use_tiny(script, model, tokenizer, embedder, monkeypatch)
+    monkeypatch.setattr(script, "METHODS", methods)
+    monkeypatch.setattr(script, "TESTED", 1, raising=False)
+    few = ["--at", "1", "2", "--batch", "4", "--new-tokens", "2", "--rounds", "1"]
+    out = tmp_path / "throughput"
+    scripts.run(script, "--data", tmp_path / "data", "--pool", pool.path, "--out", out, *few)
+    lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    shown = [*methods, "single", "base"] if name == "ramole" else methods
+    assert [(line["at"], line["method"]) for line in lines[1:]] == [(at, m) for at in (1, 2) for m in shown]
+    assert all(line["least"] <= line["tokens_per_s"] <= line["most"] for line in lines[1:])
+    made = {kind: out.with_suffix(kind).read_bytes() for kind in (".md", ".svg")}
+    scripts.run(script, "--out", out)
+    assert out.with_suffix(".md").read_bytes() == made[".md"]
+
+
+def test_prompts_for_two_adapters_are_shown_with_everyones_answer(
+    world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
+) -> None:
+    pool, model = world
+    script = scripts.load("reproduce/ramole/showcase.py")
+    use_tiny(script, model, tokenizer, embedder, monkeypatch)
+    monkeypatch.setattr(script, "CASES", [script.Case("Two of them", "first | line\nsecond", ("alpha", "beta"))])
+    scripts.run(script, "--pool", pool.path, "--out", tmp_path / "showcase.md")
+    text = (tmp_path / "showcase.md").read_text()
+    asked = (
+        "base",
+        "alpha alone",
+        "beta alone",
+        "both, equal weights",
+        "ramole, of these two",
+        "hilora-plus, of all",
+    )
+    assert all(f"\n| {who} | " in text for who in asked)
+    assert "alpha 0.50" in text
+    assert "> first | line\n> second" in text
+
+
 def test_adapters_are_checked_and_those_trained_anew_checked_again(
     world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
 ) -> None:

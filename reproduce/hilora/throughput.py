@@ -1,0 +1,56 @@
+"""HiLoRA's Fig. 5: throughput against the number of seen tasks.
+
+    python reproduce/hilora/throughput.py --data DATA --pool pools/flan-mini
+
+Prompts of ten tasks, five of which have their adapter in every pool and five in none, 32 new tokens each; tokens per
+second are those of the answers, routing included. Methods that are trained join once they are. Nothing else may run
+on the machine. Without --data, throughput.md and throughput.svg are made again from throughput.jsonl.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from speed import Line, available, lines_of, prompts_of, speed_main, timed_rounds, with_adapters
+
+from hilora import HiLoRA, Pool
+from hilora.methods import get_method
+from hilora.models import load_base
+from hilora.planner import Planner
+from hilora.route.embed import Embedder
+
+METHODS = ("base", "hilora", "hilora-plus", "mixture", "arrow", "phatgoose")
+SEEN = (5, 10, 20, 30, 40)
+TESTED = 5
+"""Seen tasks that prompts are taken from, and as many unseen ones."""
+
+
+def measure(args: argparse.Namespace, pool: Pool) -> Iterator[Line]:
+    model, tokenizer = load_base(pool.base.name, dtype="bf16")
+    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    order = np.random.default_rng(0).permutation(sorted(pool.names)).tolist()
+    unseen, seen = order[:TESTED], order[TESTED:]
+    prompts = prompts_of(args.data / "flan_mini/val", [*unseen, *seen[:TESTED]], -(-args.batch // (2 * TESTED)))
+    prompts = prompts[: args.batch]
+    for count in args.at or SEEN:
+        view = with_adapters(pool, seen[:count])
+        routers = {
+            name: HiLoRA(model, tokenizer, Planner(view, get_method(name), embedder))
+            for name in available(view, METHODS)
+        }
+        took = timed_rounds(routers, prompts, args.new_tokens, args.batch, args.rounds)
+        for line in lines_of(took, count, args.new_tokens * len(prompts)):
+            print(line, flush=True)
+            yield line
+
+
+def main() -> None:
+    speed_main(__doc__, Path(__file__).with_suffix(""), "seen tasks", lambda args, pool: list(measure(args, pool)))
+
+
+if __name__ == "__main__":
+    main()

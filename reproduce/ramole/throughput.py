@@ -1,0 +1,53 @@
+"""RAMoLE's Fig. 7b: throughput against the batch size, input and output tokens, first token only.
+
+    python reproduce/ramole/throughput.py --data DATA --pool pools/flan-mini --new-tokens 1
+
+Prompts of all tasks, mixed; `single` is one adapter for all rows. Methods that are trained join once they are.
+Nothing else may run on the machine. Without --data, throughput.md and throughput.svg are made again from
+throughput.jsonl.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from speed import Line, available, lines_of, prompts_of, speed_main, timed_rounds, with_adapters
+
+from hilora import HiLoRA, Pool
+from hilora.methods import get_method
+from hilora.models import load_base
+from hilora.planner import Planner
+from hilora.prompts import encode_prompts
+from hilora.route.embed import Embedder
+
+METHODS = ("selection", "fusion", "mixture", "ramole", "hilora")
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+PROMPTS = 64
+
+
+def measure(args: argparse.Namespace, pool: Pool) -> Iterator[Line]:
+    model, tokenizer = load_base(pool.base.name, dtype="bf16")
+    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    prompts = prompts_of(args.data / "flan_mini/val", pool.names, 2)[:PROMPTS]
+    tokens = sum(map(len, encode_prompts(prompts, tokenizer))) + args.new_tokens * len(prompts)
+    routers = {
+        name: HiLoRA(model, tokenizer, Planner(pool, get_method(name), embedder)) for name in available(pool, METHODS)
+    }
+    alone = with_adapters(pool, pool.names[:1])
+    routers["single"] = HiLoRA(model, tokenizer, Planner(alone, get_method("selection"), embedder))
+    routers["base"] = HiLoRA(model, tokenizer, Planner(pool, get_method("base"), embedder))
+    for batch in args.at or BATCHES:
+        took = timed_rounds(routers, prompts, args.new_tokens, batch, args.rounds)
+        for line in lines_of(took, batch, tokens):
+            print(line, flush=True)
+            yield line
+
+
+def main() -> None:
+    speed_main(__doc__, Path(__file__).with_suffix(""), "batch size", lambda args, pool: list(measure(args, pool)))
+
+
+if __name__ == "__main__":
+    main()

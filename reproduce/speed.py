@@ -1,0 +1,132 @@
+"""What Fig. 5 (HiLoRA) and Fig. 7b (RAMoLE) share: methods timed in interleaved rounds, and how it is drawn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hilora import HiLoRA, Pool
+from hilora.evaluate.rows import Row, choose_rows, load_rows
+from hilora.evaluate.setup import setup
+from hilora.evaluate.tables import markdown_table
+from hilora.pool import store
+from hilora.pool.trained import trained_path
+from hilora.pool.view import PoolView
+
+Line = dict[str, Any]
+
+
+def available(pool: PoolView, methods: Sequence[str]) -> list[str]:
+    """The methods whose trained part is there, if they need one; says which are left out."""
+    from hilora.methods import get_method
+
+    parts = {name: get_method(name).part for name in methods}
+    found = [name for name in methods if (part := parts[name]) is None or trained_path(pool.path, part).exists()]
+    if left := [name for name in methods if name not in found]:
+        print(f"not run, for they are not trained yet (reproduce/ramole/train.py): {', '.join(left)}", flush=True)
+    return found
+
+
+def with_adapters(pool: PoolView, names: Sequence[str]) -> PoolView:
+    """A view of some of a pool's adapters."""
+    manifest = store.parse_manifest(pool.path, store.read_manifest(pool.path))
+    kept = [entry for entry in manifest["adapters"] if entry["name"] in set(names)]
+    return PoolView(pool.path, json.dumps(manifest | {"adapters": kept}).encode())
+
+
+def prompts_of(data: Path, tasks: Sequence[str], per_task: int) -> list[str]:
+    """Prompts of tasks, mixed."""
+    rows = choose_rows([row for row in load_rows(data) if row.task in set(tasks)], per_task=per_task)
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    return [own[i].inputs for i in range(per_task) for own in by_task.values() if i < len(own)]
+
+
+def timed_rounds(
+    routers: Mapping[str, HiLoRA], prompts: Sequence[str], new_tokens: int, batch: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every method in every round; one round more warms up, and every other one goes backwards."""
+    fixed = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "batch_size": batch}
+    took: dict[str, list[float]] = {name: [] for name in routers}
+    for number in range(rounds + 1):
+        order = list(routers.items())
+        for name, router in order if number % 2 else reversed(order):
+            began = time.perf_counter()
+            router.generate(list(prompts), **fixed)
+            if number:
+                took[name].append(time.perf_counter() - began)
+    return took
+
+
+def lines_of(took: Mapping[str, Sequence[float]], at: int, tokens: int) -> list[Line]:
+    """One line per method: tokens per second at a place of the horizontal axis, with its least and most."""
+    return [
+        {
+            "method": name,
+            "at": at,
+            "tokens_per_s": round(tokens / statistics.median(values), 2),
+            "least": round(tokens / max(values), 2),
+            "most": round(tokens / min(values), 2),
+        }
+        for name, values in took.items()
+    ]
+
+
+def draw(lines: Sequence[Line], across: str, out: Path) -> str:
+    """A curve for each method; returns the table."""
+    import matplotlib.pyplot as plt
+
+    rows = [line for line in lines if "method" in line]
+    methods = list(dict.fromkeys(line["method"] for line in rows))
+    places = sorted({line["at"] for line in rows})
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    cells = {place: [str(place)] for place in places}
+    for name in methods:
+        own = {line["at"]: line for line in rows if line["method"] == name}
+        values = [own[place]["tokens_per_s"] for place in places]
+        spread = [
+            [v - own[p]["least"] for p, v in zip(places, values, strict=True)],
+            [own[p]["most"] - v for p, v in zip(places, values, strict=True)],
+        ]
+        axes.errorbar(places, values, yerr=spread, marker="o", capsize=3, label=name)
+        for place, value in zip(places, values, strict=True):
+            cells[place].append(f"{value:.1f}")
+    axes.set_xlabel(across)
+    axes.set_ylabel("tokens per second")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(out, metadata={"Date": None})
+    plt.close(figure)
+    return markdown_table((across, *methods), list(cells.values()))
+
+
+def speed_main(
+    doc: str | None, out: Path, across: str, measure: Callable[[argparse.Namespace, Pool], Sequence[Line]]
+) -> None:
+    """The command line of a script: measures into OUT.jsonl, then draws OUT.svg and writes OUT.md."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, help="the folder that holds flan_mini; without it, OUT.jsonl is drawn")
+    parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    parser.add_argument("--at", type=int, nargs="*", help="places on the horizontal axis")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=out, help="without ending")
+    args = parser.parse_args()
+    numbers = args.out.with_suffix(".jsonl")
+    if args.data is not None:
+        pool = Pool.open(args.pool)
+        lines = [setup(str(out), dtype="bf16", batch=args.batch, rounds=args.rounds), *measure(args, pool)]
+        numbers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [json.loads(line) for line in numbers.read_text().splitlines()]
+    table = draw(lines, across, args.out.with_suffix(".svg"))
+    title = (doc or "").splitlines()[0]
+    picture = f"![{across}]({args.out.name}.svg)"
+    args.out.with_suffix(".md").write_text(f"# {title}\n\n{picture}\n\n{table}\n\n`{json.dumps(lines[0])}`\n")
