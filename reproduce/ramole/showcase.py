@@ -7,8 +7,6 @@ among these two (hilora-plus, and ramole once it is trained), and by hilora-plus
 written for this; whether an answer is right is for the reader to see.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import dataclass
