@@ -124,3 +124,20 @@ def test_adapters_write_texts_by_which_they_are_known(
     assert result["everyone"]["20 samples"]["cosine"] == [1.0, 1.0]
     assert result["setup"]["prompts"] == 16
     assert "nan" not in (tmp_path / "out" / "generated.md").read_text()
+
+
+def test_views_of_a_prompt_are_compared(
+    tmp_path: Path, tiny: Any, embedder: Any, scripts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "reproduce/selection/views.py"
+    module = scripts.load(script)
+    monkeypatch.setattr(module, "Embedder", lambda *a, **k: embedder)
+    write(tmp_path / "samples.jsonl", tiny, 10, 0, list(CLUSTERS))
+    scripts.run(module, "--data", tmp_path, "--out", tmp_path / "out")
+    made = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    found = json.loads(made["views.json"])["sets"]
+    assert [tuple(of["witnesses"]) for of in found] == list(module.SETS)
+    assert all(of["tops"] == sorted(of["tops"]) and of["log_loss"] >= 0 for of in found)
+    assert not any(text in made["views.json"] for task in CLUSTERS for text in tiny.texts(task, 10))
+    scripts.run(scripts.load(script), "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "views.md").read_text() == made["views.md"]

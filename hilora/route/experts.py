@@ -168,11 +168,17 @@ def _fit(owner: Tensor, scores: Mapping[str, Tensor]) -> dict[str, float]:
     stacked = torch.stack([scores[name].double() for name in names], dim=2)  # (held, adapter, witness)
     stacked = stacked - stacked.max(1, keepdim=True).values
     start = torch.log(torch.tensor([WEIGHTS[name] for name in names], dtype=torch.float64))
-    return WEIGHTS | dict(zip(names, _maximise(stacked, owner, start).tolist(), strict=True))
+    return WEIGHTS | dict(zip(names, maximise(stacked, owner, start).tolist(), strict=True))
 
 
-def _maximise(scores: Tensor, owner: Tensor, start: Tensor) -> Float[Tensor, " witness"]:
-    """argmax over w > 0 of sum log softmax(scores @ w)[owner], with a weak prior at the start."""
+def maximise(scores: Tensor, owner: Tensor, start: Tensor) -> Float[Tensor, " witness"]:
+    """argmax over w > 0 of sum log softmax(scores @ w)[owner], with a weak prior at the start.
+
+    Args:
+        scores: (held, adapter, witness) log-likelihoods of held-out samples.
+        owner: (held,) whose they are.
+        start: (witness,) logarithms of the weights to start from.
+    """
     log_weights = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS([log_weights], max_iter=100, line_search_fn="strong_wolfe")
 
