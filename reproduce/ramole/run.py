@@ -18,7 +18,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments import Run, run_main
 
 TEST = "ramole48/test_half.jsonl"
-METHODS = ("base", "constant", "oracle", "selection", "fusion", "mixture", "adapter-soup", "hilora", "hilora-gs")
+METHODS = (
+    "base",
+    "constant",
+    "oracle",
+    "selection",
+    "fusion",
+    "mixture",
+    "adapter-soup",
+    "hilora",
+    "hilora-gs",
+    "hilora-plus",
+)
 NUMBERS = tuple(f"{method}:k={k}" for method in ("mixture", "fusion") for k in (1, 2, 3, 5, 8))
 TRAINED = ("ramole", "moe-top1", "moe-top3", "moe-soft", "smear", "lorahub")
 DROPOUT = ("ramole", "ramole:router=router-all")

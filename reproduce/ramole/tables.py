@@ -56,7 +56,7 @@ TRAINED_COLUMNS = (
     ("smear", "iid"),
     ("lorahub", "iid"),
 )
-MORE = (("hilora", "iid"), ("hilora", "ood"), ("hilora-gs", "iid"), ("hilora-gs", "ood"), ("base", "iid"))
+MORE = (*((m, s) for m in ("hilora", "hilora-gs", "hilora-plus") for s in ("iid", "ood")), ("base", "iid"))
 
 
 Columns = Sequence[tuple[str, str]]
