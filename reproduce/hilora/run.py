@@ -75,7 +75,7 @@ RUNS = (
     Run("nli", ["within"], METHODS, VAL, per_task=15, clusters=("nli",)),
     Run("gamma", ["within", "cross"], ("base", "oracle", *GAMMAS), VAL, per_task=4, halves=2),
     Run("choose", ["within", "cross"], ("base", "oracle", *CHOICES), VAL, per_task=4, part="first", halves=2),
-    Run("ablation", ["within"], ("base", "oracle", *ABLATIONS), VAL, per_task=4, part="first", halves=2),
+    Run("ablation", ["within"], ("base", "oracle", *ABLATIONS), VAL, per_task=2, part="first", halves=2),
 )
 RUNS += tuple(replace(run, name=f"phatgoose-{run.name}", methods=("phatgoose",)) for run in RUNS[:4])
 
