@@ -2,8 +2,7 @@
 
 Under several halves of the pool, several settings and several values of an option, many prompts meet the same
 adapters with the same budget again. Nothing else decides an answer but rounding, which depends on who shares the
-batch: in bf16 about one answer in twelve, long ones mostly, changes somewhere. So it is generated once and counts
-for all.
+batch: in bf16 some answers, long ones mostly, change somewhere. So it is generated once and counts for all.
 """
 
 from __future__ import annotations
