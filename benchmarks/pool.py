@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from hilora import HiLoRA, Pool, get_method
+from hilora.bench.rounds import turns
 from hilora.bench.workload import Workload, make_workload
 from hilora.evaluate.setup import setup
 from hilora.models import load_base
@@ -133,11 +134,10 @@ def throughput(
         routers[size] = HiLoRA(model, tokenizer, Planner(pool, get_method("hilora"), embedder))
         fits[size] = time.perf_counter() - began
     took: dict[int, list[float]] = {size: [] for size in pools}
-    for number in range(rounds + 1):
-        for size, router in routers.items() if number % 2 else reversed(routers.items()):
-            one = seconds(lambda router=router: _answer(router, work))
-            if number:
-                took[size].append(one)
+    for size, counts in turns(list(routers), rounds):
+        one = seconds(partial(_answer, routers[size], work))
+        if counts:
+            took[size].append(one)
     base = statistics.median(took[min(took)])
     return [
         {

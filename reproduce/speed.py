@@ -11,25 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from hilora import HiLoRA, Pool
+from hilora.bench.rounds import turns
 from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
+from hilora.methods import get_method
+from hilora.planner import Planner
 from hilora.pool import store
 from hilora.pool.trained import trained_path
 from hilora.pool.view import PoolView
+from hilora.route.embed import Embedder
 
 Line = dict[str, Any]
 
 
 def available(pool: PoolView, methods: Sequence[str]) -> list[str]:
     """The methods whose trained part is there, if they need one; says which are left out."""
-    from hilora.methods import get_method
-
     parts = {name: get_method(name).part for name in methods}
     found = [name for name in methods if (part := parts[name]) is None or trained_path(pool.path, part).exists()]
     if left := [name for name in methods if name not in found]:
         print(f"not run, for they are not trained yet (reproduce/ramole/train.py): {', '.join(left)}", flush=True)
     return found
+
+
+def routers_of(
+    pool: PoolView, methods: Sequence[str], model: Any, tokenizer: Any, embedder: Embedder
+) -> dict[str, HiLoRA]:
+    """A router for each method that is available."""
+    return {
+        name: HiLoRA(model, tokenizer, Planner(pool, get_method(name), embedder)) for name in available(pool, methods)
+    }
 
 
 def with_adapters(pool: PoolView, names: Sequence[str]) -> PoolView:
@@ -51,16 +62,14 @@ def prompts_of(data: Path, tasks: Sequence[str], per_task: int) -> list[str]:
 def timed_rounds(
     routers: Mapping[str, HiLoRA], prompts: Sequence[str], new_tokens: int, batch: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of every method in every round; one round more warms up, and every other one goes backwards."""
+    """Seconds of every method in every round."""
     fixed = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "batch_size": batch}
     took: dict[str, list[float]] = {name: [] for name in routers}
-    for number in range(rounds + 1):
-        order = list(routers.items())
-        for name, router in order if number % 2 else reversed(order):
-            began = time.perf_counter()
-            router.generate(list(prompts), **fixed)
-            if number:
-                took[name].append(time.perf_counter() - began)
+    for name, counts in turns(list(routers), rounds):
+        began = time.perf_counter()
+        routers[name].generate(list(prompts), **fixed)
+        if counts:
+            took[name].append(time.perf_counter() - began)
     return took
 
 

@@ -21,7 +21,7 @@ from hilora.compose.delta import Gate, Gated, Tokens, stack_sites
 from hilora.errors import InputError
 from hilora.generate import HiLoRA
 from hilora.prompts import Prompt, encode_prompts, query_text
-from hilora.types import Completion, Plan, Rocs, Site
+from hilora.types import Completion, Factors, Plan, Rocs, Site
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,14 @@ class _Collector:
         pass
 
 
+def look(model: Any, adapters: Sequence[Factors], plan: Plan, recorder: Gate, ids: list[int]) -> dict[str, Site]:
+    """Send one row's tokens through the model once, past a composer that looks on; returns the sites."""
+    sites = stack_sites(adapters, placements(model))
+    with attach(model, sites, plan, recorder), torch.inference_mode():
+        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return sites
+
+
 def record(router: HiLoRA, prompt: Prompt, *, seed: int = 0, max_new_tokens: int = 32, **options: Any) -> Activation:
     """Answer a prompt, and say which ROCs each token used.
 
@@ -148,10 +156,8 @@ def record(router: HiLoRA, prompt: Prompt, *, seed: int = 0, max_new_tokens: int
     (given,) = encode_prompts([prompt], router.tokenizer)
     ids = [*given, *collector.ids[len(given) : len(given) + answer.completion_tokens]]
     entries = [routed.source.entries[i] for i in plan.ids]
-    sites = stack_sites([routed.source.factors(entry.hash) for entry in entries], placements(model))
     recorder = Recorder(planner.method.gate)
-    with attach(model, sites, plan, recorder), torch.inference_mode():
-        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    sites = look(model, [routed.source.factors(entry.hash) for entry in entries], plan, recorder, ids)
     owners = torch.arange(len(entries)).repeat_interleave(torch.tensor([entry.rank for entry in entries]))
     return Activation(
         tokens=[router.tokenizer.decode([token]) for token in ids],

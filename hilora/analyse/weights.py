@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.analyse.activation import look
 from hilora.analyse.rocs import by_layer
-from hilora.attach import attach, placements
-from hilora.compose.delta import Gate, Gated, Tokens, stack_sites
+from hilora.compose.delta import Gate, Gated, Tokens
 from hilora.errors import InputError
 from hilora.generate import HiLoRA
 from hilora.prompts import Prompt, encode_prompts, query_text
@@ -74,15 +74,13 @@ def weights_by_site(
     routed = planner.route([query_text(prompt) for prompt in prompts])
     if routed.route is None or planner.method.gate is None:
         raise InputError(f"Method {planner.method.name!r} uses no adapter: there is nothing to weigh.")
-    entries, where = routed.source.entries, placements(model)
+    entries = routed.source.entries
     sums: dict[str, Tensor] = {}
     for row, ids in enumerate(encode_prompts(list(prompts), router.tokenizer)):
         plan = planner.plan(routed, [row], seed)
         if plan.ids:
-            sites = stack_sites([routed.source.factors(entries[i].hash) for i in plan.ids], where)
             recorder = WeightRecorder(planner.method.gate)
-            with attach(model, sites, plan, recorder), torch.inference_mode():
-                model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+            look(model, [routed.source.factors(entries[i].hash) for i in plan.ids], plan, recorder, ids)
             for site, mean in recorder.means_.items():
                 total = sums.setdefault(site, torch.zeros(len(entries), dtype=torch.float64))
                 total[list(plan.ids)] += mean

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from hilora.bench.contenders import Contender
 
+T = TypeVar("T")
 Times = dict[str, dict[str, list[float]]]
 """Contender -> "prefill" (the first new token) and "whole" -> seconds of each round."""
 RATIOS = {
@@ -43,6 +44,13 @@ def stopwatch(device: torch.device) -> Callable[[Callable[[], object]], float]:
     return on_cuda if device.type == "cuda" else on_cpu
 
 
+def turns(each: Sequence[T], rounds: int) -> Iterator[tuple[T, bool]]:
+    """(whose turn it is, whether it counts): the first round warms up, and every other one goes backwards."""
+    for number in range(rounds + 1):
+        for one in each if number % 2 == 0 else reversed(each):
+            yield one, number > 0
+
+
 def time_rounds(
     built: Sequence[Contender],
     *,
@@ -62,15 +70,12 @@ def time_rounds(
     """
     timed = stopwatch(device)
     times: Times = {each.name: {"prefill": [], "whole": []} for each in built}
-    done = 0
-    for number in range(rounds + 1):
-        for each in built if number % 2 == 0 else reversed(built):
-            prefill, whole = (timed(partial(each.run, tokens)) for tokens in (1, new_tokens))
-            if number:
-                times[each.name]["prefill"].append(prefill)
-                times[each.name]["whole"].append(whole)
-            done += 1
-            on_turn(done)
+    for done, (each, counts) in enumerate(turns(built, rounds), 1):
+        prefill, whole = (timed(partial(each.run, tokens)) for tokens in (1, new_tokens))
+        if counts:
+            times[each.name]["prefill"].append(prefill)
+            times[each.name]["whole"].append(whole)
+        on_turn(done)
     return times
 
 

@@ -101,11 +101,9 @@ def activation(
     from hilora.analyse.rocs import choose_sites
     from hilora.evaluate.setup import setup
     from hilora.generate import HiLoRA
-    from hilora.methods import get_method
 
     figures.need_matplotlib()
-    settings = parse_settings(option)
-    get_method(method, **settings)  # refuses what is no option of the method, before anything is loaded
+    settings = _settings_of(method, option)
     quiet_transformers()
     with status("Loading the base model, and answering"):
         router = HiLoRA.from_pretrained(base, pool, method, dtype=dtype, **settings)
@@ -138,11 +136,9 @@ def weights(
     from hilora.analyse.weights import weights_by_site
     from hilora.evaluate.setup import setup
     from hilora.generate import HiLoRA
-    from hilora.methods import get_method
 
     figures.need_matplotlib()
-    settings = parse_settings(option)
-    get_method(method, **settings)  # refuses what is no option of the method, before anything is loaded
+    settings = _settings_of(method, option)
     texts, _ = read_tasks(test)
     quiet_transformers()
     with status("Loading the base model"):
@@ -248,6 +244,15 @@ def retrieval(
     else:
         drawn = figures.retrieval(**against_samples(read, split_names(samples), k, method))
     _say(figures.save(drawn, out / ("retrieval" if samples is None else "retrieval_samples")))
+
+
+def _settings_of(method: str, option: Sequence[str] | None) -> dict[str, Any]:
+    """A method's options; what is none of them is refused before anything is loaded."""
+    from hilora.methods import get_method
+
+    settings = parse_settings(option)
+    get_method(method, **settings)
+    return settings
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:

@@ -104,15 +104,10 @@ class Bench:
         self.limits = answer_limits(rows, self.tokenizer, self.job.max_new_tokens)
         self.embedder = Remembering(self.embedder)
 
-    def batches(self, numbers: Sequence[int] | None = None) -> list[list[int]]:
-        """Batches of case numbers, the same whenever they are asked for.
-
-        Args:
-            numbers: of the cases that are to be answered; default: all.
-        """
+    def batches(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Batches of the numbers of cases that are to be answered, the same whenever they are asked for."""
         job = self.job
         lengths = [len(ids) for ids in self.encoded]
-        numbers = range(len(job.cases)) if numbers is None else numbers
         return list(schedule(job.cases, lengths, self.limits, job.batch_size, job.seed, numbers))
 
     def header(self, name: str, **more: Any) -> Line:

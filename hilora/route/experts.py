@@ -131,7 +131,7 @@ def calibrate(samples: Sequence[Features], terms: bool = True) -> Calibration:
     owner, scores = witness_scores([own for own, has in zip(some, worded, strict=True) if has or not mixed], terms)
     if not scores:
         return Calibration(dict(WEIGHTS))
-    weights = _fit(owner, scores)
+    weights = weigh(owner, scores)
     if mixed:
         owner, posterior = _held_out(some, weights, worded)
     else:
@@ -162,23 +162,17 @@ def fit_weights(samples: Sequence[Features], terms: bool = True) -> dict[str, fl
     return dict(calibrate(samples, terms).weights)
 
 
-def _fit(owner: Tensor, scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """The witnesses' weights from what they say of held-out samples."""
+def weigh(owner: Int[Tensor, " held"], scores: Mapping[str, Float[Tensor, "held adapter"]]) -> dict[str, float]:
+    """The witnesses' weights from what they say of held-out samples; one not in `WEIGHTS` starts as meaning does."""
     names = list(scores)
     stacked = torch.stack([scores[name].double() for name in names], dim=2)  # (held, adapter, witness)
     stacked = stacked - stacked.max(1, keepdim=True).values
-    start = torch.log(torch.tensor([WEIGHTS[name] for name in names], dtype=torch.float64))
-    return WEIGHTS | dict(zip(names, maximise(stacked, owner, start).tolist(), strict=True))
+    start = torch.log(torch.tensor([WEIGHTS.get(name, WEIGHTS["meaning"]) for name in names], dtype=torch.float64))
+    return WEIGHTS | dict(zip(names, _maximise(stacked, owner, start).tolist(), strict=True))
 
 
-def maximise(scores: Tensor, owner: Tensor, start: Tensor) -> Float[Tensor, " witness"]:
-    """argmax over w > 0 of sum log softmax(scores @ w)[owner], with a weak prior at the start.
-
-    Args:
-        scores: (held, adapter, witness) log-likelihoods of held-out samples.
-        owner: (held,) whose they are.
-        start: (witness,) logarithms of the weights to start from.
-    """
+def _maximise(scores: Tensor, owner: Tensor, start: Tensor) -> Float[Tensor, " witness"]:
+    """argmax over w > 0 of sum log softmax(scores @ w)[owner], with a weak prior at the start."""
     log_weights = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS([log_weights], max_iter=100, line_search_fn="strong_wolfe")
 

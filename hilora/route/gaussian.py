@@ -33,6 +33,8 @@ from hilora.errors import InputError, UnknownNameError
 from hilora.route.nearest import SEARCHES, Nearest, make_search
 
 LOG_2PI = math.log(2 * math.pi)
+DERIVED = ("nearest", "_whitening")
+"""What a tied Gaussian works out when it is first needed."""
 MIN_SAMPLES = 5
 """Fewer samples than this say little about directions: a diagonal Gaussian takes over (at least 2)."""
 
@@ -174,7 +176,7 @@ class TiedGaussian:
         self.whitening_ = whitening.float()  # (dim, whitened)
         self.mean_ = (means @ whitening).float()
         self.log_det_ = 2 * float(lower.diagonal().log().sum())
-        for name in ("nearest", "_whitening"):  # of an earlier fit
+        for name in DERIVED:  # of an earlier fit
             self.__dict__.pop(name, None)
         within = dim - level * float(whitening.square().sum())  # (1 - shrinkage) trace(Sigma^-1 S)
         self.spread_ = within / (1 - self.shrinkage) if self.shrinkage < 1 else float(dim)
@@ -195,7 +197,7 @@ class TiedGaussian:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make their own search: an index cannot be copied."""
-        return {name: value for name, value in vars(self).items() if name not in ("nearest", "_whitening")}
+        return {name: value for name, value in vars(self).items() if name not in DERIVED}
 
     @cached_property
     def nearest(self) -> Nearest:

@@ -5,6 +5,7 @@ python reproduce/hilora/tables.py
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,12 @@ def finished(results: Results) -> Results:
             if len(results.rows[setting, method]) < most:
                 del results.rows[setting, method]
     return results
+
+
+@cache
+def whole(results: Results, setting: str, reference: str = "hilora") -> Summaries:
+    """All rows of a setting, summed up once for all tables: the bootstraps take most of this script's time."""
+    return summarise(results, setting, reference=reference)
 
 
 def by_paper_cluster(results: Results, summaries: Summaries) -> dict[str, dict[str, float]]:
@@ -81,14 +88,14 @@ def cost_table(summaries: Summaries) -> str:
 def against_table(results: Results, setting: str, reference: str) -> str:
     """Paired differences of all methods to another reference than hilora."""
     rows = []
-    for s in summarise(results, setting, reference=reference):
+    for s in whole(results, setting, reference):
         if (d := s.difference) is not None:
             rows.append((s.method, f"{d.value:+.1f}", f"{d.low:+.1f} to {d.high:+.1f}", f"{d.p:.3f}"))
     return markdown_table(("method", "difference", "95 %", "p"), rows)
 
 
 def setting_section(title: str, results: Results, setting: str, theirs: Mapping[str, Sequence[float]]) -> list[str]:
-    summaries = summarise(results, setting)
+    summaries = whole(results, setting)
     clusters = by_paper_cluster(results, summaries)
     text = [
         section(title, markdown_table(*by_method(summaries)), cost_table(summaries)),
@@ -142,7 +149,7 @@ def useful_section(results: Results, setting: str, title: str) -> str:
 
 def main_table(read: Mapping[str, Results]) -> str:
     """One line per method: its mean over tasks in each setting, and what a token uses of it; the README's table."""
-    found = {setting: {s.method: s for s in summarise(results, setting)} for setting, results in read.items()}
+    found = {setting: {s.method: s for s in whole(results, setting)} for setting, results in read.items()}
     names = {"iid": "own adapter in the pool", "within": "half of the tasks' adapters", "cross": "no related adapter"}
     best = {
         setting: max(s.average.value for s in of.values() if s.method not in REFERENCES)
@@ -168,11 +175,11 @@ def lead_table(read: Mapping[str, Results]) -> str:
     """The better of hilora and hilora-plus beside the best method that is not HiLoRA's, from setting -> its rows."""
     rows = []
     for setting, results in read.items():
-        summaries = [s for s in summarise(results, setting) if s.method not in REFERENCES]
+        summaries = [s for s in whole(results, setting) if s.method not in REFERENCES]
         ours = max((s for s in summaries if s.method in OURS), key=lambda s: s.average.value)
         others = [s for s in summaries if not s.method.startswith("hilora")]
         best = max(others, key=lambda s: s.average.value)
-        lead = next(s for s in summarise(results, setting, reference=best.method) if s.method == ours.method)
+        lead = next(s for s in whole(results, setting, best.method) if s.method == ours.method)
         assert lead.difference is not None
         d = lead.difference
         verdict = "a tie" if d.low <= 0 <= d.high else "ahead" if d.value > 0 else "behind"

@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from speed import Line, available, lines_of, prompts_of, speed_main, timed_rounds, with_adapters
+from speed import Line, lines_of, prompts_of, routers_of, speed_main, timed_rounds, with_adapters
 
-from hilora import HiLoRA, Pool
-from hilora.methods import get_method
+from hilora import Pool
 from hilora.models import load_base
-from hilora.planner import Planner
 from hilora.route.embed import Embedder
 
 METHODS = ("base", "hilora", "hilora-plus", "mixture", "arrow", "phatgoose")
@@ -38,10 +36,7 @@ def measure(args: argparse.Namespace, pool: Pool) -> Iterator[Line]:
     prompts = prompts[: args.batch]
     for count in args.at or SEEN:
         view = with_adapters(pool, seen[:count])
-        routers = {
-            name: HiLoRA(model, tokenizer, Planner(view, get_method(name), embedder))
-            for name in available(view, METHODS)
-        }
+        routers = routers_of(view, METHODS, model, tokenizer, embedder)
         took = timed_rounds(routers, prompts, args.new_tokens, args.batch, args.rounds)
         for line in lines_of(took, count, args.new_tokens * len(prompts)):
             print(line, flush=True)

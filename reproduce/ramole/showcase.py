@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from speed import available
+from speed import routers_of
 
 from hilora import HiLoRA, Pool
 from hilora.evaluate.tables import markdown_table
-from hilora.methods import get_method
 from hilora.models import load_base
-from hilora.planner import Planner
 from hilora.route.embed import Embedder
 
 
@@ -58,7 +56,7 @@ CASES = (
 )
 
 
-def answers(pool: Pool, case: Case, routers: dict[str, HiLoRA]) -> list[tuple[str, str, str]]:
+def answers(case: Case, routers: dict[str, HiLoRA]) -> list[tuple[str, str, str]]:
     """(who, answer, adapters with their weights) of everyone who is asked."""
     both = list(case.adapters)
     asked: list[tuple[str, str, list[str] | None]] = [
@@ -84,12 +82,12 @@ def main() -> None:
     pool = Pool.open(args.pool)
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
     embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
-    methods = available(pool, ("base", "selection", "mixture", "hilora-plus", "ramole"))
-    routers = {name: HiLoRA(model, tokenizer, Planner(pool, get_method(name), embedder)) for name in methods}
+    methods = ("base", "selection", "mixture", "hilora-plus", "ramole")
+    routers = routers_of(pool, methods, model, tokenizer, embedder)
     text = ["# Prompts that need two adapters (RAMoLE Fig. 8)\n\nMade by `python reproduce/ramole/showcase.py`.\n"]
     for case in CASES:
         quoted = "\n".join(f"> {line}".rstrip() for line in case.prompt.splitlines())
-        table = markdown_table(("who", "answer", "adapters"), answers(pool, case, routers))
+        table = markdown_table(("who", "answer", "adapters"), answers(case, routers))
         text.append(f"## {case.title}\n\n{quoted}\n\n{table}\n")
     args.out.write_text("\n".join(text))
 

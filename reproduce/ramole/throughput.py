@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from speed import Line, available, lines_of, prompts_of, speed_main, timed_rounds, with_adapters
+from speed import Line, lines_of, prompts_of, routers_of, speed_main, timed_rounds, with_adapters
 
-from hilora import HiLoRA, Pool
-from hilora.methods import get_method
+from hilora import Pool
 from hilora.models import load_base
-from hilora.planner import Planner
 from hilora.prompts import encode_prompts
 from hilora.route.embed import Embedder
 
@@ -32,12 +30,10 @@ def measure(args: argparse.Namespace, pool: Pool) -> Iterator[Line]:
     embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
     prompts = prompts_of(args.data / "flan_mini/val", pool.names, 2)[:PROMPTS]
     tokens = sum(map(len, encode_prompts(prompts, tokenizer))) + args.new_tokens * len(prompts)
-    routers = {
-        name: HiLoRA(model, tokenizer, Planner(pool, get_method(name), embedder)) for name in available(pool, METHODS)
-    }
+    routers = routers_of(pool, METHODS, model, tokenizer, embedder)
     alone = with_adapters(pool, pool.names[:1])
-    routers["single"] = HiLoRA(model, tokenizer, Planner(alone, get_method("selection"), embedder))
-    routers["base"] = HiLoRA(model, tokenizer, Planner(pool, get_method("base"), embedder))
+    routers["single"] = routers_of(alone, ["selection"], model, tokenizer, embedder)["selection"]
+    routers |= routers_of(pool, ["base"], model, tokenizer, embedder)
     for batch in args.at or BATCHES:
         took = timed_rounds(routers, prompts, args.new_tokens, batch, args.rounds)
         for line in lines_of(took, batch, tokens):

@@ -24,7 +24,7 @@ from hilora.evaluate.tables import markdown_table
 from hilora.jsonl import entry_lines
 from hilora.route.crossfit import folds
 from hilora.route.embed import INSTRUCTION, Embedder
-from hilora.route.experts import WEIGHTS, maximise, witness_scores
+from hilora.route.experts import sum_scores, weigh, witness_scores
 from hilora.route.features import Features
 from hilora.route.witnesses import Meaning
 
@@ -64,12 +64,8 @@ def measure(data: Path, model: str) -> dict[str, Any]:
 
 
 def judge(owner: Tensor, scores: dict[str, Tensor], witnesses: tuple[str, ...]) -> dict[str, Any]:
-    stacked = torch.stack([scores[name].double() for name in witnesses], dim=2)
-    stacked = stacked - stacked.max(1, keepdim=True).values
-    start = torch.log(
-        torch.tensor([WEIGHTS.get(name, WEIGHTS["meaning"]) for name in witnesses], dtype=torch.float64)
-    )
-    summed = stacked @ maximise(stacked, owner, start)
+    own = {name: scores[name].double() for name in witnesses}
+    summed = sum_scores(own, weigh(owner, own))
     better = (summed > summed.gather(1, owner[:, None])).sum(1)
     return {
         "witnesses": list(witnesses),
