@@ -8,7 +8,6 @@ for answer in router.generate(["...", "..."]):
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -24,10 +23,11 @@ from hilora.attach import attach, placements
 from hilora.compose.delta import stack_sites
 from hilora.errors import InputError, ModelError
 from hilora.methods import get_method
-from hilora.models import first_line, load_base
+from hilora.models import first_line, load_base, parse_dtype
 from hilora.padding import pad_batch
 from hilora.planner import Names, Planner, Routed
 from hilora.pool.derived import Source
+from hilora.pool.memory import LIMIT, Memory
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView
@@ -48,9 +48,6 @@ from hilora.types import Choice, Completion, Plan, Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-STACKS_KEPT = 4
-"""Stacked adapter sets kept for the next batch that uses the same set."""
 
 
 class HiLoRA:
@@ -76,7 +73,6 @@ class HiLoRA:
         self.tokenizer: Any = tokenizer
         self.planner = planner
         self._placements = placements(model)
-        self._stacks: OrderedDict[tuple[str, ...], dict[str, Site]] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -90,6 +86,7 @@ class HiLoRA:
         embedder: Embedder | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
+        adapter_memory: int | str = LIMIT,
         **method_options: Any,
     ) -> HiLoRA:
         """Load a base model and a pool.
@@ -102,6 +99,7 @@ class HiLoRA:
             embedder: the pool's, if loaded already.
             dtype: of the base model; default: bf16 where it is fast, else fp32.
             device_map: as in transformers.
+            adapter_memory: for adapters between batches, in bytes or as "512MB"; the least used are given up.
             method_options: options of the method, e.g. gamma=0.4.
 
         Raises:
@@ -109,7 +107,10 @@ class HiLoRA:
         """
         built = get_method(method, **method_options)
         opened = pool if isinstance(pool, PoolView) else Pool.open(find_pool(pool))
-        planner = Planner(opened, built, embedder)
+        wanted = dtype if base is None or isinstance(base, str) else base.dtype
+        exact = wanted is not None and parse_dtype(wanted).itemsize > 2  # then embeddings are, too
+        memory = Memory(adapter_memory)
+        planner = Planner(opened, built, embedder, memory, torch.float32 if exact else None)
         if base is None or isinstance(base, str):
             model, own = load_base(base or opened.base.name, dtype=dtype, device_map=device_map)
             return cls(model, tokenizer or own, planner)
@@ -304,11 +305,8 @@ class HiLoRA:
 
     def _stack(self, plan: Plan, source: Source) -> dict[str, Site]:
         """The plan's adapters stacked site by site, kept for the next batch that uses the same."""
-        key = tuple(source.entries[i].hash for i in plan.ids)
-        if key not in self._stacks:
-            factors = [source.factors(content) for content in key]
-            self._stacks[key] = stack_sites(factors, self._placements)
-            while len(self._stacks) > STACKS_KEPT:
-                self._stacks.popitem(last=False)
-        self._stacks.move_to_end(key)
-        return self._stacks[key]
+        contents = [source.entries[i].hash for i in plan.ids]
+        return self.planner.memory.get(
+            f"stack {' '.join(contents)}",
+            lambda: stack_sites([source.factors(content) for content in contents], self._placements),
+        )

@@ -182,10 +182,9 @@ def load_base(
     config = load_config(name)
     if device_map is None:
         device_map = "cuda" if torch.cuda.is_available() else "cpu"
-    if isinstance(dtype, str):
-        dtype = parse_dtype(dtype)
     if dtype is None:
         dtype = default_dtype("cuda" if torch.cuda.is_available() and device_map != "cpu" else "cpu")
+    dtype = parse_dtype(dtype)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     path = resolve_base(name)
     try:
@@ -197,12 +196,14 @@ def load_base(
     return model.eval(), tokenizer
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """A torch dtype from fp32, bf16, fp16 or torch's own names."""
+def parse_dtype(name: torch.dtype | str) -> torch.dtype:
+    """A torch dtype from fp32, bf16, fp16 or torch's own names; a dtype as it is."""
     import torch
 
     from hilora.errors import UnknownNameError
 
+    if isinstance(name, torch.dtype):
+        return name
     dtypes = {
         "fp32": torch.float32,
         "float32": torch.float32,

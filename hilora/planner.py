@@ -16,7 +16,9 @@ from torch import Tensor
 from hilora.allocate import make_plan, row_stream
 from hilora.errors import InputError
 from hilora.methods import Method
-from hilora.pool.derived import Canonical, Merged, Source
+from hilora.models import default_dtype
+from hilora.pool.derived import Canonical, Merged, Source, Stored
+from hilora.pool.memory import Memory
 from hilora.pool.view import EmbedderInfo, PoolView
 from hilora.route.apart import route_apart
 from hilora.route.embed import Embedder
@@ -53,22 +55,33 @@ class Planner:
         pool: the pool; its view is kept.
         method: the method, see `methods.get_method`.
         embedder: the pool's, loaded already; default: loaded when first needed.
+        memory: where adapters are kept between batches; default: one of its own.
+        dtype: that an embedder loaded here computes in; default: bf16 where it is fast, else fp32.
 
     Raises:
         MismatchError: the embedder is not the pool's, or what the method has trained does not fit the pool.
         PoolError: the method is not trained yet.
     """
 
-    def __init__(self, pool: PoolView, method: Method, embedder: Embedder | None = None) -> None:
+    def __init__(
+        self,
+        pool: PoolView,
+        method: Method,
+        embedder: Embedder | None = None,
+        memory: Memory | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         if embedder is not None:
             pool.check_embedder(describe_embedder(embedder))
         self.pool = copy(pool)  # a view of its own: routes count along its entries
         if method.complete is not None:
             method = method.complete(method, self.pool)
         self.method = method = replace(method, router=deepcopy(method.router))  # fitted to this pool only
-        self.source: Source = Canonical(self.pool) if method.canonical else self.pool
-        self.merged = None if method.merge is None else Merged(self.pool, method.merge)
+        self.memory = Memory() if memory is None else memory
+        self.source: Source = (Canonical if method.canonical else Stored)(self.pool, self.memory)
+        self.merged = None if method.merge is None else Merged(self.pool, method.merge, self.memory)
         self._embedder = embedder
+        self._dtype = dtype or default_dtype()
         if method.router is not None and self.pool.entries:
             method.router.fit(self.pool)
 
@@ -77,7 +90,7 @@ class Planner:
         """The pool's embedder."""
         if self._embedder is None:
             wanted = self.pool.embedder
-            self._embedder = Embedder(wanted.name, instruction=wanted.instruction)
+            self._embedder = Embedder(wanted.name, instruction=wanted.instruction, dtype=self._dtype)
             self.pool.check_embedder(describe_embedder(self._embedder))
         return self._embedder
 

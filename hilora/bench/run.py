@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from hilora.bench.contenders import CONTENDERS, Contender, Stage, check_twins, contenders
-from hilora.bench.rounds import ratios, report, rounded, time_rounds
+from hilora.bench.rounds import ratios, report, rounded, stopwatch, time_rounds
 from hilora.bench.workload import Workload, make_workload
 from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup
@@ -64,6 +65,7 @@ class Bench:
         tokens: "prompt" and "new", of the whole batch.
         header: how the numbers came about.
         device: of the model.
+        embed: embeds the batch's prompts, as hilora does in each of its turns.
     """
 
     built: Sequence[Contender]
@@ -71,6 +73,7 @@ class Bench:
     tokens: dict[str, int]
     header: dict[str, Any]
     device: torch.device
+    embed: Callable[[], object] = lambda: None
     table: list[tuple[str, ...]] = field(default_factory=list, init=False)
 
     @property
@@ -87,6 +90,7 @@ class Bench:
             device=self.device,
             on_turn=on_turn,
         )
+        embedding = statistics.median(stopwatch(self.device)(self.embed) for _ in range(self.settings.rounds + 1))
         self.table = report(times, self.tokens)
         parts = ratios(times)
         return (
@@ -96,6 +100,7 @@ class Bench:
                 "prefill": parts["prefill"],
                 "decode": parts["decode"],
                 "tokens": self.tokens,
+                "embedding_s": round(embedding, 4),
                 "seconds": rounded(times),
             }
         )
@@ -133,7 +138,14 @@ def prepared(pool: str, base: str | None, dtype: str | None, settings: Settings)
     )
     with contenders(stage, wanted) as built:
         gaps = check_twins(built)
-        yield Bench(built, settings, count_tokens(router, work), describe(stage, settings, gaps), router.model.device)
+        yield Bench(
+            built,
+            settings,
+            count_tokens(router, work),
+            describe(stage, settings, gaps),
+            router.model.device,
+            lambda: stage.embedder(work.prompts),
+        )
 
 
 def alike(pool: PoolView) -> list[str]:

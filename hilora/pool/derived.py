@@ -1,24 +1,21 @@
 """What a route may count along: a pool's own adapters, or adapters made from them.
 
 `Canonical` gives each adapter in canonical form, `Merged` one new adapter for each set that was merged. Both are
-views: nothing is written to the pool, and what was worked out is kept for the next batch, up to a limit.
+views: nothing is written to the pool. `Stored` is the pool itself. All keep factors for the next batch in a `Memory`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from hilora.canonical import canonical_factors
 from hilora.merge.average import Merge
+from hilora.pool.memory import Memory
 from hilora.pool.view import PoolView
 from hilora.types import Factors
-
-KEPT = 256
-"""Derived adapters kept in memory (about 2 MB each for a 135M model)."""
 
 
 @runtime_checkable
@@ -64,28 +61,37 @@ class Derived:
     rank: int
 
 
+class Stored:
+    """A pool's adapters as they are."""
+
+    def __init__(self, pool: PoolView, memory: Memory) -> None:
+        self.pool, self.memory, self.entries = pool, memory, pool.entries
+
+    def factors(self, content: str) -> Factors:
+        """Factors by hash, memory-mapped."""
+        return self.memory.get(content, lambda: self.pool.factors(content))
+
+
 class Canonical:
     """A pool's adapters in canonical form (`hilora.canonical`)."""
 
-    def __init__(self, pool: PoolView) -> None:
-        self.pool = pool
+    def __init__(self, pool: PoolView, memory: Memory) -> None:
+        self.pool, self.memory = pool, memory
         self.entries = tuple(Derived(e.name, f"canonical {e.hash}", e.rank) for e in pool.entries)
-        self._kept: OrderedDict[str, Factors] = OrderedDict()
 
     def factors(self, content: str) -> Factors:
         """Canonical factors by derived hash."""
-        return _kept(self._kept, content, lambda: canonical_factors(self.pool.factors(content.split()[1])))
+        return self.memory.get(content, lambda: canonical_factors(self.pool.factors(content.split()[1])))
 
 
 class Merged:
     """Adapters merged from a pool's, one for each set of them that `position` was asked for."""
 
-    def __init__(self, pool: PoolView, merge: Merge) -> None:
-        self.pool, self.merge = pool, merge
+    def __init__(self, pool: PoolView, merge: Merge, memory: Memory) -> None:
+        self.pool, self.merge, self.memory = pool, merge, memory
         self.entries: tuple[Derived, ...] = ()
         self._position: dict[tuple[int, ...], int] = {}
         self._members: dict[str, tuple[int, ...]] = {}
-        self._kept: OrderedDict[str, Factors] = OrderedDict()
 
     def position(self, members: tuple[int, ...]) -> int:
         """Position of the adapter that merges these of the pool's (positions, at least one)."""
@@ -103,15 +109,4 @@ class Merged:
     def factors(self, content: str) -> Factors:
         """Merged factors by hash; merged again where they were given up for others."""
         hashes = [self.pool.entries[i].hash for i in self._members[content]]
-        make = lambda: self.merge([self.pool.factors(own) for own in hashes], hashes)  # noqa: E731
-        return _kept(self._kept, content, make)
-
-
-def _kept(kept: OrderedDict[str, Factors], content: str, make: Callable[[], Factors]) -> Factors:
-    """What is kept under that hash, made if need be; the least used is given up for it."""
-    if content not in kept:
-        kept[content] = make()
-        while len(kept) > KEPT:
-            kept.popitem(last=False)
-    kept.move_to_end(content)
-    return kept[content]
+        return self.memory.get(content, lambda: self.merge([self.pool.factors(own) for own in hashes], hashes))

@@ -90,10 +90,10 @@ def can_read(path: Path, config: dict[str, Any]) -> bool:
     return same and {"embeddings.word_embeddings.weight", last} <= names
 
 
-def read_bert(path: Path, config: dict[str, Any], device: str) -> Bert:
-    """The encoder in a folder, fp32."""
+def read_bert(path: Path, config: dict[str, Any], device: str, dtype: torch.dtype = torch.float32) -> Bert:
+    """The encoder in a folder."""
     loaded = load_file(path / "model.safetensors", device=device)
-    tensors = {name.removeprefix("bert."): tensor.float() for name, tensor in loaded.items()}
+    tensors = {name.removeprefix("bert."): tensor.to(dtype) for name, tensor in loaded.items()}
 
     def pair(name: str) -> tuple[Tensor, Tensor]:
         return tensors[f"{name}.weight"], tensors[f"{name}.bias"]

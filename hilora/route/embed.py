@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.errors import ModelError
-from hilora.models import Embedded, first_line
+from hilora.models import Embedded, first_line, parse_dtype
 from hilora.route.bert import Reader, can_read, read_bert
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
@@ -38,6 +38,8 @@ class Embedder:
         name: one of `EMBEDDERS`, a sentence-transformers model name, or a path.
         instruction: put in front of every text, with ": "; "" for none.
         device: torch device.
+        dtype: that the encoder computes in, or its name. bf16 takes a third of the time where it is fast and changes
+            an embedding by 1 % of its length, a little differently in each batch (`benchmarks/embedding.py`).
 
     Attributes:
         dim: length of an embedding.
@@ -47,11 +49,18 @@ class Embedder:
         ModelError: there is no such model.
     """
 
-    def __init__(self, name: str = DEFAULT_EMBEDDER, *, instruction: str = INSTRUCTION, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        name: str = DEFAULT_EMBEDDER,
+        *,
+        instruction: str = INSTRUCTION,
+        device: str = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+    ) -> None:
         self.name = name
         self.instruction = instruction
-        path = embedder_path(name)
-        self._encode = _plain_encoder(path, device) or _sentence_encoder(path, device)
+        path, dtype = embedder_path(name), parse_dtype(dtype)
+        self._encode = _plain_encoder(path, device, dtype) or _sentence_encoder(path, device, dtype)
         self.fingerprint = _fingerprint(path)
         self.dim = int(self._encode(["a"]).shape[1])
 
@@ -140,7 +149,7 @@ def _read_json(path: Path) -> Any:
         raise ModelError(f"{path.parent} is no sentence-transformers model: cannot read {path.name}.") from error
 
 
-def _plain_encoder(path: Path, device: str) -> Any:
+def _plain_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
     """Encoder, pooling and normalisation; None where the layout has more parts."""
     pooling = pooling_of(path)
     if pooling is None:
@@ -148,11 +157,12 @@ def _plain_encoder(path: Path, device: str) -> Any:
     normalises = "Normalize" in _parts(path)
     longest = longest_text(path)
     config = _read_json(path / "config.json")
-    hidden_states = (_bert if can_read(path, config) else _transformer)(path, config, longest, device)
+    hidden_states = (_bert if can_read(path, config) else _transformer)(path, config, longest, device, dtype)
 
     def encode(texts: list[str]) -> Tensor:
         with torch.inference_mode():
             hidden, mask = hidden_states(texts)  # (text, seq, dim), (text, seq)
+        hidden = hidden.float()
         if pooling == "mean":
             hidden = (hidden * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
         pooled = hidden[:, 0]
@@ -161,8 +171,8 @@ def _plain_encoder(path: Path, device: str) -> Any:
     return encode
 
 
-def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str) -> Any:
-    model = read_bert(path, config, device)
+def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype) -> Any:
+    model = read_bert(path, config, device, dtype)
     stated = _read_json(path / "tokenizer_config.json").get("model_max_length") or math.inf
     longest = longest or int(min(stated, config.get("max_position_embeddings", 512)))
     read = Reader.open(path, longest, config.get("pad_token_id", 0), device)
@@ -174,14 +184,14 @@ def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str) 
     return hidden_states
 
 
-def _transformer(path: Path, config: dict[str, Any], longest: int | None, device: str) -> Any:
+def _transformer(path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype) -> Any:
     from transformers import AutoModel, AutoTokenizer
 
     from hilora.models import quiet_loading
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     with quiet_loading():
-        model = AutoModel.from_pretrained(path, dtype=torch.float32).eval().to(device)
+        model = AutoModel.from_pretrained(path, dtype=dtype).eval().to(device)
     cut = longest or tokenizer.model_max_length
 
     def hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -191,14 +201,14 @@ def _transformer(path: Path, config: dict[str, Any], longest: int | None, device
     return hidden_states
 
 
-def _sentence_encoder(path: Path, device: str) -> Any:
+def _sentence_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ModelError(
             f"The embedder at {path} has parts that need sentence-transformers. Run: pip install 'hilora[embedders]'"
         ) from error
-    model = SentenceTransformer(str(path), device=device)
+    model = SentenceTransformer(str(path), device=device).to(dtype)
 
     def encode(texts: list[str]) -> Tensor:
         vectors: Tensor = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)

@@ -1,0 +1,77 @@
+"""The embedder in fp32 and in bf16: its time, and what of retrieval it costs.
+
+    python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
+
+RAMOLE48 holds samples.jsonl and test_half.jsonl. Samples are embedded in fp32, as `hilora pool add` does, prompts in
+both. Times are of 1, 8 and 32 prompts of 60 words, medians of interleaved rounds. Run it with nothing else on the
+machine. Without --data only times are measured.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hilora.bench.rounds import turns
+from hilora.bench.workload import make_workload
+from hilora.evaluate.routing import METHOD_SCORERS, SCORERS, TOPS, look_at, read_samples, top_hits
+from hilora.evaluate.setup import setup
+from hilora.route.embed import Embedder
+
+DTYPES = ("fp32", "bf16")
+BATCHES = (1, 8, 32)
+METHODS = ("mixture", "hilora", "hilora-plus")
+
+
+def times(embedders: dict[str, Embedder], rounds: int) -> Iterator[dict[str, Any]]:
+    """Milliseconds for a batch of prompts."""
+    for batch in BATCHES:
+        work = make_workload(["one"], batch=batch, adapters=1, share="identical", words=60, new_tokens=2)
+        took: dict[str, list[float]] = {name: [] for name in embedders}
+        for name, counts in turns(list(embedders), rounds):
+            began = time.perf_counter()
+            embedders[name](work.prompts)
+            if counts:
+                took[name].append(1e3 * (time.perf_counter() - began))
+        yield {"batch": batch, "ms": {name: round(statistics.median(values), 2) for name, values in took.items()}}
+
+
+def retrieval(embedders: dict[str, Embedder], data: Path) -> Iterator[dict[str, Any]]:
+    """Percent of prompts whose own adapter is among the best 1, 3, 5, 8."""
+    samples, test = (read_samples(data / name) for name in ("samples.jsonl", "test_half.jsonl"))
+    names = sorted(samples)
+    known = [look_at(samples[name], embedders["fp32"], True) for name in names]
+    scorers = {method: SCORERS[METHOD_SCORERS[method]](known) for method in METHODS}
+    for dtype, embedder in embedders.items():
+        asked = [look_at(test[name], embedder, True) for name in names]
+        for method, scorer in scorers.items():
+            hits = np.concatenate([top_hits(scorer.score(texts), own) for own, texts in enumerate(asked)])
+            top = dict(zip(map(str, TOPS), (100 * hits.mean(0)).round(2).tolist(), strict=True))
+            yield {"dtype": dtype, "method": method, "prompts": len(hits), "top": top}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    embedders = {dtype: Embedder(dtype=dtype) for dtype in DTYPES}
+    lines = [setup("benchmarks/embedding.py", rounds=args.rounds)]
+    for line in times(embedders, args.rounds):
+        print(line, flush=True)
+        lines.append(line)
+    for line in retrieval(embedders, args.data) if args.data else ():
+        print(line, flush=True)
+        lines.append(line)
+    if args.json:
+        args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

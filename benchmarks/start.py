@@ -1,0 +1,73 @@
+"""Seconds from a cold process to an answer, and where they go.
+
+    python benchmarks/start.py --json benchmarks/start.jsonl
+
+Every command runs in a process of its own, its files in the system's cache; medians of several runs. The imports are
+those of `hilora route`, by `python -X importtime`: milliseconds of a package's own modules, the largest first. Run it
+with nothing else on the machine.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hilora.evaluate.setup import setup
+
+PROMPT = "Is the sentiment of this review positive or negative? A film to fall asleep to."
+COMMANDS = {
+    "help": ["--help"],
+    "route": ["route", PROMPT],
+    "route, hilora-plus": ["route", PROMPT, "--method", "hilora-plus"],
+    "generate, 16 tokens": ["generate", PROMPT, "--max-new-tokens", "16"],
+}
+IMPORT = re.compile(r"import time:\s*(\d+) \|\s*\d+ \|\s*(\S+)")
+SHOWN = 12
+
+
+def run(arguments: list[str], pool: str, *flags: str) -> tuple[float, str]:
+    """Seconds of one process, and what it wrote to standard error."""
+    more = [] if arguments == ["--help"] else ["--pool", pool]
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *flags, "-m", "hilora", *arguments, *more], capture_output=True, text=True, check=True
+    )
+    return time.perf_counter() - began, done.stderr
+
+
+def imports(log: str) -> list[tuple[str, float]]:
+    """Packages and the milliseconds of their own modules."""
+    took: Counter[str] = Counter()
+    for line in log.splitlines():
+        if found := IMPORT.match(line):
+            took[found[2].split(".")[0]] += int(found[1])
+    return [(name, round(micro / 1000, 1)) for name, micro in took.most_common(SHOWN)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pool", default="pools/flan-mini")
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    lines: list[dict[str, Any]] = [setup("benchmarks/start.py", runs=args.runs)]
+    for name, arguments in COMMANDS.items():
+        run(arguments, args.pool)
+        took = [run(arguments, args.pool)[0] for _ in range(args.runs)]
+        spread = {"median": statistics.median(took), "least": min(took), "most": max(took)}
+        lines.append({"command": name, "seconds": {key: round(value, 2) for key, value in spread.items()}})
+        print(lines[-1], flush=True)
+    lines.append({"imports_ms": imports(run(COMMANDS["route"], args.pool, "-X", "importtime")[1])})
+    print(lines[-1])
+    if args.json:
+        args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()
