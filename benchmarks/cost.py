@@ -9,8 +9,6 @@ ratios that `benchmarks/throughput.py` measured, and then made for Llama-2-7B wi
 (data sheet, SXM: 989 Tflop/s bf16 dense, 3.35 TB/s; 4 us for a call from Python, none of it hidden).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics
@@ -28,6 +26,16 @@ BYTES = 2  # of bf16
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some work: operations, bytes read or written, kernels called."""
+
+    what: str
+    flops: float
+    bytes: float
+    calls: int
+
+
+@dataclass(frozen=True)
 class Device:
     """How fast a device is: operations and bytes a second, seconds of a call."""
 
@@ -42,16 +50,6 @@ class Device:
 
 
 H100 = Device("H100", 989e12, 3.35e12, 4e-6)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some work: operations, bytes read or written, kernels called."""
-
-    what: str
-    flops: float
-    bytes: float
-    calls: int
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from hilora import HiLoRA, Pool, get_method
 from hilora.bench.rounds import turns
 from hilora.bench.workload import Workload, make_workload
 from hilora.evaluate.setup import setup
-from hilora.models import load_base
+from hilora.models import default_dtype, load_base
 from hilora.planner import Planner
 from hilora.pool import store
 from hilora.pool.export import export_adapter
@@ -120,22 +120,28 @@ def cold(source: Pool) -> dict[str, Any]:
 
 
 def throughput(
-    pools: dict[int, Pool], rounds: int, batch: int, distinct: int, new_tokens: int
+    pools: dict[int, Pool], rounds: int, batch: int, distinct: int, words: int, new_tokens: int
 ) -> list[dict[str, Any]]:
-    """Tokens per second with each pool, in interleaved rounds, the same distinct adapters in the batch."""
+    """Tokens per second with each pool in interleaved rounds: one batch, each time with other adapters of the pool.
+
+    A large pool's adapters are then used for the first time in nearly every round, a small one's are in memory.
+    """
     some = next(iter(pools.values()))
     model, tokenizer = load_base(some.base.name, dtype="bf16")
-    embedder = Embedder(some.embedder.name, instruction=some.embedder.instruction)
-    names = sorted(set.intersection(*(set(pool.names) for pool in pools.values())))
-    work = make_workload(names, batch=batch, adapters=distinct, share="zipf", words=60, new_tokens=new_tokens)
+    wanted = some.embedder
+    embedder = Embedder(wanted.name, instruction=wanted.instruction, dtype=default_dtype())
+    places = [str(i) for i in range(distinct)]
+    work = make_workload(places, batch=batch, adapters=distinct, share="zipf", words=words, new_tokens=new_tokens)
     routers, fits = {}, {}
     for size, pool in pools.items():
         began = time.perf_counter()
         routers[size] = HiLoRA(model, tokenizer, Planner(pool, get_method("hilora"), embedder))
         fits[size] = time.perf_counter() - began
     took: dict[int, list[float]] = {size: [] for size in pools}
-    for size, counts in turns(list(routers), rounds):
-        one = seconds(partial(_answer, routers[size], work))
+    for turn, (size, counts) in enumerate(turns(list(routers), rounds)):
+        names = np.random.default_rng(turn).choice(sorted(pools[size].names), distinct, replace=False).tolist()
+        allow = [[names[int(place)]] for place in work.adapters]
+        one = seconds(partial(_answer, routers[size], work, allow))
         if counts:
             took[size].append(one)
     base = statistics.median(took[min(took)])
@@ -153,9 +159,8 @@ def throughput(
     ]
 
 
-def _answer(router: HiLoRA, work: Workload) -> object:
+def _answer(router: HiLoRA, work: Workload, allow: list[list[str]]) -> object:
     fixed = {"max_new_tokens": work.new_tokens, "min_new_tokens": work.new_tokens}
-    allow = [[name] for name in work.adapters]
     return router.generate(list(work.prompts), batch_size=len(work.prompts), allow=allow, **fixed)
 
 
@@ -165,6 +170,7 @@ def main() -> None:
     parser.add_argument("--registered", type=int, nargs="+", default=[5, 2000, 10_000])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--distinct", type=int, default=5)
+    parser.add_argument("--words", type=int, default=60)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
@@ -183,7 +189,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=source.path.parent, prefix=".bench-") as folder:
         pools = {count: make_pool(source, count, Path(folder) / str(count)) for count in args.registered}
         timed = {count: pool for count, pool in pools.items() if count <= LOADED}
-        for line in throughput(timed, args.rounds, args.batch, args.distinct, args.new_tokens):
+        for line in throughput(timed, args.rounds, args.batch, args.distinct, args.words, args.new_tokens):
             report(line)
         for count, pool in pools.items():
             report({"registered": count, **changes(source, pool)})

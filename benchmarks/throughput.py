@@ -7,8 +7,6 @@ rounds. Cases that the file has already are left; --only names some. Adapters of
 are base models "as wide as Llama-2-7B" (two layers). Run it with nothing else on the machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from hilora.evaluate.rows import choose_rows, load_rows
+
 ROOT = Path(__file__).parent.parent
 CLUSTERS = {"alpha": "nli", "beta": "nli", "gamma": "closed_book QA", "delta": "closed_book QA"}
 
@@ -161,3 +163,36 @@ def test_verdicts_ask_for_more_than_base_and_the_constant_answer(scripts: Any) -
     assert check.verdict(10, 20, 30) == "kept"
     assert check.verdict(10, 30, 30) == "constant"
     assert check.verdict(30, 10, 30) == "base"
+
+
+def test_what_leaving_strange_prompts_to_base_costs_is_measured(
+    tmp_path: Path, shared_pool: Any, tiny: Any, embedder: Any, scripts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pool = shared_pool("llama")
+    module = scripts.load("reproduce/hilora/fallback.py")
+    monkeypatch.setattr(module, "Embedder", lambda name: embedder)
+    monkeypatch.setattr(module, "POOL", pool.path)
+    monkeypatch.setattr(module, "ROWS", tmp_path)
+    monkeypatch.setattr(module, "SETTINGS", {"iid": 2})
+    held: list[dict[str, Any]] = []
+    for task in pool.names:
+        rows = [{"task": task, "cluster": "all", "inputs": text, "targets": "x"} for text in tiny.texts(task, 8, 3)]
+        (tmp_path / "flan_mini" / "val").mkdir(parents=True, exist_ok=True)
+        path = tmp_path / "flan_mini" / "val" / f"{task}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for row in choose_rows(load_rows(path), part="second", per_task=2):
+            held.append(
+                {"item": row.id, "task": task, "cluster": "all", "reference": "r", "metrics": ["exact_match"]}
+            )
+            for method in ("base", "oracle", "hilora", "hilora-plus"):
+                stats = {"exact_match": [float(method != "hilora")]}
+                where = {"setting": "iid", "split": "iid", "adapters": 1, "rocs": 8, "tokens": [3, 1], "seconds": 1}
+                held.append({"method": method, "id": row.id, "stats": stats, "answer": "a"} | where)
+    (tmp_path / "iid.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held))
+    scripts.run(module, "--data", tmp_path, "--out", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "fallback.json").read_text())["iid"]
+    assert found["hilora"][1:3] == [0.0, 100.0]
+    assert found["base"][:3] == [100.0, 100.0, 0.0]
+    shares = [found[str(share)][0] for share in module.SHARES]
+    assert shares == sorted(shares)
+    assert all(found[str(share)][1] == 100.0 for share in module.SHARES)

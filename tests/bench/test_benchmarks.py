@@ -1,0 +1,132 @@
+"""Smoke tests: every benchmark runs from start to end on something tiny. No speed is asserted."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hilora import HiLoRA
+from hilora.bench import run as running
+from hilora.pool.pool import Pool
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def bench_scripts(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Scripts that import one another."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return scripts
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_random_pools_are_adapters_of_the_rank_and_sites_asked_for(
+    bench_scripts: Any, shared_pool: Any, tmp_path: Path, tokenizer: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    copy.deepcopy(model).to(torch.float32).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    made = bench_scripts.load("benchmarks/made.py")
+    found = made.random_pool(tmp_path, str(tmp_path / "base"), 3, 2, ("q_proj", "down_proj"), pool.embedder)
+    assert sorted(found.names) == ["a0", "a1", "a2"]
+    assert {entry.rank for entry in found.entries} == {2}
+    assert {site.rsplit(".", 1)[-1] for site in found.factors(found.entries[0].hash)} == {"q_proj", "down_proj"}
+    assert len({entry.hash for entry in found.entries}) == 3
+
+
+def test_throughput_times_each_case_once(
+    bench_scripts: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    original = HiLoRA.from_pretrained
+
+    def load(base: Any, opened: Any, method: str = "hilora", **_: Any) -> HiLoRA:
+        return original(copy.deepcopy(model), opened, method, tokenizer=tokenizer, embedder=embedder)
+
+    monkeypatch.setattr(running.HiLoRA, "from_pretrained", load)
+    script = bench_scripts.load("benchmarks/throughput.py")
+    small = {"batch": 4, "adapters": 2, "words": 3, "new_tokens": 2, "rounds": 1, "contenders": ("base", "hilora")}
+    monkeypatch.setattr(script, "CASES", (script.Case("one", settings=small), script.Case("two", settings=small)))
+    out = tmp_path / "throughput.jsonl"
+    bench_scripts.run(script, "--pool", pool.path, "--json", out, "--only", "two")
+    bench_scripts.run(script, "--pool", pool.path, "--json", out)
+    assert [line["case"] for line in lines(out)] == ["two", "one"]
+    assert all(line["hilora_over_base"] > 0 and line["embedding_s"] >= 0 for line in lines(out))
+
+
+def test_embeddings_are_compared_in_both_precisions(
+    scripts: Any, embedder: Any, tiny: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    script = scripts.load("benchmarks/embedding.py")
+    monkeypatch.setattr(script, "Embedder", lambda dtype: embedder)
+    for name, seed in (("samples", 0), ("test_half", 1)):
+        rows = [{"task": task, "inputs": text} for task in tiny.tasks for text in tiny.texts(task, 6, seed)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scripts.run(script, "--data", tmp_path, "--rounds", 1, "--json", tmp_path / "out.jsonl")
+    found = lines(tmp_path / "out.jsonl")
+    assert [line["batch"] for line in found if "batch" in line] == [1, 8, 32]
+    tops = {(line["dtype"], line["method"]): line["top"] for line in found if "top" in line}
+    assert all(tops["fp32", method] == tops["bf16", method] for method in script.METHODS)  # the same embedder here
+
+
+def test_start_counts_imports_by_package_and_runs_commands(scripts: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    script = scripts.load("benchmarks/start.py")
+    log = "import time: self [us] | cumulative | imported package\nimport time:      1500 |   2000 | torch._C\n"
+    assert script.imports(log + "import time:       500 |    500 |   torch\n") == [("torch", 2.0)]
+    monkeypatch.setattr(script, "COMMANDS", {"help": ["--help"], "route": ["--help"]})
+    scripts.run(script, "--runs", 1, "--json", tmp_path / "start.jsonl")
+    assert [line["command"] for line in lines(tmp_path / "start.jsonl") if "command" in line] == ["help", "route"]
+    assert lines(tmp_path / "start.jsonl")[-1]["imports_ms"]
+
+
+def test_selection_agrees_with_the_exact_best(scripts: Any, shared_pool: Any, embedder: Any, tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="needs hilora[index]")
+    _, pool = shared_pool("llama")
+    script = scripts.load("benchmarks/selection.py")
+    scripts.monkeypatch.setattr(script, "Embedder", lambda name, instruction: embedder)
+    scripts.run(script, "--pool", pool.path, "--adapters", 4, 20, "--prompts", 8, "--json", tmp_path / "s.jsonl")
+    found = lines(tmp_path / "s.jsonl")
+    assert {line["adapters"] for line in found if "adapters" in line} >= {4, 20}
+
+
+def test_pools_of_any_size_are_opened_changed_and_timed(
+    scripts: Any, tiny: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    script = scripts.load("benchmarks/pool.py")
+    monkeypatch.setattr(script, "CHANGES", 2)
+    monkeypatch.setattr(script, "Embedder", lambda name, instruction, dtype: embedder)
+    monkeypatch.setattr(script, "load_base", lambda name, dtype: (model, tokenizer))
+    source = Pool.open(pool.path)
+    options = ["--registered", 4, 9, "--batch", 2, "--distinct", 2, "--words", 3, "--new-tokens", 2, "--rounds", 1]
+    scripts.run(script, "--pool", source.path, *options, "--json", tmp_path / "pool.jsonl")
+    found = lines(tmp_path / "pool.jsonl")
+    assert [line["registered"] for line in found if "tokens_per_s" in line] == [4, 9]
+    assert all(line["add_s"]["median"] > 0 for line in found if "add_s" in line)
+    assert len(source) == len(Pool.open(pool.path))
+
+
+def test_costs_grow_with_what_is_used_and_hardly_with_what_is_registered(scripts: Any, tmp_path: Path) -> None:
+    cost = scripts.load("benchmarks/cost.py")
+
+    def whole(**more: int) -> float:
+        load = cost.Load(**{"batch": 32, "prompt": 100, "distinct": 8} | more)
+        found = cost.ratios(cost.SMOL, load, cost.H100, 32)
+        assert all(0 < found[part] < 1 for part in ("prefill", "decode", "whole"))
+        return float(found["whole"])
+
+    assert whole(distinct=1) > whole() > whole(distinct=32)
+    assert whole(rank=4) > whole() > whole(rank=64)
+    assert whole() > whole(registered=1_000_000) > 0.9 * whole()
+    (down, *_), new = cost.delta_pass(cost.SMOL, cost.Load(2, 5, 3, rank=4), 5), 10
+    assert down.flops == 2 * 576 * (2 * 12) * new  # q and v: 12 ROCs each
+    measured = cost.measured_device()
+    assert all(value > 0 for value in measured.values())
