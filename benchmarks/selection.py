@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hilora import Pool
 from hilora.evaluate.setup import setup
+from hilora.models import default_dtype
 from hilora.route.embed import Embedder
 from hilora.route.features import Features
 from hilora.route.gaussian import TiedGaussian
@@ -173,7 +174,7 @@ def main() -> None:
                 file.write(json.dumps(line) + "\n")
 
     report(header)
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction, dtype=default_dtype())
     texts = [f"Is the sentiment of this review positive or negative? Number {i} was a delight." for i in range(200)]
     report({"what": "embedding one prompt of 20 tokens", **timed(lambda i: embedder(texts[i : i + 1]), len(texts))})
     for count in args.adapters:

@@ -2,13 +2,14 @@
 
     python benchmarks/start.py --json benchmarks/start.jsonl
 
-Every command runs in a process of its own, its files in the system's cache; medians of several runs. The imports are
-those of `hilora route`, by `python -X importtime`: milliseconds of a package's own modules, the largest first. Run it
-with nothing else on the machine.
+Every command runs in a process of its own, its files in the system's cache and compiled; medians of several runs. The
+imports are those of `hilora route`, by `python -X importtime`: milliseconds of a package's own modules, the largest
+first. Run it with nothing else on the machine.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -34,10 +35,10 @@ SHOWN = 12
 def run(arguments: list[str], pool: str, *flags: str) -> tuple[float, str]:
     """Seconds of one process, and what it wrote to standard error."""
     more = [] if arguments == ["--help"] else ["--pool", pool]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, *flags, "-m", "hilora", *arguments, *more]
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *flags, "-m", "hilora", *arguments, *more], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return time.perf_counter() - began, done.stderr
 
 

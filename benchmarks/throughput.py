@@ -22,8 +22,9 @@ from hilora.bench.run import Settings, prepared
 from hilora.pool.source import find_pool
 
 QV, ALL = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-EVERYONE = ("base", "hilora", "oracle", "arrow", "peft_single", "peft_mixed", "peft_arrow")
+ARROW = ("base", "hilora", "arrow", "peft_arrow")
 MIXED = ("base", "hilora", "oracle", "peft_single", "peft_mixed")
+FEW = ("base", "hilora", "peft_mixed")
 WIDE = "as wide as Llama-2-7B"
 LAYERS = 2
 
@@ -54,17 +55,18 @@ def case(name: str, *, contenders: Sequence[str] = MIXED, **more: Any) -> Case:
 
 
 CASES = (
-    case("batch 32, 8 adapters, zipf", contenders=EVERYONE),
+    case("batch 32, 8 adapters, zipf"),
+    case("Arrow over 48", contenders=ARROW, rounds=2, new_tokens=8),
     case("hilora-plus", contenders=("base", "hilora"), method=("hilora-plus", {})),
     case("batch 1", batch=1, adapters=1),
-    case("batch 8, 8 adapters", batch=8, share="distinct", rounds=3),
-    case("batch 64, 8 adapters", batch=64, rounds=2, contenders=("base", "hilora", "peft_mixed")),
-    case("identical", share="identical", rounds=3),
-    case("32 distinct", adapters=32, share="distinct", rounds=3, rank=8, count=32),
-    *(case(f"rank {rank}", rank=rank, rounds=3) for rank in (4, 16, 64)),
-    case("all seven sites, rank 8", rank=8, modules=ALL, rounds=3),
-    case("wide, q and v", base=WIDE, rank=8, rounds=2, new_tokens=8, batch=16),
-    case("wide, all seven sites", base=WIDE, rank=8, modules=ALL, rounds=2, new_tokens=8, batch=16),
+    case("batch 8, 8 adapters", batch=8, share="distinct", rounds=2),
+    case("batch 64, 8 adapters", batch=64, rounds=2, contenders=FEW),
+    case("identical", share="identical", rounds=2),
+    case("32 distinct", adapters=32, share="distinct", rounds=2, rank=8, count=32),
+    *(case(f"rank {rank}", rank=rank, rounds=2, contenders=FEW) for rank in (4, 16, 64)),
+    case("all seven sites, rank 8", rank=8, modules=ALL, rounds=2, contenders=FEW),
+    case("wide, q and v", base=WIDE, rank=8, rounds=2, new_tokens=8, batch=16, contenders=FEW),
+    case("wide, all seven sites", base=WIDE, rank=8, modules=ALL, rounds=2, new_tokens=8, batch=16, contenders=FEW),
     case(
         "Arrow over 1,000",
         rank=8,
@@ -74,7 +76,7 @@ CASES = (
         arrow_adapters=1000,
         rounds=1,
         new_tokens=2,
-        contenders=("base", "hilora", "arrow", "peft_arrow"),
+        contenders=ARROW,
     ),
 )
 

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from hilora.evaluate.metrics import exact_match, most_frequent, normalise, rouge
-
-
-def test_the_benchmarks_prompts_are_the_same_every_time(scripts: Any) -> None:
-    benchmark = scripts.load("benchmarks/main_job.py")
-    assert benchmark.prompts(8, 10) == benchmark.prompts(8, 10)
-    assert len(set(benchmark.prompts(8, 10))) == 8
 
 
 def test_exact_match_compares_after_the_stated_normalisation() -> None:

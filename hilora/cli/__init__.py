@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -14,6 +15,7 @@ def main() -> None:
     from hilora.cli.app import app
     from hilora.errors import HiloraError
 
+    gc.set_threshold(100_000, 50, 50)  # what imports make stays: looking for garbage in it is a tenth of the start
     try:
         app()
     except HiloraError as error:

@@ -22,7 +22,7 @@ from hilora.fingerprint import BaseInfo
 from hilora.pool import store
 from hilora.pool.described import DESCRIPTION
 from hilora.pool.peft import content_hash, read_adapter
-from hilora.pool.view import EmbedderInfo, Entry, PoolView
+from hilora.pool.view import EmbedderInfo, Entry, PoolView, in_order
 from hilora.route.apart import has_grown
 from hilora.route.experts import Calibration, calibrate
 from hilora.route.features import Features, hash_terms
@@ -44,9 +44,8 @@ class _Draft:
     calibration: Calibration | None
     tuned_on: int
 
-    def manifest(self, version: int) -> dict[str, Any]:
-        """As stored."""
-        entries = sorted(self.entries.values(), key=lambda entry: (entry.hash, entry.name))
+    def manifest(self, version: int, entries: Sequence[Entry] = ()) -> dict[str, Any]:
+        """As stored, with these entries in their order."""
         return {
             "format": store.FORMAT,
             "version": version,
@@ -89,11 +88,17 @@ class Pool(PoolView):
 
         with store.explained(f"change the pool {self.path}"), FileLock(self.path / ".lock"):
             self.reload()
-            entries = {entry.name: entry for entry in self.entries}
-            draft = _Draft(entries, self.embedder, self.ridge, self.calibration, self.tuned_on)
+            draft = _Draft(
+                {entry.name: entry for entry in self.entries},
+                self.embedder,
+                self.ridge,
+                self.calibration,
+                self.tuned_on,
+            )
             yield draft
-            manifest = draft.manifest(self.version + 1)
-            self._take(store.write_manifest(self.path, manifest), manifest)
+            entries = in_order(draft.entries.values())
+            manifest = draft.manifest(self.version + 1, entries)
+            self._take(store.write_manifest(self.path, manifest), manifest, entries)
 
     def add(
         self,
@@ -130,7 +135,7 @@ class Pool(PoolView):
         if origin not in ORIGINS:
             raise UnknownNameError("origin of samples", origin, ORIGINS)
         taken = InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")
-        if not replace and name in self.names:
+        if not replace and name in self._positions:
             raise taken
         adapter = read_adapter(Path(folder), name=name, sites=self.base.sites)
         if not any_base:

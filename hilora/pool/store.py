@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from hilora.errors import MismatchError, PoolError
 
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 FORMAT = 1
 MANIFEST = "pool.json"
 BASE = "base.json"
@@ -113,12 +115,17 @@ def write_manifest(pool: Path, manifest: Mapping[str, Any]) -> bytes:
 
     One adapter a line: the encoder that indents takes ten times as long, and pools may be large.
     """
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    head = encode({key: value for key, value in manifest.items() if key != "adapters"})
-    lines = ",\n".join(map(encode, manifest["adapters"]))
+    head = ENCODE({key: value for key, value in manifest.items() if key != "adapters"})
+    lines = ",\n".join(_line(tuple(adapter.items())) for adapter in manifest["adapters"])
     text = f'{head[:-1]}, "adapters": [\n{lines}\n]}}\n'.encode()
     write_whole(pool / MANIFEST, text)
     return text
+
+
+@lru_cache(maxsize=20_000)
+def _line(adapter: tuple[tuple[str, Any], ...]) -> str:
+    """An adapter's line; a change of a large pool leaves nearly all of them as they were."""
+    return ENCODE(dict(adapter))
 
 
 def _unreadable(pool: Path, why: Exception) -> PoolError:

@@ -5,7 +5,7 @@ A view keeps what it opened, whatever others do to the folder meanwhile; `reload
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +65,11 @@ class EmbedderInfo:
     fingerprint: str
 
 
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """Adapters in a pool's order."""
+    return sorted(entries, key=lambda entry: (entry.hash, entry.name))
+
+
 class PoolView:
     """What a pool folder held when it was opened.
 
@@ -91,12 +96,17 @@ class PoolView:
         self.path = path
         self._take(text, store.parse_manifest(path, text))
 
-    def _take(self, text: bytes, manifest: Mapping[str, Any]) -> None:
-        """Make a manifest this view's state, wholly or not at all."""
+    def _take(self, text: bytes, manifest: Mapping[str, Any], entries: Sequence[Entry] | None = None) -> None:
+        """Make a manifest this view's state, wholly or not at all.
+
+        Args:
+            text: as it is written.
+            manifest: what it says.
+            entries: its adapters in their order, where they are at hand.
+        """
         try:
-            entries = sorted(
-                (Entry(**raw) for raw in manifest["adapters"]), key=lambda entry: (entry.hash, entry.name)
-            )
+            if entries is None:
+                entries = in_order(Entry(**raw) for raw in manifest["adapters"])
             found = manifest.get("calibration")
             state = {
                 "entries": tuple(entries),

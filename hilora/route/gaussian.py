@@ -190,10 +190,10 @@ class TiedGaussian:
         Fewer than k where a pool has fewer; -inf where a row may use fewer.
         """
         dim = query.shape[1]
-        white = torch.from_numpy(query.double().numpy() @ self._whitening)
-        scores, ids = self.nearest.top(white, k, allowed)
-        distance = white.square().sum(1, keepdim=True) - 2 * scores
-        return (-0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)).float(), ids
+        white = query.numpy().astype(np.float64) @ self._whitening
+        scores, ids = self.nearest.top(torch.from_numpy(white), k, allowed)
+        distance = np.square(white).sum(1, keepdims=True) - 2 * scores.numpy()
+        return torch.from_numpy((-0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)).astype(np.float32)), ids
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make their own search: an index cannot be copied."""

@@ -91,7 +91,7 @@ def test_selection_agrees_with_the_exact_best(scripts: Any, shared_pool: Any, em
     pytest.importorskip("faiss", reason="needs hilora[index]")
     _, pool = shared_pool("llama")
     script = scripts.load("benchmarks/selection.py")
-    scripts.monkeypatch.setattr(script, "Embedder", lambda name, instruction: embedder)
+    scripts.monkeypatch.setattr(script, "Embedder", lambda name, instruction, dtype: embedder)
     scripts.run(script, "--pool", pool.path, "--adapters", 4, 20, "--prompts", 8, "--json", tmp_path / "s.jsonl")
     found = lines(tmp_path / "s.jsonl")
     assert {line["adapters"] for line in found if "adapters" in line} >= {4, 20}

@@ -1,0 +1,214 @@
+"""The page of all benchmarks, README.md, from their JSON Lines: targets beside what was measured, and tables.
+
+python benchmarks/targets.py
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hilora.evaluate.tables import markdown_table
+
+HERE = Path(__file__).parent
+Line = dict[str, Any]
+MAIN = "batch 32, 8 adapters, zipf"
+DISTINCT = "32 distinct"
+ARROW = "Arrow over 48"
+MANY = "Arrow over 1,000"
+
+HEAD = """# Benchmarks
+
+Made by `python benchmarks/targets.py` from the files beside it. Each is a command, run alone on the machine:
+
+    python benchmarks/throughput.py --json benchmarks/throughput.jsonl     # half an hour; `hilora bench` on yours
+    python benchmarks/selection.py --adapters 5 100 1000 10000 1000000 --json benchmarks/selection.jsonl
+    python benchmarks/pool.py --json benchmarks/pool.jsonl
+    python benchmarks/start.py --json benchmarks/start.jsonl
+    python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
+    python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
+"""
+
+
+def read(home: Path, name: str) -> list[Line]:
+    """The lines of one benchmark; none if it has not run."""
+    path = home / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def pick(lines: Sequence[Line], **wanted: Any) -> Line | None:
+    """The last line with these values."""
+    found = [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
+    return found[-1] if found else None
+
+
+def ratio(line: Line, one: str, other: str, part: str = "whole") -> str:
+    """Throughput of one contender over another's: of the medians, and its range over the rounds."""
+    took = {name: _seconds(line, name, part) for name in (one, other)}
+    rounds = [b / a for a, b in zip(took[one], took[other], strict=True)]
+    middle = statistics.median(took[other]) / statistics.median(took[one])
+    return f"{middle:.2f} ({min(rounds):.2f} to {max(rounds):.2f})"
+
+
+def _seconds(line: Line, name: str, part: str) -> list[float]:
+    each = line["seconds"][name]
+    if part == "decode":
+        return [whole - first for whole, first in zip(each["whole"], each["prefill"], strict=True)]
+    return list(each[part])
+
+
+def token_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
+    """What the token level should reach."""
+    rows = []
+    for name, one, other, least in (
+        (MAIN, "hilora", "base", ">= 0.95"),
+        (MAIN, "hilora", "peft_single", ">= 1.8"),
+        (DISTINCT, "hilora", "peft_mixed", ">= 4"),
+        (ARROW, "arrow", "peft_arrow", ">= 3"),
+        (ARROW, "hilora", "peft_arrow", ">= 5"),
+        (MANY, "hilora", "peft_arrow", ">= 50"),
+    ):
+        line = pick(lines, case=name)
+        if line and {one, other} <= line["seconds"].keys():
+            rows.append((f"{one} / {other}: {name}", least, ratio(line, one, other)))
+            if other == "base":
+                rows += [(f"... {p}", "-", ratio(line, one, other, p)) for p in ("prefill", "decode")]
+    return rows
+
+
+def selection_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
+    """What selection should reach."""
+    rows = []
+    for what, count, most in (
+        ("tied, exact", 10_000, "<= 0.6 ms"),
+        ("tied, indexed", 10_000, "<= 0.4 ms"),
+        ("tied, indexed", 1_000_000, "<= 4 ms"),
+    ):
+        if line := pick(lines, what=what, adapters=count):
+            rows.append(
+                (f"one prompt, {what}, {count:,} adapters", most, f"{line['p50_ms']} ms (95 %: {line['p95_ms']})")
+            )
+            if "agreement" in line:
+                told = f"{100 * line['agreement']:.2f} +- {100 * line['half_width']:.2f} %"
+                rows.append(("... the exact best eight", ">= 99.9 %", told))
+            if count > 10_000:
+                rows.append(
+                    ("... memory: means and index", "< 2000 MB", f"{line['means_mb'] + line['search_mb']} MB")
+                )
+    return rows
+
+
+def other_targets(home: Path) -> list[tuple[str, str, str]]:
+    """What pools, start and embedding should reach."""
+    rows: list[tuple[str, str, str]] = []
+    pools = read(home, "pool")
+    if line := pick(pools, registered=2000, batch=32):
+        rows.append(("throughput with 2,000 adapters, of that with 5", ">= 0.97", f"{line['of_smallest']:.3f}"))
+    if line := next((line for line in pools if "cold_ms" in line), None):
+        rows.append(("first use of a cold adapter", "<= 10 ms", _spread(line["cold_ms"], "ms")))
+    for line in pools:
+        if line.get("registered") == 10_000 and "open_s" in line:
+            rows.append(("opening a pool of 10,000", "<= 1 s", _spread(line["open_s"], "s")))
+            rows.append(("adding an adapter to it", "<= 0.1 s", _spread(line["add_s"], "s")))
+    starts = read(home, "start")
+    for name, most in (("route", "<= 4 s"), ("generate, 16 tokens", "<= 8 s")):
+        if line := pick(starts, command=name):
+            rows.append((f"`hilora {name}`, cold process", most, _spread(line["seconds"], "s")))
+    embedding = read(home, "embedding")
+    tops = {(line["dtype"], line["method"]): line["top"] for line in embedding if "top" in line}
+    for method in dict.fromkeys(method for _, method in tops):
+        gaps = [tops["bf16", method][k] - tops["fp32", method][k] for k in tops["fp32", method]]
+        told = ", ".join(f"{gap:+.2f}" for gap in gaps)
+        rows.append((f"{method}: top 1, 3, 5, 8 with bf16 embeddings less fp32", "within 0.2", told))
+    return rows
+
+
+def _spread(found: dict[str, float], unit: str) -> str:
+    return f"{found['median']} {unit} ({found['least']} to {found['most']})"
+
+
+def throughput_table(lines: Sequence[Line]) -> str:
+    """Every case."""
+    rows = []
+    for line in lines:
+        cells = [ratio(line, "hilora", "base", part) for part in ("whole", "prefill", "decode")]
+        for other in ("peft_single", "peft_mixed", "peft_arrow"):
+            cells.append(ratio(line, "hilora", other) if other in line["seconds"] else "-")
+        speed = line["tokens"]["new"] / statistics.median(_seconds(line, "hilora", "decode"))
+        rows.append((line["case"], *cells, f"{speed:.0f}"))
+    heading = [
+        "case",
+        "of base",
+        "prefill",
+        "decode",
+        "of peft_single",
+        "of peft_mixed",
+        "of peft_arrow",
+        "new tokens/s",
+    ]
+    return markdown_table(heading, rows)
+
+
+def selection_table(lines: Sequence[Line]) -> str:
+    """Every size."""
+    rows = []
+    for line in lines:
+        if "p50_ms" in line:
+            kept = "-" if "means_mb" not in line else str(line["means_mb"] + line["search_mb"])
+            fit = line.get("fit_s", line.get("build_s", "-"))
+            same = f"{100 * line['agreement']:.2f}" if "agreement" in line else "-"
+            cells = (line["what"], f"{line.get('adapters', 0):,}", str(line["p50_ms"]), str(line["p95_ms"]))
+            rows.append((*cells, same, kept, str(fit)))
+    return markdown_table(
+        ["what", "adapters", "p50, ms", "p95, ms", "of the best eight, %", "memory, MB", "fit, s"], rows
+    )
+
+
+def page(home: Path) -> str:
+    """README.md."""
+    throughput, selection, pools = (read(home, name) for name in ("throughput", "selection", "pool"))
+    targets = token_targets(throughput) + selection_targets(selection) + other_targets(home)
+    parts = [HEAD, "## Targets", "", markdown_table(["", "target", "measured"], targets), ""]
+    if throughput:
+        line = throughput[0]
+        parts += [
+            "## Throughput",
+            "",
+            "{device}, {threads} threads, {dtype}, torch {torch}, PEFT {peft};".format(**line),
+            "medians of interleaved rounds and their range; hilora embeds and routes every prompt.",
+            "",
+            throughput_table(throughput),
+            "",
+        ]
+    if selection:
+        parts += ["## Selection", "", selection_table(selection), ""]
+    if rows := [line for line in pools if "tokens_per_s" in line]:
+        cells = [
+            (
+                f"{x['registered']:,}",
+                str(x["distinct"]),
+                str(x["tokens_per_s"]),
+                f"{x['of_smallest']:.3f}",
+                str(x["fit_s"]),
+            )
+            for x in rows
+        ]
+        heading = ["adapters registered", "distinct in the batch", "tokens/s", "of the smallest pool", "fit, s"]
+        parts += ["## Pool size", "", markdown_table(heading, cells), ""]
+    if imports := next((line["imports_ms"] for line in read(home, "start") if "imports_ms" in line), None):
+        told = ", ".join(f"{name} {ms:.0f}" for name, ms in imports)
+        parts += ["## Imports of `hilora route`, milliseconds", "", told, ""]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--home", type=Path, default=HERE, help="where the JSON Lines lie")
+    args = parser.parse_args()
+    (args.home / "README.md").write_text(page(args.home))
+
+
+if __name__ == "__main__":
+    main()
