@@ -407,10 +407,9 @@ def test_a_router_keeps_the_pool_it_was_built_on(
         add(pool, task, seed, task)
     prompts = [text for task in TASKS for text in tiny.texts(task, 2, 5)]
     router = HiLoRA.from_pretrained(
-        base[0], pool, "hilora-gs", tokenizer=tokenizer, embedder=embedder, candidates="top", k=2
+        base[0], pool, "hilora-gs", tokenizer=tokenizer, embedder=embedder, adapter_memory=0, candidates="top", k=2
     )
     before = router.generate(prompts, max_new_tokens=8)
-    router._stacks.clear()
     pool.remove("alpha")
     add(pool, "new", 11, "delta")
     after = router.generate(prompts, max_new_tokens=8)
