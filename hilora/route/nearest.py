@@ -9,12 +9,13 @@ Both searches find a few adapters by rough numbers and score those in fp64, so t
 who else is in its batch or beside it in the pool, and equal ones keep the pool's order.
 
     Exact     rough: fp32 matrix product. What rounding could have pushed out is looked at again: always the best.
-    Indexed   rough: 4-bit codes of the means (faiss), 64 bytes an adapter beside the means, and 8 more where the
-              index has cells. The best are missed now and then: `benchmarks/selection.py` says how often.
+    Indexed   rough: 4-bit codes of the means (faiss), 32 or 64 bytes an adapter beside the means. The best are missed
+              now and then: `benchmarks/selection.py` says how often.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,22 +30,35 @@ SLACK = 16
 """Adapters beyond the best k that are scored in fp64."""
 ROUGH_AT_ONCE = 2**25
 """Rough numbers that are held at once."""
-CODES = 128
-"""Numbers that an index keeps of a mean, 4 bits each: its coordinates of largest variance, and one for the rest."""
-RERANKED = {"flat": 128, "cells": 512}
-"""Adapters that are scored after an index has been asked."""
 INDEX_FROM = 2000
 """Adapters from which on an index pays."""
 LEFT = 8
 """Where fewer than so many times k of those that an index named may be used, all that may are scored."""
-FLAT_UP_TO = 100_000
-"""Larger pools are cut into cells, of which those nearest to the prompt are searched."""
-CELLS = 1024
-PROBED = 512
 TRAINED_ON = 100_000
 
 ROUGH_FROM = 200
 """More adapters than that are first scored in fp32."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an index is made.
+
+    Attributes:
+        codes: numbers that it keeps of a mean, 4 bits each: its coordinates of largest variance, one for the rest.
+        reranked: adapters that are scored after it has been asked.
+        halves: whether it is cut into two, which are searched side by side.
+    """
+
+    codes: int
+    reranked: int
+    halves: bool
+
+
+WHOLE, HALVES = Form(128, 128, False), Form(64, 1536, True)
+"""Shorter codes take half the time to read, and more adapters have to be scored after them."""
+WHOLE_UP_TO = 100_000
+"""Adapters up to which an index is whole."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -120,11 +134,11 @@ class Indexed:
 
     def __init__(self, means: Float[Tensor, "adapter dim"], offset: Float[Tensor, " adapter"] | None = None) -> None:
         self.means, self.offset = means, offset
-        self.kind = "flat" if len(means) <= FLAT_UP_TO else "cells"
+        self.form = WHOLE if len(means) <= WHOLE_UP_TO else HALVES
         self.scored = _Scored(means, offset)
         some = means[:: max(1, len(means) // TRAINED_ON)].double()
         axes = torch.linalg.eigh(torch.cov(some.T)).eigenvectors
-        self.axes = axes.flip(1)[:, : CODES - 1].float()  # (dim, coordinate)
+        self.axes = axes.flip(1)[:, : self.form.codes - 1].float()  # (dim, coordinate)
         # |w - m|^2 - 2 o is a squared distance once each mean has one more coordinate, which prompts have at 0
         self.most = 0.0 if offset is None else float(offset.max())
         self.index = self._build()
@@ -135,40 +149,43 @@ class Indexed:
         rest = (means.square().sum(1) - head.square().sum(1)).clamp_min(0)
         if self.offset is not None:
             rest = rest + 2 * (self.most - self.offset[part].float())
-        return _padded(head, rest.sqrt())
+        return self._padded(head, rest.sqrt())
 
     def _build(self) -> Any:
-        faiss, count = need_faiss(), len(self.means)
-        if self.kind == "flat":
-            index = faiss.IndexPQFastScan(CODES, CODES, 4)
-            index.train(self._codes(slice(None)))
-            index.add(self._codes(slice(None)))
-            return index
-        # two halves, searched side by side
-        shards = faiss.IndexShards(CODES, True, True)
+        faiss, codes, count = need_faiss(), self.form.codes, len(self.means)
         training = self._codes(slice(None, None, max(1, count // TRAINED_ON)))
-        self.shards = []  # faiss does not keep them alive
-        for first, last in ((0, count // 2), (count // 2, count)):
-            shard = faiss.index_factory(CODES, f"IVF{CELLS},PQ{CODES}x4fs")
-            shard.cp.niter = 8
-            shard.train(training)
-            shard.nprobe = PROBED
-            for a in range(first, last, TRAINED_ON):
-                shard.add(self._codes(slice(a, min(a + TRAINED_ON, last))))
-            shards.add_shard(shard)
-            self.shards.append(shard)
-        return shards
+        middle = count // 2 if self.form.halves else count
+        self.parts = []  # faiss does not keep them alive
+        for first, last in ((0, middle), (middle, count)):
+            if first < last:
+                part = faiss.IndexPQFastScan(codes, codes, 4)
+                part.train(training)
+                for a in range(first, last, TRAINED_ON):
+                    part.add(self._codes(slice(a, min(a + TRAINED_ON, last))))
+                self.parts.append(part)
+        if len(self.parts) == 1:
+            return self.parts[0]
+        both = faiss.IndexShards(codes, True, True)
+        for part in self.parts:
+            both.add_shard(part)
+        return both
+
+    def _padded(self, head: Tensor, last: Tensor) -> Any:
+        """(row, codes) in numpy: coordinates, zeros where there are fewer, and the last one."""
+        out = torch.zeros(len(head), self.form.codes)
+        out[:, : head.shape[1]], out[:, -1] = head, last
+        return out.numpy()
 
     def top(self, white: Float[Tensor, "batch dim"], k: int, allowed: Bool[Tensor, "batch adapter"]) -> Found:
         """The k best allowed adapters of each row (all, if there are fewer), but for what the index misses."""
         k = min(k, len(self.scored))
-        number = min(max(RERANKED[self.kind], 4 * k), len(self.scored))
-        asked = _padded(white.float() @ self.axes, torch.zeros(len(white)))
+        number = min(max(self.form.reranked, 4 * k), len(self.scored))
+        asked = self._padded(white.float() @ self.axes, torch.zeros(len(white)))
         near = self.index.search(asked, number)[1]
         scores, ids = empty(len(white), k)
         every = everyone(allowed)
         for row, own in enumerate(white.double().numpy()):
-            some = near[row][near[row] >= 0]  # -1 where cells held fewer
+            some = near[row]
             if not every:
                 may = allowed[row].numpy()
                 some = some[may[some]]
@@ -182,7 +199,7 @@ class _Scored:
     """Means that a few at a time are scored, in numpy: on so few numbers PyTorch's calls cost more than the work."""
 
     def __init__(self, means: Tensor, offset: Tensor | None) -> None:
-        self.means = means.numpy()
+        self.table, self.means = means, means.numpy()
         self.constant: Floats = np.empty(len(means))
         self.longest = 0.0
         for start in range(0, len(means), TRAINED_ON):
@@ -200,7 +217,8 @@ class _Scored:
         """The best so many of some adapters for one row, in fp32."""
         if len(some) <= max(count, ROUGH_FROM):
             return some
-        rough = self.means[some] @ own.astype(np.float32) + self.constant[some]
+        means = self.table.index_select(0, torch.from_numpy(some))  # they lie far apart: both cores fetch them
+        rough = (means @ torch.from_numpy(own.astype(np.float32))).numpy() + self.constant[some]
         return some[np.argpartition(-rough, count)[:count]]
 
     def best(self, own: Floats, some: Ints, scores: Floats, ids: Ints) -> None:
@@ -231,13 +249,6 @@ def make_search(
     """A search by its name; pools too small for an index are searched without one."""
     kind = SEARCHES[name]
     return Exact(means, offset) if len(means) < INDEX_FROM else kind(means, offset)
-
-
-def _padded(head: Tensor, last: Tensor) -> Any:
-    """(row, CODES) in numpy: coordinates, zeros where there are fewer, and the last one."""
-    out = torch.zeros(len(head), CODES)
-    out[:, : head.shape[1]], out[:, -1] = head, last
-    return out.numpy()
 
 
 def need_faiss() -> Any:

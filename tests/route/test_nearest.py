@@ -134,14 +134,13 @@ def test_an_index_under_a_mask_that_leaves_few_is_exact() -> None:
     assert torch.equal(ids[finite], found_ids[finite])
 
 
-def test_cells_find_almost_all(monkeypatch: Any) -> None:
+def test_two_halves_find_almost_all(monkeypatch: Any) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(nearest, "FLAT_UP_TO", 3000)
-    monkeypatch.setattr(nearest, "CELLS", 16)
-    monkeypatch.setattr(nearest, "PROBED", 12)
+    monkeypatch.setattr(nearest, "WHOLE_UP_TO", 3000)
     means, prompts = world(4000, 24, 100)
     search = Indexed(means)
-    assert search.kind == "cells"
+    assert len(search.parts) == 2
+    assert sum(part.ntotal for part in search.parts) == 4000
     everyone = torch.ones(1, 4000).bool().expand(100, -1)
     agree = (
         Exact(means).top(prompts, 8, everyone)[1][:, :, None] == search.top(prompts, 8, everyone)[1][:, None]
