@@ -12,13 +12,13 @@ ratios that `benchmarks/throughput.py` measured, and then made for Llama-2-7B wi
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from hilora.bench.rounds import stopwatch
 from hilora.evaluate.tables import markdown_table
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ class Load:
     distinct: int
     rank: int = 8
     registered: int = 52
-    embedder: int = field(default=10_600_000)
+    embedder: int = 10_600_000
 
 
 def base_pass(model: Model, batch: int, tokens: int, context: int) -> list[Part]:
@@ -141,25 +141,21 @@ def ratios(model: Model, load: Load, device: Device, new_tokens: int) -> dict[st
     }
 
 
-def fastest(call: Callable[[], object], times: int) -> float:
-    """Median seconds."""
-    took = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - began)
-    return statistics.median(took)
+def median_seconds(call: Callable[[], object], times: int) -> float:
+    """Of several calls."""
+    timed = stopwatch(torch.device("cpu"))
+    return statistics.median(timed(call) for _ in range(times))
 
 
 def measured_device() -> dict[str, float]:
     """This machine: a bf16 product as large as those of a model, reading a large tensor, a call on few numbers."""
     x, w = torch.randn(2048, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
     large, small = torch.randn(2**27), torch.randn(8)
-    product = fastest(lambda: torch.nn.functional.linear(x, w), 51)
+    product = median_seconds(lambda: torch.nn.functional.linear(x, w), 51)
     return {
         "flops": 2 * x.numel() * len(w) / product,
-        "bandwidth": 4 * large.numel() / fastest(large.sum, 11),
-        "call": fastest(lambda: small.mul(2.0), 2001),
+        "bandwidth": 4 * large.numel() / median_seconds(large.sum, 11),
+        "call": median_seconds(lambda: small.mul(2.0), 2001),
     }
 
 
@@ -167,11 +163,7 @@ def page(here: Device, lines: list[dict[str, object]]) -> str:
     """cost.md."""
     checked = []
     for line in lines:
-        if (
-            line.get("rank") is None
-            or line["base"] != "smollm2-135m"
-            or tuple(line["modules"]) != ("q_proj", "v_proj")
-        ):
+        if line["base"] != "smollm2-135m" or tuple(line["modules"]) != ("q_proj", "v_proj"):
             continue
         load = Load(line["batch"], round(line["tokens"]["prompt"] / line["batch"]), line["distinct"], line["rank"])
         found = ratios(SMOL, load, here, line["new_tokens"])

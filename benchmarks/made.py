@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from hilora import Pool
 from hilora.fingerprint import describe_base
+from hilora.pool.export import write_peft
 from hilora.pool.view import EmbedderInfo
+from hilora.types import Factors
 
 TOKENIZER = "smollm2-135m"
 """The tokenizer of random base models."""
@@ -49,34 +48,15 @@ def wide_base(folder: Path, layers: int) -> str:
     return str(folder)
 
 
-def write_random_adapter(folder: Path, sites: dict[str, tuple[int, int]], rank: int, base: str, seed: int) -> None:
-    """A PEFT folder with random factors.
-
-    Args:
-        folder: to be made.
-        sites: module -> (in, out).
-        rank, base: of the adapter.
-        seed: of its factors.
-    """
-    folder.mkdir(parents=True)
+def random_factors(sites: dict[str, tuple[int, int]], rank: int, seed: int) -> Factors:
+    """Factors for modules of these (in, out), drawn by a seed."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
+    found = {}
     for site, (width, out) in sites.items():
         down = torch.randn(rank, width, generator=generator) / width**0.5
-        up = torch.randn(out, rank, generator=generator) * 0.02
-        for side, tensor in (("A", down), ("B", up)):
-            tensors[f"base_model.model.{site}.lora_{side}.weight"] = tensor.to(torch.bfloat16)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    targets = sorted({site.rsplit(".", 1)[-1] for site in sites})
-    config: dict[str, Any] = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": 2 * rank,
-        "target_modules": targets,
-        "base_model_name_or_path": base,
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+        up = torch.randn(out, rank, generator=generator) * 0.04
+        found[site] = (down.to(torch.bfloat16), up.to(torch.bfloat16))
+    return found
 
 
 def random_pool(
@@ -87,7 +67,7 @@ def random_pool(
     sites = {site: shape for site, shape in described.sites.items() if site.rsplit(".", 1)[-1] in modules}
     pool = Pool.create(folder / "pool", described, embedder)
     for i in range(count):
-        write_random_adapter(folder / f"a{i}", sites, rank, base, i)
+        write_peft(folder / f"a{i}", random_factors(sites, rank, i), base)
         drawn = torch.randn(20, embedder.dim, generator=torch.Generator().manual_seed(i))
         given = torch.nn.functional.normalize(drawn + 3 * drawn[:1], dim=1)
         texts = [f"Sample {n} of task {i}." for n in range(len(given))]

@@ -15,7 +15,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 
 from hilora import HiLoRA, Pool, get_method
-from hilora.bench.rounds import turns
+from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.workload import Workload, make_workload
 from hilora.evaluate.setup import setup
 from hilora.models import default_dtype, load_base
@@ -34,6 +33,8 @@ from hilora.pool.export import export_adapter
 from hilora.route.embed import Embedder
 from hilora.route.features import Features
 
+seconds = stopwatch(torch.device("cpu"))
+"""Seconds that a call takes."""
 CHANGES = 9
 """Times that an addition is measured."""
 LOADED = 2000
@@ -73,20 +74,6 @@ def _packed(features: Features) -> bytes:
 
     packed: bytes = save({name: tensor.contiguous() for name, tensor in features.tensors().items()})
     return packed
-
-
-def seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def spread(values: list[float], digits: int = 4) -> dict[str, float]:
-    """Median, least and most."""
-    return {
-        name: round(pick(values), digits)
-        for name, pick in (("median", statistics.median), ("least", min), ("most", max))
-    }
 
 
 def changes(source: Pool, pool: Pool) -> dict[str, Any]:

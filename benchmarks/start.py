@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from hilora.bench.rounds import spread
 from hilora.evaluate.setup import setup
 
 PROMPT = "Is the sentiment of this review positive or negative? A film to fall asleep to."
@@ -61,8 +61,7 @@ def main() -> None:
     for name, arguments in COMMANDS.items():
         run(arguments, args.pool)
         took = [run(arguments, args.pool)[0] for _ in range(args.runs)]
-        spread = {"median": statistics.median(took), "least": min(took), "most": max(took)}
-        lines.append({"command": name, "seconds": {key: round(value, 2) for key, value in spread.items()}})
+        lines.append({"command": name, "seconds": spread(took, 2)})
         print(lines[-1], flush=True)
     lines.append({"imports_ms": imports(run(COMMANDS["route"], args.pool, "-X", "importtime")[1])})
     print(lines[-1])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hilora.bench.rounds import seconds_of
 from hilora.evaluate.tables import markdown_table
 
 HERE = Path(__file__).parent
@@ -46,17 +47,10 @@ def pick(lines: Sequence[Line], **wanted: Any) -> Line | None:
 
 def ratio(line: Line, one: str, other: str, part: str = "whole") -> str:
     """Throughput of one contender over another's: of the medians, and its range over the rounds."""
-    took = {name: _seconds(line, name, part) for name in (one, other)}
+    took = {name: seconds_of(line["seconds"][name], part) for name in (one, other)}
     rounds = [b / a for a, b in zip(took[one], took[other], strict=True)]
     middle = statistics.median(took[other]) / statistics.median(took[one])
     return f"{middle:.2f} ({min(rounds):.2f} to {max(rounds):.2f})"
-
-
-def _seconds(line: Line, name: str, part: str) -> list[float]:
-    each = line["seconds"][name]
-    if part == "decode":
-        return [whole - first for whole, first in zip(each["whole"], each["prefill"], strict=True)]
-    return list(each[part])
 
 
 def token_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
@@ -136,7 +130,7 @@ def throughput_table(lines: Sequence[Line]) -> str:
         cells = [ratio(line, "hilora", "base", part) for part in ("whole", "prefill", "decode")]
         for other in ("peft_single", "peft_mixed", "peft_arrow"):
             cells.append(ratio(line, "hilora", other) if other in line["seconds"] else "-")
-        speed = line["tokens"]["new"] / statistics.median(_seconds(line, "hilora", "decode"))
+        speed = line["tokens"]["new"] / statistics.median(seconds_of(line["seconds"]["hilora"], "decode"))
         rows.append((line["case"], *cells, f"{speed:.0f}"))
     heading = [
         "case",

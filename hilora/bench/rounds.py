@@ -90,13 +90,20 @@ def ratios(times: Times) -> dict[str, dict[str, float]]:
     for name, pair in RATIOS.items():
         if all(one in times for one in pair):
             for part, values in found.items():
-                one, other = (statistics.median(_part(times[each], part)) for each in pair)
+                one, other = (statistics.median(seconds_of(times[each], part)) for each in pair)
                 values[name] = round(other / one, 4)
     return found
 
 
-def _part(times: Mapping[str, list[float]], part: str) -> list[float]:
+def seconds_of(times: Mapping[str, list[float]], part: str) -> list[float]:
+    """Seconds by round of "prefill", "decode" or "whole"."""
     return decode(times) if part == "decode" else times[part]
+
+
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """Median, least and most."""
+    picks = (("median", statistics.median), ("least", min), ("most", max))
+    return {name: round(pick(values), digits) for name, pick in picks}
 
 
 def report(times: Times, tokens: Mapping[str, int]) -> list[tuple[str, ...]]:

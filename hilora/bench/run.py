@@ -73,7 +73,7 @@ class Bench:
     tokens: dict[str, int]
     header: dict[str, Any]
     device: torch.device
-    embed: Callable[[], object] = lambda: None
+    embed: Callable[[], object]
     table: list[tuple[str, ...]] = field(default_factory=list, init=False)
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 from hilora.errors import InputError
 from hilora.pool.peft_config import CONFIG
 from hilora.pool.view import PoolView
+from hilora.types import Factors
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -35,17 +36,24 @@ def export_adapter(pool: PoolView, name: str, folder: Path, dtype: torch.dtype |
     entry = pool.entries[pool.index(name)]
     if (folder / CONFIG).exists():
         raise InputError(f"{folder} holds an adapter already. Choose another folder.")
-    factors = pool.factors(entry.hash)
+    factors = {
+        site: (down.to(dtype or down.dtype), up.to(dtype or up.dtype))
+        for site, (down, up) in pool.factors(entry.hash).items()
+    }
+    write_peft(folder, factors, entry.base_model)
+    return folder
+
+
+def write_peft(folder: Path, factors: Factors, base_model: str) -> None:
+    """Write factors as a PEFT folder; the folder is made."""
     tensors: dict[str, Tensor] = {}
     for site, (down, up) in factors.items():
-        tensors[f"base_model.model.{site}.lora_A.weight"] = down.to(dtype or down.dtype).contiguous()
-        tensors[f"base_model.model.{site}.lora_B.weight"] = up.to(dtype or up.dtype).contiguous()
+        tensors[f"base_model.model.{site}.lora_A.weight"] = down.contiguous()
+        tensors[f"base_model.model.{site}.lora_B.weight"] = up.contiguous()
     ranks = {site: down.shape[0] for site, (down, _) in factors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = peft_config(ranks, entry.base_model)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    return folder
+    (folder / CONFIG).write_text(json.dumps(peft_config(ranks, base_model), indent=1) + "\n", encoding="utf-8")
 
 
 def peft_config(ranks: Mapping[str, int], base_model: str) -> dict[str, object]:

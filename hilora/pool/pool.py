@@ -44,7 +44,7 @@ class _Draft:
     calibration: Calibration | None
     tuned_on: int
 
-    def manifest(self, version: int, entries: Sequence[Entry] = ()) -> dict[str, Any]:
+    def manifest(self, version: int, entries: Sequence[Entry]) -> dict[str, Any]:
         """As stored, with these entries in their order."""
         return {
             "format": store.FORMAT,
@@ -75,7 +75,7 @@ class Pool(PoolView):
         path = Path(path)
         if (path / store.MANIFEST).exists():
             raise PoolError(f"{path} holds a pool already. Open it, or choose another folder.")
-        manifest = _Draft({}, embedder, RIDGE, None, 0).manifest(version=0)
+        manifest = _Draft({}, embedder, RIDGE, None, 0).manifest(0, ())
         with store.explained(f"make a pool at {path}"):
             store.write_whole(path / store.BASE, base.to_json().encode())
             text = store.write_manifest(path, manifest)

@@ -38,8 +38,8 @@ class Embedder:
         name: one of `EMBEDDERS`, a sentence-transformers model name, or a path.
         instruction: put in front of every text, with ": "; "" for none.
         device: torch device.
-        dtype: that the encoder computes in, or its name. bf16 takes a third of the time where it is fast and changes
-            an embedding by 1 % of its length, a little differently in each batch (`benchmarks/embedding.py`).
+        dtype: that the encoder computes in, or its name. bf16 takes a third of the time where it is fast, and
+            changes embeddings slightly, a little differently in each batch (`benchmarks/embedding.py`).
 
     Attributes:
         dim: length of an embedding.
