@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hilora.compose.delta import Gate, Gated, Tokens, add_delta, join
+from hilora.compose.delta import Gate
+from hilora.compose.forms import Add, Forms
 from hilora.errors import ModelError
-from hilora.types import Plan, Rocs, Site
+from hilora.types import Plan, Site
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # guards against a second plan, holds no request
 
@@ -69,14 +70,12 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
     handles = []
     _attached.add(model)
     try:
-        for names in _siblings(sites):
+        for names in _groups(sites):
             where = sites[names[0]].up.device
             if where not in plans:
                 plans[where] = _move(plan, where)
-            shared = _Projection([sites[name] for name in names], plans[where], gate)
-            for place, name in enumerate(names):
-                hook = _hook(name, sites[name].up, shared, place)
-                handles.append(modules[name].register_forward_hook(hook))
+            siblings = _Siblings([sites[name] for name in names], plans[where], gate)
+            handles += [modules[name].register_forward_hook(_hook(siblings, n)) for n, name in enumerate(names)]
         yield
     finally:
         for handle in handles:
@@ -84,7 +83,7 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
         _attached.discard(model)
 
 
-def _siblings(sites: Mapping[str, Site]) -> list[list[str]]:
+def _groups(sites: Mapping[str, Site]) -> list[list[str]]:
     """Sites that may read the same input (q, k and v do), in groups: one parent, one width, one device."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, site in sites.items():
@@ -93,71 +92,49 @@ def _siblings(sites: Mapping[str, Site]) -> list[list[str]]:
     return list(groups.values())
 
 
-class _Projection:
-    """Gated projections of sibling sites, worked out together when the first of them reads an input.
+class _Siblings:
+    """Sites that read the same input: what to add at each is worked out when the first of them reads it.
 
     Siblings that turn out to read different inputs (cross-attention) are worked out apart from then on.
     """
 
-    def __init__(self, parts: Sequence[Rocs], plan: Plan, gate: Gate) -> None:
-        self.rows = len(plan.scale)
-        joined = join(parts)  # copies the siblings' weights: once a batch is enough
-        self.share = len(parts) > 1
-        self.lengths = [len(rocs.owner) for rocs in parts]
-        self.apart = [(rocs, gate(rocs, plan)) for rocs in parts]
-        if not self.share:
-            self.together = self.apart[0]
-        elif gate.joinable:
-            self.together = joined, gate(joined, plan)
-        else:
-            self.together = joined, _in_turn([gated for _, gated in self.apart], self.lengths)
+    def __init__(self, sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
+        self.sites, self.rows = sites, len(plan.scale)
+        self.forms = Forms(sites, plan, gate)
+        self.apart: list[_Siblings] = []
         self.input: Tensor | None = None
-        self.found: tuple[Tensor, ...] = ()
+        self.found: list[Add] = []
         self.left = 0  # siblings that have not read this input yet
 
-    def __call__(self, name: str, x: Tensor, place: int) -> Tensor:
-        """Gated z (roc, token) of the site at a place among its siblings."""
-        if not self.share:
-            return self._gated(name, x, *self.apart[place])
+    def __call__(self, x: Tensor, place: int) -> Add:
+        """What adds the delta of the site at a place among its siblings."""
+        if self.apart:
+            return self.apart[place](x, 0)
         if x is not self.input:
             if self.input is not None:  # a sibling read something else before this input was used by all
-                self.share, self.input, self.found = False, None, ()
-                return self._gated(name, x, *self.apart[place])
-            self.input, self.left = x, len(self.lengths)
-            self.found = self._gated(name, x, *self.together).split(self.lengths)
-        z = self.found[place]
+                self.apart = [_Siblings([site], self.forms.plan, self.forms.gate) for site in self.sites]
+                self.input, self.found = None, []
+                return self.apart[place](x, 0)
+            self.input, self.left, self.found = x, len(self.sites), self._add(x)
+        add = self.found[place]
         self.left -= 1
         if not self.left:
-            self.input, self.found = None, ()
-        return z
+            self.input, self.found = None, []
+        return add
 
-    def _gated(self, name: str, x: Tensor, rocs: Rocs, gated: Gated) -> Tensor:
-        flat = x.flatten(0, -2)  # (token, in)
-        tokens = flat.shape[0]
+    def _add(self, x: Tensor) -> list[Add]:
+        tokens = x.numel() // x.shape[-1]
         if tokens % self.rows:
             raise ModelError(
-                f"Site {name!r} got {tokens} tokens for a plan of {self.rows} rows; expected a multiple. "
-                f"Run the model with the batch that the plan was made for."
+                f"Site {self.sites[0].name!r} got {tokens} tokens for a plan of {self.rows} rows; expected a "
+                f"multiple. Run the model with the batch that the plan was made for."
             )
-        each = tokens // self.rows
-        flat = flat.to(rocs.down.dtype)
-        return gated(rocs.down @ flat.T, Tokens(each, flat))
+        return self.forms(x)
 
 
-def _in_turn(gates: Sequence[Gated], lengths: Sequence[int]) -> Gated:
-    """Each site's own gate on its part of the joined projections."""
-
-    def gated(z: Tensor, tokens: Tokens) -> Tensor:
-        parts = zip(gates, z.split(list(lengths)), strict=True)
-        return torch.cat([gate(part, tokens) for gate, part in parts])
-
-    return gated
-
-
-def _hook(name: str, up: Tensor, shared: _Projection, place: int) -> Any:
+def _hook(siblings: _Siblings, place: int) -> Any:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        z = shared(name, inputs[0], place)
-        return add_delta(output.flatten(0, -2), z, up).view(output.shape)
+        return siblings(inputs[0], place)(output)
 
     return add
 

@@ -49,14 +49,14 @@ class Rocs:
 
     Attributes:
         down: (roc, in); one row is a ROC's `a`.
-        size: (roc,) length of its `b`.
+        size: (roc,) length of its `b`; (roc, batch) where each row has ROCs of its own.
         owner: (roc,) the plan column (adapter) of each ROC.
         blocks: (rank, columns) for each run of adapters of one rank: `columns` are their plan columns, and
             the run spans rank * len(columns) ROCs. Runs lie one after another and cover all ROCs.
     """
 
     down: Float[Tensor, "roc in"]
-    size: Float[Tensor, " roc"]
+    size: Float[Tensor, "roc *batch"]
     owner: Int[Tensor, " roc"]
     blocks: tuple[tuple[int, Int[Tensor, "_"]], ...]
 
@@ -97,7 +97,8 @@ class Plan:
 
     Attributes:
         ids: the adapters that the batch uses, as positions in the pool (`Site.owner` counts along them).
-        ranks: (adapter,) each one's largest rank, in which `rocs` is counted.
+        ranks: (adapter,) each one's largest rank, in which `rocs` is counted; (batch, adapter) where each row has
+            adapters of its own.
         weights: (batch, adapter) routing weights.
         rocs: (batch, adapter) how many ROCs a token may use of each adapter.
         scale: (batch,) factor on the whole output.
@@ -105,7 +106,7 @@ class Plan:
     """
 
     ids: tuple[int, ...]
-    ranks: Int[Tensor, " adapter"]
+    ranks: Int[Tensor, "*batch adapter"]
     weights: Float[Tensor, "batch adapter"]
     rocs: Int[Tensor, "batch adapter"]
     scale: Float[Tensor, " batch"]

@@ -215,7 +215,7 @@ def test_sites_that_share_an_input_give_what_each_gives_alone(
     options = {"hilora-roc": {"k": 5}, "arrow": {"k": 2}, "lego": {"k": 6}}.get(method, {})
     router = build(kind, method, **options)
     together = [logits(router, method, PROMPTS, LABELS) for _ in range(2)]
-    monkeypatch.setattr("hilora.attach._siblings", lambda sites: [[name] for name in sites])
+    monkeypatch.setattr("hilora.attach._groups", lambda sites: [[name] for name in sites])
     apart = logits(router, method, PROMPTS, LABELS)
     torch.testing.assert_close(together[0], apart)
     assert torch.equal(*together)

@@ -52,7 +52,9 @@ class Gate(Protocol):
     """A composer: how much of each ROC's projection a token gets.
 
     Attributes:
-        joinable: whether the ROCs of several sites may be gated in one go; not so where adapters are compared.
+        joinable: whether each adapter at each site is gated by itself, so that the ROCs of several sites, and each
+            row's own ones, may be gated in one go; not so where adapters are compared. Such a gate does not read
+            `down`, and works in its dtype.
     """
 
     joinable: ClassVar[bool]
@@ -61,8 +63,9 @@ class Gate(Protocol):
         """Bind the gate to ROCs and a plan; what depends on them alone is worked out here, once a batch.
 
         Args:
-            rocs: the stacked ROCs; of one site (a `Site`) unless the gate is joinable.
-            plan: what each row may use.
+            rocs: the stacked ROCs; of one site (a `Site`) unless the gate is joinable. Then `size` may be
+                (roc, batch) where each row has ROCs of its own.
+            plan: what each row may use; `ranks` may be (batch, adapter) where `size` is (roc, batch).
 
         Returns:
             the function that gates projections z = down @ x.T, called for every forward pass.

@@ -19,12 +19,13 @@ from hilora.compose.weighted import roc_weights
 from hilora.errors import InputError, UnknownNameError
 from hilora.types import Plan, Rocs
 
-Strength = Callable[[Tensor, Rocs], Tensor]
+Strength = Callable[[Tensor, Tensor, Spread], Tensor]
+"""(z (roc, token), size (roc, batch), spread) -> (roc, token)."""
 
 CRITERIA: dict[str, Strength] = {
-    "value": lambda z, rocs: z,
-    "magnitude": lambda z, rocs: z.abs(),
-    "contribution": lambda z, rocs: z.abs() * rocs.size[:, None],
+    "value": lambda z, size, spread: z,
+    "magnitude": lambda z, size, spread: z.abs(),
+    "contribution": lambda z, size, spread: z.abs() * spread(size),
 }
 """How strong a ROC is for a token: the paper's signed a.x, its size, or the size of what the ROC adds."""
 
@@ -66,7 +67,7 @@ def by_pairs(ranks: Sequence[int], like: Tensor) -> Placed:
 
     def placed(strength: Tensor) -> Tensor:
         wins = strength.index_select(0, one).ge_(strength.index_select(0, other))  # (pair, token)
-        return (moves @ wins).add_(begin)
+        return torch.addmm(begin, moves, wins)
 
     return placed
 
@@ -88,7 +89,7 @@ def top_gate(rocs: Rocs, plan: Plan) -> Gated:
     keeps = []
     for rank, columns in rocs.blocks:
         # a site whose rank is below the adapter's largest (rank_pattern) gets its share of the budget
-        largest = plan.ranks[columns]
+        largest = plan.ranks[..., columns]
         keep = ((plan.rocs[:, columns] * rank + largest - 1) // largest).T  # (column, batch)
         keeps.append(keep.repeat_interleave(rank, 0))
     keep = torch.cat(keeps).to(rocs.down.dtype)  # (roc, batch)
@@ -104,6 +105,11 @@ def top_gate(rocs: Rocs, plan: Plan) -> Gated:
         return place.lt_(spread(keep))
 
     return gate
+
+
+def row_sizes(rocs: Rocs, plan: Plan) -> Float[Tensor, "roc batch"]:
+    """Size of each ROC, the same for all rows unless each has ROCs of its own."""
+    return rocs.size.view(len(rocs.owner), -1).expand(-1, len(plan.scale))
 
 
 @dataclass(frozen=True)
@@ -131,8 +137,8 @@ class TopRocs:
         if plan.whole:
             factor = (plan.rocs > 0).T[rocs.owner] * scale  # (roc, batch)
             return lambda z, spread: z * spread(factor)
-        gate = top_gate(rocs, plan)
-        return lambda z, spread: gate(measure(z, rocs), spread).mul_(z).mul_(spread(scale))
+        gate, size = top_gate(rocs, plan), row_sizes(rocs, plan)
+        return lambda z, spread: gate(measure(z, size, spread), spread).mul_(z).mul_(spread(scale))
 
 
 @dataclass(frozen=True)
@@ -157,11 +163,11 @@ class PoolTopRocs:
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind to ROCs: which of them each row may use."""
         usable, scale = (plan.rocs > 0).T[rocs.owner], plan.scale.to(rocs.down.dtype)  # (roc, batch)
-        measure, k = CRITERIA[self.criterion], min(self.k, len(rocs.owner))
+        measure, size, k = CRITERIA[self.criterion], row_sizes(rocs, plan), min(self.k, len(rocs.owner))
 
         def gated(z: Tensor, spread: Spread) -> Tensor:
             may = spread(usable)
-            chosen = measure(z, rocs).masked_fill(~may, -torch.inf).topk(k, dim=0).indices
+            chosen = measure(z, size, spread).masked_fill(~may, -torch.inf).topk(k, dim=0).indices
             gate = torch.zeros_like(may).scatter_(0, chosen, True) & may
             return z * gate * spread(scale)
 

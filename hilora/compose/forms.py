@@ -1,0 +1,237 @@
+"""The forms in which a batch's deltas are worked out: the same sums, in the order that costs least.
+
+For sites that read one input x (q, k and v of a layer):
+
+    stacked     z = down @ x.T for every ROC of the batch, whoever uses it; each site adds (gated z).T @ up.T
+    gathered    each row's own ROCs are copied together once, then each row is multiplied with its own only:
+                for many tokens in each row
+    joined      one token in each row: one product with the `up` of all sites, block by block on the diagonal, and
+                for few tokens in fp32, since a CPU's matrix units take longer to start than such a product
+
+However z was made, only each row's own ROCs are compared: they are picked out of z and put back.
+`benchmarks/forms.py` times the forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hilora.compose.delta import Gate, Gated, Tokens, add_delta, join
+from hilora.types import Plan, Rocs, Site
+
+Add = Callable[[Tensor], Tensor]
+"""A site's output (..., out) -> the same with the site's delta."""
+
+GATHER = 64
+"""Tokens of a row, times ROCs spared for each one used, from which gathering is worth its copies."""
+SMALL = 2048
+"""Tokens times ROCs up to which products are made in fp32 on a CPU."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """Each row's own ROCs; rows that use fewer adapters than others have some that they do not use.
+
+    Attributes:
+        index: (own, batch) where they lie in the stack.
+        lengths: how many of them are of each site.
+        rocs, plan: what a gate needs to know; the plan's columns are the places of a row's adapters. `down` has no
+            width, and `size` is (own, batch).
+    """
+
+    index: Int[Tensor, "own batch"]
+    lengths: list[int]
+    rocs: Rocs
+    plan: Plan
+
+
+def own_rocs(parts: Sequence[Rocs], plan: Plan) -> Own | None:
+    """Pick each row's own ROCs out of the sites' stacks, which lie one after another; None if that spares nothing."""
+    used = plan.rocs > 0
+    picks, blocks, index, owner, lengths, start, place = [], [], [], [], [], 0, 0
+    for part in parts:
+        lengths.append(0)
+        for rank, columns in part.blocks:
+            mine = used[:, columns]
+            slots = int(mine.sum(1).max()) if len(mine) else 0
+            pick = mine.byte().topk(slots, dim=1).indices  # (batch, slot): those in use, and others up to the most
+            first = start + rank * pick.T[:, None]  # (slot, 1, batch)
+            index.append((first + torch.arange(rank, device=pick.device)[:, None]).flatten(0, 1))
+            places = torch.arange(place, place + slots, device=pick.device)
+            picks.append(columns[pick])
+            blocks.append((rank, places))
+            owner.append(places.repeat_interleave(rank))
+            lengths[-1] += rank * slots
+            start, place = start + rank * len(columns), place + slots
+    if 2 * sum(lengths) > start:
+        return None
+    chosen, lies = torch.cat(picks, 1), torch.cat(index)  # (batch, place), (own, batch)
+    size = torch.cat([part.size for part in parts])[lies]
+    rocs = Rocs(parts[0].down.new_empty(len(size), 0), size, torch.cat(owner), tuple(blocks))
+    plan = replace(
+        plan,
+        ids=(),
+        ranks=plan.ranks[chosen],
+        weights=plan.weights.gather(1, chosen),
+        rocs=plan.rocs.gather(1, chosen),
+    )
+    return Own(lies, lengths, rocs, plan)
+
+
+class Forms:
+    """The deltas of sites that read one input, under a batch's plan.
+
+    Args:
+        sites: the sites, on one device and of one dtype and width.
+        plan: of the batch, on that device.
+        gate: the composer.
+    """
+
+    def __init__(self, sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
+        self.sites, self.plan, self.gate = sites, plan, gate
+        self.rocs = join(sites)  # copies the sites' weights: once a batch is enough
+        self.lengths, self.widths = [len(site.owner) for site in sites], [len(site.up) for site in sites]
+        self.own = own_rocs(sites, plan) if gate.joinable else None
+
+    def __call__(self, x: Tensor) -> list[Add]:
+        """What to add at each site, given what the sites read: (..., in), row by row."""
+        flat = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, -2)
+        each, count = len(flat) // len(self.plan.scale), len(self.rocs.owner)
+        tokens = Tokens(each, flat.to(self.rocs.down.dtype))
+        if torch.is_grad_enabled():
+            return self._stacked(tokens)
+        if each == 1:
+            return self._joined(tokens, x, *self._products(len(flat)))
+        if self.own is not None and each * (count / len(self.own.index) - 1) >= GATHER:
+            return self._gathered(tokens, self.own)
+        return self._stacked(tokens)
+
+    def _products(self, tokens: int) -> tuple[Float[Tensor, "roc in"], Float[Tensor, "roc out"]]:
+        """What one token of each row is multiplied with: `down`, and the `up` of all sites."""
+        if self.rocs.down.device.type == "cpu" and tokens * len(self.rocs.owner) <= SMALL:
+            return self._in_fp32
+        return self.rocs.down, self._up
+
+    def _stacked(self, tokens: Tokens) -> list[Add]:
+        z = self._gated(self.rocs.down @ tokens.x.T, tokens).split(self.lengths)
+        return [partial(_add_stacked, z=part, up=site.up) for part, site in zip(z, self.sites, strict=True)]
+
+    def _joined(self, tokens: Tokens, x: Tensor, down: Tensor, up: Float[Tensor, "roc out"]) -> list[Add]:
+        z = self._gated_one(torch.mm(down, tokens.x.to(down.dtype).t()), tokens)
+        delta = torch.mm(z.t(), up).view(*x.shape[:-1], -1)
+        return [partial(_add_part, part=part) for part in delta.split(self.widths, dim=-1)]
+
+    def _gathered(self, tokens: Tokens, own: Own) -> list[Add]:
+        down, ups = self._rows
+        x = tokens.x.unflatten(0, (-1, tokens.each))  # (batch, each, in)
+        z = torch.bmm(down, x.transpose(1, 2)).transpose(0, 1).flatten(1)  # (own, token)
+        z = self._gated_own(z, tokens).unflatten(1, (-1, tokens.each)).permute(1, 2, 0)  # (batch, each, own)
+        return [partial(_add_rows, z=part, up=up) for part, up in zip(z.split(own.lengths, dim=2), ups, strict=True)]
+
+    @cached_property
+    def _up(self) -> Float[Tensor, "roc out"]:
+        """The `up` of all sites, each for its own ROCs only."""
+        up: Tensor = torch.block_diag(*(site.up.T for site in self.sites))
+        return up
+
+    @cached_property
+    def _in_fp32(self) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(self.rocs.down.dtype, torch.float32)
+        return self.rocs.down.to(wide), self._up.to(wide)
+
+    @cached_property
+    def _rows(self) -> tuple[Float[Tensor, "batch own in"], list[Tensor]]:
+        """Copies of each row's own ROCs: `down`, and each site's `up` (batch, own, out)."""
+        assert self.own is not None
+        index, ups, start = self.own.index.T.split(self.own.lengths, dim=1), [], 0
+        for site, lies in zip(self.sites, index, strict=True):
+            ups.append(site.up.T.contiguous()[lies - start])
+            start += len(site.owner)
+        return self.rocs.down[self.own.index.T], ups
+
+    @cached_property
+    def _gated(self) -> Gated:
+        """Gates in the dtype of the ROCs: many tokens."""
+        return self._bind(self.rocs.down.dtype)
+
+    @cached_property
+    def _gated_one(self) -> Gated:
+        """Gates for one token of each row: there the start of a bf16 product costs more than the product."""
+        on_cpu = self.rocs.down.device.type == "cpu"
+        return self._bind(torch.promote_types(self.rocs.down.dtype, torch.float32)) if on_cpu else self._gated
+
+    @cached_property
+    def _gated_own(self) -> Gated:
+        """Gates for z of each row's own ROCs."""
+        assert self.own is not None
+        return self.gate(_typed(self.own.rocs, self.rocs.down.dtype), self.own.plan)
+
+    def _bind(self, dtype: torch.dtype) -> Gated:
+        """The gate for z (roc, token) of all ROCs; it works in a dtype where it may."""
+        if not self.gate.joinable:
+            return _in_turn([self.gate(site, self.plan) for site in self.sites], self.lengths, self.rocs.down.dtype)
+        if self.own is None or self.plan.whole:  # then nothing is compared, and picking costs more than it spares
+            return _cast(self.gate(_typed(self.rocs, dtype), self.plan), dtype)
+        return _picked(self.gate(_typed(self.own.rocs, dtype), self.own.plan), self.own.index, dtype)
+
+
+def _typed(rocs: Rocs, dtype: torch.dtype) -> Rocs:
+    """What a joinable gate needs of ROCs: it does not read `down`, but works in its dtype."""
+    return Rocs(rocs.down[:, :0].to(dtype), rocs.size, rocs.owner, rocs.blocks)
+
+
+def _cast(gated: Gated, dtype: torch.dtype) -> Gated:
+    """A gate that works in a dtype: z goes in and comes out in its own."""
+    return lambda z, tokens: gated(z.to(dtype), tokens).to(z.dtype)
+
+
+def _picked(gated: Gated, index: Int[Tensor, "own batch"], dtype: torch.dtype) -> Gated:
+    """A gate for each row's own ROCs, made one for z (roc, token) of all: what no row picks is 0."""
+    batch = index.shape[1]
+    lies = index * batch + torch.arange(batch, device=index.device)  # in (roc, batch)
+
+    def one(z: Tensor, tokens: Tokens) -> Tensor:
+        return torch.zeros_like(z).put_(lies, gated(z.take(lies).to(dtype), tokens).to(z.dtype))
+
+    def many(z: Tensor, tokens: Tokens) -> Tensor:
+        rows, flat = z.view(-1, tokens.each), lies.flatten()  # (roc * batch, each)
+        own = gated(rows.index_select(0, flat).view(len(lies), -1).to(dtype), tokens)
+        return torch.zeros_like(rows).index_copy(0, flat, own.to(z.dtype).view(-1, tokens.each)).view_as(z)
+
+    return lambda z, tokens: one(z, tokens) if tokens.each == 1 else many(z, tokens)
+
+
+def _in_turn(gates: Sequence[Gated], lengths: Sequence[int], dtype: torch.dtype) -> Gated:
+    """Each site's own gate on its part of the joined projections, in the dtype of the ROCs."""
+    if len(gates) == 1:
+        return _cast(gates[0], dtype)
+
+    def gated(z: Tensor, tokens: Tokens) -> Tensor:
+        parts = zip(gates, z.split(list(lengths)), strict=True)
+        return torch.cat([gate(part, tokens) for gate, part in parts])
+
+    return _cast(gated, dtype)
+
+
+def _add_stacked(output: Tensor, z: Float[Tensor, "roc token"], up: Tensor) -> Tensor:
+    """output (..., out) + z.T @ up.T."""
+    return add_delta(output.flatten(0, -2), z, up).view(output.shape)
+
+
+def _add_part(output: Tensor, part: Tensor) -> Tensor:
+    """output + part in place, in the output's dtype."""
+    return output.add_(part)
+
+
+def _add_rows(output: Tensor, z: Float[Tensor, "batch each own"], up: Tensor) -> Tensor:
+    """output (..., out) + z @ up row by row; in the output's dtype, in place if that is theirs."""
+    rows = output.view(*z.shape[:2], -1)
+    if z.dtype != output.dtype:
+        return output + torch.bmm(z, up).to(output.dtype).view(output.shape)
+    return rows.baddbmm_(z, up).view(output.shape)
