@@ -24,7 +24,8 @@ from hilora.pool.source import find_pool
 QV, ALL = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ARROW = ("base", "hilora", "arrow", "peft_arrow")
 MIXED = ("base", "hilora", "oracle", "peft_single", "peft_mixed")
-FEW = ("base", "hilora", "peft_mixed")
+FEW = ("base", "hilora")
+SHORT = {"rounds": 3, "new_tokens": 16}
 WIDE = "as wide as Llama-2-7B"
 LAYERS = 2
 
@@ -55,16 +56,17 @@ def case(name: str, *, contenders: Sequence[str] = MIXED, **more: Any) -> Case:
 
 
 CASES = (
-    case("batch 32, 8 adapters, zipf"),
+    case("batch 32, 8 adapters, zipf", contenders=("base", "hilora", "oracle"), rounds=9),
+    case("... beside PEFT", **SHORT),
     case("Arrow over 48", contenders=ARROW, rounds=2, new_tokens=8),
-    case("hilora-plus", contenders=("base", "hilora"), method=("hilora-plus", {})),
-    case("batch 1", batch=1, adapters=1),
-    case("batch 8, 8 adapters", batch=8, share="distinct", rounds=2),
-    case("batch 64, 8 adapters", batch=64, rounds=2, contenders=FEW),
-    case("identical", share="identical", rounds=2),
-    case("32 distinct", adapters=32, share="distinct", rounds=2, rank=8, count=32),
-    *(case(f"rank {rank}", rank=rank, rounds=2, contenders=FEW) for rank in (4, 16, 64)),
-    case("all seven sites, rank 8", rank=8, modules=ALL, rounds=2, contenders=FEW),
+    case("hilora-plus", contenders=FEW, **SHORT, method=("hilora-plus", {})),
+    case("batch 1", batch=1, adapters=1, rounds=9, new_tokens=16),
+    case("batch 8, 8 adapters", batch=8, share="distinct", rounds=5, new_tokens=16),
+    case("batch 64, 8 adapters", batch=64, contenders=FEW, **SHORT),
+    case("identical", share="identical", contenders=FEW, **SHORT),
+    case("32 distinct", adapters=32, share="distinct", rank=8, count=32, **SHORT),
+    *(case(f"rank {rank}", rank=rank, contenders=FEW, **SHORT) for rank in (4, 16, 64)),
+    case("all seven sites, rank 8", rank=8, modules=ALL, contenders=FEW, **SHORT),
     case("wide, q and v", base=WIDE, rank=8, rounds=2, new_tokens=8, batch=16, contenders=FEW),
     case("wide, all seven sites", base=WIDE, rank=8, modules=ALL, rounds=2, new_tokens=8, batch=16, contenders=FEW),
     case(

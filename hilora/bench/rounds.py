@@ -84,14 +84,19 @@ def decode(times: Mapping[str, Sequence[float]]) -> list[float]:
     return [whole - prefill for whole, prefill in zip(times["whole"], times["prefill"], strict=True)]
 
 
+def in_rounds(times: Times, one: str, other: str, part: str) -> list[float]:
+    """Throughput of one contender over that of another in each round, in which the machine had one mood."""
+    pairs = zip(seconds_of(times[one], part), seconds_of(times[other], part), strict=True)
+    return [theirs / ours for ours, theirs in pairs]
+
+
 def ratios(times: Times) -> dict[str, dict[str, float]]:
-    """Parts "whole", "prefill" and "decode" -> `RATIOS` between medians, of those contenders that were timed."""
+    """Parts "whole", "prefill" and "decode" -> medians over the rounds of `RATIOS`, of contenders that were timed."""
     found: dict[str, dict[str, float]] = {"whole": {}, "prefill": {}, "decode": {}}
     for name, pair in RATIOS.items():
         if all(one in times for one in pair):
             for part, values in found.items():
-                one, other = (statistics.median(seconds_of(times[each], part)) for each in pair)
-                values[name] = round(other / one, 4)
+                values[name] = round(statistics.median(in_rounds(times, *pair, part)), 4)
     return found
 
 

@@ -82,7 +82,7 @@ class Bench:
         return len(self.built) * (self.settings.rounds + 1)
 
     def run(self, on_turn: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
-        """Time everything. Returns one JSON object; ratios of throughput are medians over medians."""
+        """Time everything. Returns one JSON object; ratios of throughput are medians over the rounds."""
         times = time_rounds(
             self.built,
             rounds=self.settings.rounds,
