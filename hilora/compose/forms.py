@@ -101,38 +101,43 @@ class Forms:
 
     def __call__(self, x: Tensor) -> list[Add]:
         """What to add at each site, given what the sites read: (..., in), row by row."""
-        flat = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, -2)
-        each, count = len(flat) // len(self.plan.scale), len(self.rocs.owner)
-        tokens = Tokens(each, flat.to(self.rocs.down.dtype))
+        tokens, count = x.numel() // x.shape[-1], len(self.rocs.owner)
+        each = tokens // len(self.plan.scale)
         if torch.is_grad_enabled():
-            return self._stacked(tokens)
+            return self.stacked(x)
         if each == 1:
-            return self._joined(tokens, x, *self._products(len(flat)))
+            return self.joined(x)
         if self.own is not None and each * (count / len(self.own.index) - 1) >= GATHER:
-            return self._gathered(tokens, self.own)
-        return self._stacked(tokens)
+            return self.gathered(x)
+        return self.stacked(x)
 
-    def _products(self, tokens: int) -> tuple[Float[Tensor, "roc in"], Float[Tensor, "roc out"]]:
-        """What one token of each row is multiplied with: `down`, and the `up` of all sites."""
-        if self.rocs.down.device.type == "cpu" and tokens * len(self.rocs.owner) <= SMALL:
-            return self._in_fp32
-        return self.rocs.down, self._up
-
-    def _stacked(self, tokens: Tokens) -> list[Add]:
+    def stacked(self, x: Tensor) -> list[Add]:
+        """The deltas by the stacks of all ROCs."""
+        tokens = self._tokens(x)
         z = self._gated(self.rocs.down @ tokens.x.T, tokens).split(self.lengths)
         return [partial(_add_stacked, z=part, up=site.up) for part, site in zip(z, self.sites, strict=True)]
 
-    def _joined(self, tokens: Tokens, x: Tensor, down: Tensor, up: Float[Tensor, "roc out"]) -> list[Add]:
+    def joined(self, x: Tensor) -> list[Add]:
+        """The deltas of one token in each row, of all sites in one product."""
+        tokens, down, up = self._tokens(x), self.rocs.down, self._up
+        if down.device.type == "cpu" and len(tokens.x) * len(down) <= SMALL:
+            down, up = self._in_fp32
         z = self._gated_one(torch.mm(down, tokens.x.to(down.dtype).t()), tokens)
         delta = torch.mm(z.t(), up).view(*x.shape[:-1], -1)
         return [partial(_add_part, part=part) for part in delta.split(self.widths, dim=-1)]
 
-    def _gathered(self, tokens: Tokens, own: Own) -> list[Add]:
-        down, ups = self._rows
-        x = tokens.x.unflatten(0, (-1, tokens.each))  # (batch, each, in)
-        z = torch.bmm(down, x.transpose(1, 2)).transpose(0, 1).flatten(1)  # (own, token)
+    def gathered(self, x: Tensor) -> list[Add]:
+        """The deltas by each row's own ROCs."""
+        (down, ups), own, tokens = self._rows, self.own, self._tokens(x)
+        assert own is not None
+        rows = tokens.x.unflatten(0, (-1, tokens.each))  # (batch, each, in)
+        z = torch.bmm(down, rows.transpose(1, 2)).transpose(0, 1).flatten(1)  # (own, token)
         z = self._gated_own(z, tokens).unflatten(1, (-1, tokens.each)).permute(1, 2, 0)  # (batch, each, own)
         return [partial(_add_rows, z=part, up=up) for part, up in zip(z.split(own.lengths, dim=2), ups, strict=True)]
+
+    def _tokens(self, x: Tensor) -> Tokens:
+        flat = x.reshape(-1, x.shape[-1])
+        return Tokens(len(flat) // len(self.plan.scale), flat.to(self.rocs.down.dtype))
 
     @cached_property
     def _up(self) -> Float[Tensor, "roc out"]:

@@ -12,6 +12,7 @@ import torch
 
 from hilora import HiLoRA
 from hilora.bench import run as running
+from hilora.planner import Planner
 from hilora.pool.pool import Pool
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,6 +61,27 @@ def test_throughput_times_each_case_once(
     bench_scripts.run(script, "--pool", pool.path, "--json", out)
     assert [line["case"] for line in lines(out)] == ["two", "one"]
     assert all(line["hilora_over_base"] > 0 and line["embedding_s"] >= 0 for line in lines(out))
+
+
+def test_forms_times_the_pieces_of_a_step_and_both_forms(
+    scripts: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    script = scripts.load("benchmarks/forms.py")
+    changed = copy.deepcopy(model)
+    monkeypatch.setattr(script, "load_base", lambda name: (changed, tokenizer))
+    monkeypatch.setattr(script, "Planner", lambda opened, method: Planner(opened, method, embedder))
+    small = ("--rounds", 1, "--batches", 2, "--tokens", 3)
+    scripts.run(script, "--pool", pool.path, *small, "--json", tmp_path / "out.jsonl")
+    steps, *forms = lines(tmp_path / "out.jsonl")
+    assert all(steps[name]["of_base"] > 0 for name in ("base", *script.PIECES, "oracle", "hilora"))
+    assert steps["base"]["of_base"] == 1
+    assert [(line["adapters"], line["used"], line["spared"]) for line in forms] == [
+        (8, 1, 21),
+        (8, 3, 5),
+        (32, 1, 93),
+    ]
+    assert not any(module._forward_hooks for module in changed.modules())
 
 
 def test_embeddings_are_compared_in_both_precisions(

@@ -1,0 +1,193 @@
+"""What a decoding step costs beyond the base's, piece by piece, and from where on gathering pays.
+
+    python benchmarks/forms.py --json benchmarks/forms.jsonl
+
+"steps": one token for each of 32 prompts (and for one), in interleaved rounds: the base; hooks that do nothing; hooks
+with one, two and all four of the operations that no form can do without (x @ down, z @ up, two sums), on random
+numbers of the batch's size; the oracle, whose adapters are used whole; hilora. What lies between the last of the
+operations and hilora is the gate. "forms": both forms of prefill on random ROCs, for rows of 16 to 256 tokens.
+Run it with nothing else on the machine.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hilora import HiLoRA, Pool, get_method
+from hilora.bench.rounds import spread, turns
+from hilora.bench.run import alike
+from hilora.bench.workload import Workload, make_workload
+from hilora.compose.forms import Forms
+from hilora.compose.rocs import TopRocs
+from hilora.evaluate.setup import setup
+from hilora.models import default_dtype, load_base
+from hilora.padding import pad_batch
+from hilora.planner import Planner
+from hilora.pool.source import find_pool
+from hilora.prompts import encode_prompts, pad_id
+from hilora.types import Plan, Site
+
+QV = ("q_proj", "v_proj")
+PIECES = ("hooks", "down", "up", "sums")
+STEPS = 5
+
+
+@contextmanager
+def pieces(model: Any, sites: list[str], rocs: int, until: str) -> Iterator[None]:
+    """Hooks on q and v of each layer, pair by pair, which do the operations up to one of `PIECES`."""
+    level, handles = PIECES.index(until), []
+    for first, second in zip(sites[::2], sites[1::2], strict=True):
+        one, other = model.get_submodule(first), model.get_submodule(second)
+        like, widths = one.weight, [one.out_features, other.out_features]
+        down = torch.randn(one.in_features, 2 * rocs).to(like)
+        up = torch.zeros(2 * rocs, sum(widths)).to(like)
+        found: list[Tensor] = []
+
+        def at_first(
+            module: Any,
+            inputs: Any,
+            output: Tensor,
+            d: Tensor = down,
+            u: Tensor = up,
+            w: Any = widths,
+            f: Any = found,
+        ) -> Any:
+            if level < 1:
+                return None
+            z = inputs[0].view(-1, len(d)) @ d
+            delta = z @ u if level > 1 else None
+            if level < 3:
+                return None
+            f[:] = delta.view(*output.shape[:-1], -1).split(w, -1)
+            return output.add_(f[0])
+
+        def at_second(module: Any, inputs: Any, output: Tensor, f: Any = found) -> Any:
+            return output.add_(f[1]) if level > 2 else None
+
+        handles += [one.register_forward_hook(at_first), other.register_forward_hook(at_second)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def steps(pool: Pool, model: Any, tokenizer: Any, work: Workload, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a decoding step under each contender."""
+    prompts, rows = list(work.prompts), range(len(work.prompts))
+    asked = {"oracle": {"labels": list(work.adapters)}, "hilora": {"allow": [[name] for name in work.adapters]}}
+    routers = {name: HiLoRA(model, tokenizer, Planner(pool, get_method(name))) for name in asked}
+    routed = {name: routers[name].planner.route(prompts, **options) for name, options in asked.items()}
+    factors = [pool.factors(pool.entries[pool.index(name)].hash) for name in work.distinct]
+    sites = sorted({site for each in factors for site in each if site.endswith(QV)})
+    ids, mask = pad_batch(encode_prompts(prompts, tokenizer), pad_id(tokenizer), left=True)
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    seen = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    rocs = sum(next(iter(each.values()))[0].shape[0] for each in factors)
+
+    def serving(name: str) -> AbstractContextManager[Any]:
+        if name == "base":
+            return nullcontext()
+        return routers[name].attached(routed[name], rows) if name in asked else pieces(model, sites, rocs, name)
+
+    took: dict[str, list[float]] = {name: [] for name in ("base", *PIECES, *asked)}
+    with torch.inference_mode():
+        out = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=1)
+        new, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        for name, counts in turns(list(took), rounds):
+            with serving(name):
+                times = []
+                for _ in range(STEPS):
+                    began = time.perf_counter()
+                    model(
+                        input_ids=new,
+                        attention_mask=seen,
+                        position_ids=seen.sum(1, keepdim=True) - 1,
+                        past_key_values=cache,
+                    )
+                    times.append(time.perf_counter() - began)
+                    cache.crop(-1)
+            if counts:
+                took[name].append(1e3 * statistics.median(times[1:]))
+    line: dict[str, Any] = {"what": "steps", "batch": len(prompts), "distinct": len(work.distinct), "rocs": rocs}
+    for name, each in took.items():
+        of_base = statistics.median(b / a for a, b in zip(each, took["base"], strict=True))
+        line[name] = {"ms": spread(each, 2), "of_base": round(of_base, 3)}
+    return line
+
+
+def stack(width: int, rank: int, adapters: int, dtype: torch.dtype) -> list[Site]:
+    """Random ROCs at two sites that read one input."""
+    owner = torch.arange(adapters).repeat_interleave(rank)
+    sites = []
+    for name in ("q", "v"):
+        down, up = torch.randn(rank * adapters, width).to(dtype), torch.randn(width, rank * adapters).to(dtype)
+        sites.append(Site(down, up.norm(dim=0), owner, ((rank, torch.arange(adapters)),), name, up))
+    return sites
+
+
+def forms(width: int, batch: int, adapters: int, used: int, each: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of both forms of prefill, the copies of gathering included."""
+    dtype, rank = default_dtype("cpu"), 8
+    sites = stack(width, rank, adapters, dtype)
+    chosen = torch.zeros(batch, adapters, dtype=torch.long)
+    for row in range(batch):
+        chosen[row, [(row + i) % adapters for i in range(used)]] = 1
+    ranks = torch.full((adapters,), rank)
+    plan = Plan(tuple(range(adapters)), ranks, chosen / used, chosen * (rank // 2), torch.ones(batch))
+    x, outputs = torch.randn(batch, each, width).to(dtype), [torch.randn(batch, each, width).to(dtype) for _ in sites]
+
+    def run(form: str) -> None:
+        made = Forms(sites, plan, TopRocs())
+        adds = made.stacked(x) if form == "stacked" else made.gathered(x)
+        for add, output in zip(adds, outputs, strict=True):
+            add(output)
+
+    took: dict[str, list[float]] = {"stacked": [], "gathered": []}
+    calls: dict[str, Callable[[], None]] = {form: lambda form=form: run(form) for form in took}  # type: ignore[misc]
+    with torch.inference_mode():
+        for form, counts in turns(list(calls), rounds):
+            began = time.perf_counter()
+            calls[form]()
+            if counts:
+                took[form].append(1e3 * (time.perf_counter() - began))
+    about = {"what": "forms", "width": width, "batch": batch, "adapters": adapters, "used": used, "tokens": each}
+    spared = each * (adapters / used - 1)
+    return about | {"spared": spared} | {form: spread(times, 3) for form, times in took.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pool", default="pools/flan-mini")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--tokens", type=int, nargs="*", default=[16, 64, 256])
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".jsonl"))
+    args = parser.parse_args()
+    pool = Pool.open(find_pool(args.pool))
+    model, tokenizer = load_base(pool.base.name)
+    with args.json.open("w") as file:
+        for batch in args.batches:
+            work = make_workload(
+                alike(pool), batch=batch, adapters=min(8, batch), share="zipf", words=60, new_tokens=2
+            )
+            line = steps(pool, model, tokenizer, work, args.rounds)
+            print(line, flush=True)
+            file.write(json.dumps(setup("forms", dtype=str(model.dtype).removeprefix("torch.")) | line) + "\n")
+        for adapters, used in ((8, 1), (8, 3), (32, 1)):
+            for each in args.tokens:
+                line = forms(model.config.hidden_size, 32, adapters, used, each, args.rounds)
+                print(line, flush=True)
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
