@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -51,36 +51,56 @@ def placements(model: nn.Module) -> dict[str, tuple[torch.device, torch.dtype]]:
     return found
 
 
-@contextmanager
-def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) -> Iterator[None]:
-    """Add the plan's deltas to every site's output while the context is open.
+class Attachment:
+    """The deltas of a plan at the sites of a model, worked out once; as often as it is opened they are added.
 
     Inputs may be (batch, seq, in) or flattened row by row; a batch that is a multiple of the plan's rows
     (beams, several answers per prompt) follows the prompts in their order.
 
     Raises:
-        ModelError: the model already carries a plan, or lacks a site.
+        ModelError: the model lacks a site; when opened: it already carries a plan.
     """
-    if model in _attached:
-        raise ModelError("This model already carries a plan; attach is not re-entrant. Leave the first one before.")
-    modules = dict(model.named_modules())
-    if missing := [name for name in sites if name not in modules]:
-        raise ModelError(f"The model has no module {missing[0]!r}; was the pool made for another base model?")
-    plans: dict[torch.device, Plan] = {}
-    handles = []
-    _attached.add(model)
-    try:
+
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) -> None:
+        self.model, self.modules = model, dict(model.named_modules())
+        if missing := [name for name in sites if name not in self.modules]:
+            raise ModelError(f"The model has no module {missing[0]!r}; was the pool made for another base model?")
+        plans: dict[torch.device, Plan] = {}
+        self.groups = []
         for names in _groups(sites):
             where = sites[names[0]].up.device
             if where not in plans:
                 plans[where] = _move(plan, where)
-            siblings = _Siblings([sites[name] for name in names], plans[where], gate)
-            handles += [modules[name].register_forward_hook(_hook(siblings, n)) for n, name in enumerate(names)]
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        _attached.discard(model)
+            self.groups.append((names, _Siblings([sites[name] for name in names], plans[where], gate)))
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Add the deltas to every site's output while the context is open."""
+        if self.model in _attached:
+            raise ModelError(
+                "This model already carries a plan; attach is not re-entrant. Leave the first one before."
+            )
+        handles = []
+        _attached.add(self.model)
+        try:
+            for names, siblings in self.groups:
+                siblings.forget()
+                for place, name in enumerate(names):
+                    handles.append(self.modules[name].register_forward_hook(_hook(siblings, place)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            _attached.discard(self.model)
+
+
+def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) -> AbstractContextManager[None]:
+    """Add the plan's deltas to every site's output while the context is open: an `Attachment` for once.
+
+    Raises:
+        ModelError: the model already carries a plan, or lacks a site.
+    """
+    return Attachment(model, sites, plan, gate)()
 
 
 def _groups(sites: Mapping[str, Site]) -> list[list[str]]:
@@ -121,6 +141,10 @@ class _Siblings:
         if not self.left:
             self.input, self.found = None, []
         return add
+
+    def forget(self) -> None:
+        """Whatever a forward pass that broke off has left."""
+        self.input, self.found = None, []
 
     def _add(self, x: Tensor) -> list[Add]:
         tokens = x.numel() // x.shape[-1]

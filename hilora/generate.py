@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from hilora.allocate import row_stream
 from hilora.answers import read_answer
-from hilora.attach import attach, placements
+from hilora.attach import Attachment, placements
 from hilora.compose.delta import stack_sites
 from hilora.errors import InputError, ModelError
 from hilora.methods import get_method
@@ -211,10 +212,12 @@ class HiLoRA:
         plan, gate = self.planner.plan(routed, rows, seed), self.planner.method.gate
         assert gate is not None
         sites = self._stack(plan, routed.source)
-        return (
-            lambda places: attach(self.model, sites, plan.take(places), gate),
-            self.planner.choices(routed, rows, plan),
-        )
+
+        @lru_cache(maxsize=1)  # stage after stage the same rows, until one ends
+        def attachment(places: tuple[int, ...]) -> Attachment:
+            return Attachment(self.model, sites, plan.take(places), gate)
+
+        return lambda places: attachment(tuple(places))(), self.planner.choices(routed, rows, plan)
 
     def answer_batch(
         self,

@@ -28,7 +28,7 @@ from hilora.types import Plan, Rocs, Site
 Add = Callable[[Tensor], Tensor]
 """A site's output (..., out) -> the same with the site's delta."""
 
-GATHER = 64
+GATHER = 256
 """Tokens of a row, times ROCs spared for each one used, from which gathering is worth its copies."""
 SMALL = 2048
 """Tokens times ROCs up to which products are made in fp32 on a CPU."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hilora.compose.delta import Gated, Spread
@@ -52,24 +53,33 @@ def by_pairs(ranks: Sequence[int], like: Tensor) -> Placed:
     one place forward, and the later one back by one. Comparisons are kept in the dtype of the strengths: PyTorch
     compares half precision several times faster into half precision than into bool.
     """
-    first, second, behind, start = [], [], [], 0
-    for rank in ranks:
-        earlier, later = torch.triu_indices(rank, rank, 1)
-        first.append(earlier + start)
-        second.append(later + start)
-        behind.append(torch.arange(rank - 1, -1, -1))
-        start += rank
-    one, other = torch.cat(first).to(like.device), torch.cat(second).to(like.device)
-    pairs = torch.arange(len(one), device=like.device)
-    moves = torch.zeros(start, len(one), dtype=like.dtype, device=like.device)  # (roc, pair)
-    moves[one, pairs], moves[other, pairs] = -1, 1
-    begin = torch.cat(behind).to(like)[:, None]
+    one, other, moves, begin = pairs_of(tuple(ranks), like.dtype, like.device)
 
     def placed(strength: Tensor) -> Tensor:
         wins = strength.index_select(0, one).ge_(strength.index_select(0, other))  # (pair, token)
         return torch.addmm(begin, moves, wins)
 
     return placed
+
+
+@lru_cache(maxsize=64)
+def pairs_of(
+    ranks: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"], Float[Tensor, "roc pair"], Float[Tensor, "roc 1"]]:
+    """Both ROCs of each pair, how a comparison moves ROCs, and where they start: alike in all layers and batches."""
+    first, second, behind, start = [], [], [], 0
+    with torch.inference_mode(False):  # so that any mode may use them
+        for rank in ranks:
+            earlier, later = torch.triu_indices(rank, rank, 1)
+            first.append(earlier + start)
+            second.append(later + start)
+            behind.append(torch.arange(rank - 1, -1, -1))
+            start += rank
+        one, other = torch.cat(first).to(device), torch.cat(second).to(device)
+        pairs = torch.arange(len(one), device=device)
+        moves = torch.zeros(start, len(one), dtype=dtype, device=device)
+        moves[one, pairs], moves[other, pairs] = -1, 1
+        return one, other, moves, torch.cat(behind).to(device, dtype)[:, None]
 
 
 def chunks(ranks: Sequence[int]) -> list[list[int]]:
