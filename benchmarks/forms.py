@@ -2,7 +2,7 @@
 
     python benchmarks/forms.py --json benchmarks/forms.jsonl
 
-"steps": one token for each of 32 prompts (and for one), in interleaved rounds: the base; hooks that do nothing; hooks
+"steps": one token for each of 1, 8 and 32 prompts, in interleaved rounds: the base; hooks that do nothing; hooks
 with one, two and all four of the operations that no form can do without (x @ down, z @ up, two sums), on random
 numbers of the batch's size; the oracle, whose adapters are used whole; hilora. What lies between the last of the
 operations and hilora is the gate. "forms": both forms of prefill on random ROCs, for rows of 16 to 256 tokens.
@@ -12,9 +12,9 @@ Run it with nothing else on the machine.
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hilora import HiLoRA, Pool, get_method
-from hilora.bench.rounds import spread, turns
+from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.run import alike
 from hilora.bench.workload import Workload, make_workload
 from hilora.compose.forms import Forms
@@ -38,40 +38,38 @@ from hilora.types import Plan, Site
 QV = ("q_proj", "v_proj")
 PIECES = ("hooks", "down", "up", "sums")
 STEPS = 5
+TIMED = stopwatch(torch.device("cpu"))
+
+
+def pair(one: Any, other: Any, rocs: int, level: int) -> tuple[Any, Any]:
+    """Hooks for two modules that read one input, which do the operations up to `PIECES[level]`."""
+    widths = [one.out_features, other.out_features]
+    down = torch.randn(one.in_features, 2 * rocs).to(one.weight)
+    up = torch.zeros(2 * rocs, sum(widths)).to(one.weight)
+    found: list[Tensor] = []
+
+    def at_first(module: Any, inputs: Any, output: Tensor) -> Any:
+        if level < 1:
+            return None
+        z = inputs[0].view(-1, len(down)) @ down
+        delta = z @ up if level > 1 else None
+        if level < 3:
+            return None
+        found[:] = delta.view(*output.shape[:-1], -1).split(widths, -1)
+        return output.add_(found[0])
+
+    def at_second(module: Any, inputs: Any, output: Tensor) -> Any:
+        return output.add_(found[1]) if level > 2 else None
+
+    return at_first, at_second
 
 
 @contextmanager
 def pieces(model: Any, sites: list[str], rocs: int, until: str) -> Iterator[None]:
     """Hooks on q and v of each layer, pair by pair, which do the operations up to one of `PIECES`."""
-    level, handles = PIECES.index(until), []
-    for first, second in zip(sites[::2], sites[1::2], strict=True):
-        one, other = model.get_submodule(first), model.get_submodule(second)
-        like, widths = one.weight, [one.out_features, other.out_features]
-        down = torch.randn(one.in_features, 2 * rocs).to(like)
-        up = torch.zeros(2 * rocs, sum(widths)).to(like)
-        found: list[Tensor] = []
-
-        def at_first(
-            module: Any,
-            inputs: Any,
-            output: Tensor,
-            d: Tensor = down,
-            u: Tensor = up,
-            w: Any = widths,
-            f: Any = found,
-        ) -> Any:
-            if level < 1:
-                return None
-            z = inputs[0].view(-1, len(d)) @ d
-            delta = z @ u if level > 1 else None
-            if level < 3:
-                return None
-            f[:] = delta.view(*output.shape[:-1], -1).split(w, -1)
-            return output.add_(f[0])
-
-        def at_second(module: Any, inputs: Any, output: Tensor, f: Any = found) -> Any:
-            return output.add_(f[1]) if level > 2 else None
-
+    modules, handles = [model.get_submodule(site) for site in sites], []
+    for one, other in zip(modules[::2], modules[1::2], strict=True):
+        at_first, at_second = pair(one, other, rocs, PIECES.index(until))
         handles += [one.register_forward_hook(at_first), other.register_forward_hook(at_second)]
     try:
         yield
@@ -101,19 +99,13 @@ def steps(pool: Pool, model: Any, tokenizer: Any, work: Workload, rounds: int) -
     took: dict[str, list[float]] = {name: [] for name in ("base", *PIECES, *asked)}
     with torch.inference_mode():
         out = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=1)
-        new, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        new, cache, last = out.logits[:, -1:].argmax(-1), out.past_key_values, seen.sum(1, keepdim=True) - 1
+        step = partial(model, input_ids=new, attention_mask=seen, position_ids=last, past_key_values=cache)
         for name, counts in turns(list(took), rounds):
             with serving(name):
                 times = []
                 for _ in range(STEPS):
-                    began = time.perf_counter()
-                    model(
-                        input_ids=new,
-                        attention_mask=seen,
-                        position_ids=seen.sum(1, keepdim=True) - 1,
-                        past_key_values=cache,
-                    )
-                    times.append(time.perf_counter() - began)
+                    times.append(TIMED(step))
                     cache.crop(-1)
             if counts:
                 took[name].append(1e3 * statistics.median(times[1:]))
@@ -152,13 +144,11 @@ def forms(width: int, batch: int, adapters: int, used: int, each: int, rounds: i
             add(output)
 
     took: dict[str, list[float]] = {"stacked": [], "gathered": []}
-    calls: dict[str, Callable[[], None]] = {form: lambda form=form: run(form) for form in took}  # type: ignore[misc]
     with torch.inference_mode():
-        for form, counts in turns(list(calls), rounds):
-            began = time.perf_counter()
-            calls[form]()
+        for form, counts in turns(list(took), rounds):
+            seconds = TIMED(partial(run, form))
             if counts:
-                took[form].append(1e3 * (time.perf_counter() - began))
+                took[form].append(1e3 * seconds)
     about = {"what": "forms", "width": width, "batch": batch, "adapters": adapters, "used": used, "tokens": each}
     spared = each * (adapters / used - 1)
     return about | {"spared": spared} | {form: spread(times, 3) for form, times in took.items()}

@@ -26,6 +26,7 @@ HEAD = """# Benchmarks
 Made by `python benchmarks/targets.py` from the files beside it. Each is a command, run alone on the machine:
 
     python benchmarks/throughput.py --json benchmarks/throughput.jsonl     # half an hour; `hilora bench` on yours
+    python benchmarks/forms.py --json benchmarks/forms.jsonl               # a decoding step, piece by piece
     python benchmarks/selection.py --adapters 5 100 1000 10000 1000000 --json benchmarks/selection.jsonl
     python benchmarks/pool.py --json benchmarks/pool.jsonl
     python benchmarks/start.py --json benchmarks/start.jsonl

@@ -133,17 +133,17 @@ class _Siblings:
         if x is not self.input:
             if self.input is not None:  # a sibling read something else before this input was used by all
                 self.apart = [_Siblings([site], self.forms.plan, self.forms.gate) for site in self.sites]
-                self.input, self.found = None, []
+                self.forget()
                 return self.apart[place](x, 0)
             self.input, self.left, self.found = x, len(self.sites), self._add(x)
         add = self.found[place]
         self.left -= 1
         if not self.left:
-            self.input, self.found = None, []
+            self.forget()
         return add
 
     def forget(self) -> None:
-        """Whatever a forward pass that broke off has left."""
+        """Drop what was worked out: all siblings have read it, or a forward pass broke off."""
         self.input, self.found = None, []
 
     def _add(self, x: Tensor) -> list[Add]:

@@ -29,7 +29,8 @@ Add = Callable[[Tensor], Tensor]
 """A site's output (..., out) -> the same with the site's delta."""
 
 GATHER = 256
-"""Tokens of a row, times ROCs spared for each one used, from which gathering is worth its copies."""
+"""Tokens of a row, times ROCs spared for each one used, from which gathering is worth its copies: it loses at 110 and
+gains at 430 (`benchmarks/forms.py`)."""
 SMALL = 2048
 """Tokens times ROCs up to which products are made in fp32 on a CPU."""
 
@@ -59,7 +60,7 @@ def own_rocs(parts: Sequence[Rocs], plan: Plan) -> Own | None:
         lengths.append(0)
         for rank, columns in part.blocks:
             mine = used[:, columns]
-            slots = int(mine.sum(1).max()) if len(mine) else 0
+            slots = int(mine.sum(1).max())
             pick = mine.byte().topk(slots, dim=1).indices  # (batch, slot): those in use, and others up to the most
             first = start + rank * pick.T[:, None]  # (slot, 1, batch)
             index.append((first + torch.arange(rank, device=pick.device)[:, None]).flatten(0, 1))

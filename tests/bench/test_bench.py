@@ -91,6 +91,12 @@ def test_ratios_are_medians_over_the_rounds() -> None:
     assert report(times, {"prompt": 100, "new": 20})[2] == ("hilora", "6.00 (4.00 to 6.00)", "0.500", "50", "5")
 
 
+def test_contenders_are_compared_within_each_round() -> None:
+    base, ours = {"prefill": [1.0] * 3, "whole": [2.0, 9.0, 4.0]}, {"prefill": [1.0] * 3, "whole": [4.0, 6.0, 16.0]}
+    found = ratios({"base": base, "hilora": ours})
+    assert found["whole"] == {"hilora_over_base": 0.5}  # of 2/4, 9/6 and 4/16; the medians are as 4 to 6
+
+
 def test_twins_that_differ_are_refused() -> None:
     log: list[tuple[str, int]] = []
     assert check_twins([fake("oracle", log), fake("peft_mixed", log)]) == {"oracle = peft_mixed": 0.0}
