@@ -4,8 +4,9 @@
 
 "steps": one token for each of 1, 8 and 32 prompts, in interleaved rounds: the base; hooks that do nothing; hooks
 with one, two and all four of the operations that no form can do without (x @ down, z @ up, two sums), on random
-numbers of the batch's size; the oracle, whose adapters are used whole; hilora. What lies between the last of the
-operations and hilora is the gate. "forms": both forms of prefill on random ROCs, for rows of 16 to 256 tokens.
+numbers of the batch's size; the base with one product for q, k and v; the oracle, whose adapters are used whole, and
+hilora, both with that product, which makes z too, and with hooks only. "forms": both forms of prefill on random ROCs,
+for rows of 16 to 256 tokens.
 Run it with nothing else on the machine.
 """
 
@@ -29,14 +30,17 @@ from hilora.compose.forms import Forms
 from hilora.compose.rocs import TopRocs
 from hilora.evaluate.setup import setup
 from hilora.models import default_dtype, load_base
+from hilora.packed import Packed, pack_weights
 from hilora.padding import pad_batch
 from hilora.planner import Planner
 from hilora.pool.source import find_pool
 from hilora.prompts import encode_prompts, pad_id
+from hilora.siblings import Shared
 from hilora.types import Plan, Site
 
 QV = ("q_proj", "v_proj")
 PIECES = ("hooks", "down", "up", "sums")
+PACKED = "q, k, v in one"
 STEPS = 5
 TIMED = stopwatch(torch.device("cpu"))
 
@@ -78,12 +82,36 @@ def pieces(model: Any, sites: list[str], rocs: int, until: str) -> Iterator[None
             handle.remove()
 
 
+def in_one(pack: Packed, x: Tensor) -> list[Tensor]:
+    """Outputs of a block's modules by one product."""
+    return list(pack.project(x, 0).split(pack.widths, dim=-1))
+
+
+@contextmanager
+def packed_base(model: Any, sites: list[str]) -> Iterator[None]:
+    """The base alone, with one product for modules that read what a site reads."""
+    packs = pack_weights(model, sites)
+    for pack in packs:
+        shared = Shared(partial(in_one, pack), lambda place: None, len(pack.names))
+        for place, module in enumerate(pack.modules):
+            module.forward = partial(shared, place=place)
+    try:
+        yield
+    finally:
+        for module in (module for pack in packs for module in pack.modules):
+            del module.forward
+
+
 def steps(pool: Pool, model: Any, tokenizer: Any, work: Workload, rounds: int) -> dict[str, Any]:
     """Milliseconds of a decoding step under each contender."""
     prompts, rows = list(work.prompts), range(len(work.prompts))
     asked = {"oracle": {"labels": list(work.adapters)}, "hilora": {"allow": [[name] for name in work.adapters]}}
-    routers = {name: HiLoRA(model, tokenizer, Planner(pool, get_method(name))) for name in asked}
-    routed = {name: routers[name].planner.route(prompts, **options) for name, options in asked.items()}
+    routers, routed = {}, {}
+    for method, options in asked.items():
+        planner = Planner(pool, get_method(method))
+        route = planner.route(prompts, **options)
+        for name, packed in ((method, True), (f"{method}, hooks", False)):
+            routers[name], routed[name] = HiLoRA(model, tokenizer, planner, packed=packed), route
     factors = [pool.factors(pool.entries[pool.index(name)].hash) for name in work.distinct]
     sites = sorted({site for each in factors for site in each if site.endswith(QV)})
     ids, mask = pad_batch(encode_prompts(prompts, tokenizer), pad_id(tokenizer), left=True)
@@ -92,11 +120,11 @@ def steps(pool: Pool, model: Any, tokenizer: Any, work: Workload, rounds: int) -
     rocs = sum(next(iter(each.values()))[0].shape[0] for each in factors)
 
     def serving(name: str) -> AbstractContextManager[Any]:
-        if name == "base":
-            return nullcontext()
-        return routers[name].attached(routed[name], rows) if name in asked else pieces(model, sites, rocs, name)
+        if name in ("base", PACKED):
+            return nullcontext() if name == "base" else packed_base(model, sites)
+        return routers[name].attached(routed[name], rows) if name in routers else pieces(model, sites, rocs, name)
 
-    took: dict[str, list[float]] = {name: [] for name in ("base", *PIECES, *asked)}
+    took: dict[str, list[float]] = {name: [] for name in ("base", *PIECES, PACKED, *routers)}
     with torch.inference_mode():
         out = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=1)
         new, cache, last = out.logits[:, -1:].argmax(-1), out.past_key_values, seen.sum(1, keepdim=True) - 1

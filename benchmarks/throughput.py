@@ -3,8 +3,8 @@
     python benchmarks/throughput.py --json benchmarks/throughput.jsonl
 
 Each case is a `hilora bench`: contenders that compute the same are compared first, then all are timed in interleaved
-rounds. Cases that the file has already are left; --only names some. Adapters of cases that name a rank are random, as
-are base models "as wide as Llama-2-7B" (two layers). Run it with nothing else on the machine.
+rounds. Cases that the file has already from this processor are left; --only names some. Adapters of cases that name a
+rank are random, as are base models "as wide as Llama-2-7B" (two layers). Run it with nothing else on the machine.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from made import random_pool, wide_base
 
 from hilora import Pool
 from hilora.bench.run import Settings, prepared
+from hilora.evaluate.setup import setup
 from hilora.pool.source import find_pool
 
 QV, ALL = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -106,7 +107,8 @@ def main() -> None:
     args = parser.parse_args()
     done = set()
     if args.json.exists():
-        done = {json.loads(line)["case"] for line in args.json.read_text().splitlines()}
+        lines = map(json.loads, args.json.read_text().splitlines())
+        done = {line["case"] for line in lines if line["device"] == setup("")["device"]}
     for one in CASES:
         if one.name in done or (args.only and one.name not in args.only):
             continue

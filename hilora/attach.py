@@ -3,24 +3,24 @@
     with attach(model, sites, plan, gate):
         model.generate(...)
 
-The base model's weights are never touched. A model carries one plan at a time: `attach` is not re-entrant.
+No value of the base model ever changes. A model carries one plan at a time: `attach` is not re-entrant.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hilora.compose.delta import Gate
-from hilora.compose.forms import Add, Forms
 from hilora.errors import ModelError
+from hilora.packed import Packed
+from hilora.siblings import Beside, Together
 from hilora.types import Plan, Site
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # guards against a second plan, holds no request
@@ -57,21 +57,42 @@ class Attachment:
     Inputs may be (batch, seq, in) or flattened row by row; a batch that is a multiple of the plan's rows
     (beams, several answers per prompt) follows the prompts in their order.
 
+    Args:
+        model: that the sites are of.
+        sites: by name, the batch's adapters stacked.
+        plan: of the batch.
+        gate: the composer.
+        packs: blocks of the model's weights that hold sites; their modules are worked out by one product.
+
     Raises:
         ModelError: the model lacks a site; when opened: it already carries a plan.
     """
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) -> None:
-        self.model, self.modules = model, dict(model.named_modules())
-        if missing := [name for name in sites if name not in self.modules]:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site],
+        plan: Plan,
+        gate: Gate,
+        packs: Sequence[Packed] = (),
+    ) -> None:
+        self.model, modules = model, dict(model.named_modules())
+        if missing := [name for name in sites if name not in modules]:
             raise ModelError(f"The model has no module {missing[0]!r}; was the pool made for another base model?")
         plans: dict[torch.device, Plan] = {}
-        self.groups = []
-        for names in _groups(sites):
+
+        def bound(names: Sequence[str]) -> tuple[list[Site], Plan, Gate]:
             where = sites[names[0]].up.device
             if where not in plans:
                 plans[where] = _move(plan, where)
-            self.groups.append((names, _Siblings([sites[name] for name in names], plans[where], gate)))
+            return [sites[name] for name in names], plans[where], gate
+
+        self.groups: list[Beside | Together] = [
+            Together(pack, *bound([name for name in pack.names if name in sites])) for pack in packs
+        ]
+        packed = {name for pack in packs for name in pack.names}
+        for names in _groups({name: site for name, site in sites.items() if name not in packed}):
+            self.groups.append(Beside([modules[name] for name in names], *bound(names)))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -80,18 +101,12 @@ class Attachment:
             raise ModelError(
                 "This model already carries a plan; attach is not re-entrant. Leave the first one before."
             )
-        handles = []
-        _attached.add(self.model)
-        try:
-            for names, siblings in self.groups:
-                siblings.forget()
-                for place, name in enumerate(names):
-                    handles.append(self.modules[name].register_forward_hook(_hook(siblings, place)))
+        with ExitStack() as stack:
+            _attached.add(self.model)
+            stack.callback(_attached.discard, self.model)
+            for group in self.groups:
+                stack.enter_context(group())
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            _attached.discard(self.model)
 
 
 def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) -> AbstractContextManager[None]:
@@ -104,63 +119,12 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
 
 
 def _groups(sites: Mapping[str, Site]) -> list[list[str]]:
-    """Sites that may read the same input (q, k and v do), in groups: one parent, one width, one device."""
+    """Sites that may read the same input, in groups: one parent, one width, one device."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, site in sites.items():
         down = site.down
         groups.setdefault((name.rpartition(".")[0], down.shape[1], down.dtype, down.device), []).append(name)
     return list(groups.values())
-
-
-class _Siblings:
-    """Sites that read the same input: what to add at each is worked out when the first of them reads it.
-
-    Siblings that turn out to read different inputs (cross-attention) are worked out apart from then on.
-    """
-
-    def __init__(self, sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
-        self.sites, self.rows = sites, len(plan.scale)
-        self.forms = Forms(sites, plan, gate)
-        self.apart: list[_Siblings] = []
-        self.input: Tensor | None = None
-        self.found: list[Add] = []
-        self.left = 0  # siblings that have not read this input yet
-
-    def __call__(self, x: Tensor, place: int) -> Add:
-        """What adds the delta of the site at a place among its siblings."""
-        if self.apart:
-            return self.apart[place](x, 0)
-        if x is not self.input:
-            if self.input is not None:  # a sibling read something else before this input was used by all
-                self.apart = [_Siblings([site], self.forms.plan, self.forms.gate) for site in self.sites]
-                self.forget()
-                return self.apart[place](x, 0)
-            self.input, self.left, self.found = x, len(self.sites), self._add(x)
-        add = self.found[place]
-        self.left -= 1
-        if not self.left:
-            self.forget()
-        return add
-
-    def forget(self) -> None:
-        """Drop what was worked out: all siblings have read it, or a forward pass broke off."""
-        self.input, self.found = None, []
-
-    def _add(self, x: Tensor) -> list[Add]:
-        tokens = x.numel() // x.shape[-1]
-        if tokens % self.rows:
-            raise ModelError(
-                f"Site {self.sites[0].name!r} got {tokens} tokens for a plan of {self.rows} rows; expected a "
-                f"multiple. Run the model with the batch that the plan was made for."
-            )
-        return self.forms(x)
-
-
-def _hook(siblings: _Siblings, place: int) -> Any:
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return siblings(inputs[0], place)(output)
-
-    return add
 
 
 def _move(plan: Plan, where: torch.device) -> Plan:

@@ -25,6 +25,7 @@ from hilora.compose.delta import stack_sites
 from hilora.errors import InputError, ModelError
 from hilora.methods import get_method
 from hilora.models import first_line, load_base, parse_dtype
+from hilora.packed import pack_weights
 from hilora.padding import pad_batch
 from hilora.planner import Names, Planner, Routed
 from hilora.pool.derived import Source
@@ -57,16 +58,20 @@ class HiLoRA:
     One call runs at a time (others wait): a model carries one plan. Use `from_pretrained`.
 
     Args:
-        model: a transformers model in eval mode; it is never changed.
+        model: a transformers model in eval mode; no value of it is ever changed.
         tokenizer: its tokenizer.
         planner: routes prompts over a pool.
+        packed: lay the weights of modules that read the same input into one block, where adapters change one of them:
+            faster, and the model's parameters become views of these blocks.
 
     Raises:
         MismatchError: the pool was made for another base model.
         ModelError: the model is in training mode.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, planner: Planner) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, planner: Planner, *, packed: bool = False
+    ) -> None:
         if model.training:
             raise ModelError("The model is in training mode. Call model.eval() first.")
         planner.pool.base.check_model(model, template_id(tokenizer))
@@ -74,6 +79,7 @@ class HiLoRA:
         self.tokenizer: Any = tokenizer
         self.planner = planner
         self._placements = placements(model)
+        self._packed = packed
         self._lock = threading.Lock()
 
     @classmethod
@@ -88,6 +94,7 @@ class HiLoRA:
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         adapter_memory: int | str = LIMIT,
+        packed: bool | None = None,
         **method_options: Any,
     ) -> HiLoRA:
         """Load a base model and a pool.
@@ -101,6 +108,8 @@ class HiLoRA:
             dtype: of the base model; default: bf16 where it is fast, else fp32.
             device_map: as in transformers.
             adapter_memory: for adapters between batches, in bytes or as "512MB"; the least used are given up.
+            packed: lay weights of modules that read the same input into one block, which is faster; no value changes.
+                Default: where the model is loaded here, not where it is yours.
             method_options: options of the method, e.g. gamma=0.4.
 
         Raises:
@@ -114,10 +123,10 @@ class HiLoRA:
         planner = Planner(opened, built, embedder, memory, torch.float32 if exact else None)
         if base is None or isinstance(base, str):
             model, own = load_base(base or opened.base.name, dtype=dtype, device_map=device_map)
-            return cls(model, tokenizer or own, planner)
+            return cls(model, tokenizer or own, planner, packed=packed is not False)
         if tokenizer is None:
             raise InputError("A loaded model needs its tokenizer: pass tokenizer=...")
-        return cls(base, tokenizer, planner)
+        return cls(base, tokenizer, planner, packed=bool(packed))
 
     def generate(
         self,
@@ -212,10 +221,11 @@ class HiLoRA:
         plan, gate = self.planner.plan(routed, rows, seed), self.planner.method.gate
         assert gate is not None
         sites = self._stack(plan, routed.source)
+        packs = pack_weights(self.model, sites) if self._packed else ()
 
         @lru_cache(maxsize=1)  # stage after stage the same rows, until one ends
         def attachment(places: tuple[int, ...]) -> Attachment:
-            return Attachment(self.model, sites, plan.take(places), gate)
+            return Attachment(self.model, sites, plan.take(places), gate, packs)
 
         return lambda places: attachment(tuple(places))(), self.planner.choices(routed, rows, plan)
 

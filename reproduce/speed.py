@@ -39,7 +39,8 @@ def routers_of(
 ) -> dict[str, HiLoRA]:
     """A router for each method that is available."""
     return {
-        name: HiLoRA(model, tokenizer, Planner(pool, get_method(name), embedder)) for name in available(pool, methods)
+        name: HiLoRA(model, tokenizer, Planner(pool, get_method(name), embedder), packed=True)
+        for name in available(pool, methods)
     }
 
 

@@ -133,7 +133,8 @@ def fixed(new_tokens: int) -> dict[str, Any]:
 
 
 def _ours(name: str, stage: Stage, method: str, options: dict[str, Any], **route: Any) -> Contender:
-    router = HiLoRA(stage.model, stage.tokenizer, Planner(stage.pool, get_method(method, **options), stage.embedder))
+    planner = Planner(stage.pool, get_method(method, **options), stage.embedder)
+    router = HiLoRA(stage.model, stage.tokenizer, planner, packed=True)
     prompts = list(stage.work.prompts)
 
     def run(new_tokens: int) -> object:

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hilora.compose.delta import Gate, Gated, Tokens, add_delta, join
+from hilora.errors import ModelError
 from hilora.types import Plan, Rocs, Site
 
 Add = Callable[[Tensor], Tensor]
@@ -31,8 +32,10 @@ Add = Callable[[Tensor], Tensor]
 GATHER = 256
 """Tokens of a row, times ROCs spared for each one used, from which gathering is worth its copies: it loses at 110 and
 gains at 430 (`benchmarks/forms.py`)."""
-SMALL = 2048
-"""Tokens times ROCs up to which products are made in fp32 on a CPU."""
+SMALL = 512
+"""Rows times ROCs up to which products of one token a row are made in fp32 on a CPU."""
+Step = Callable[[Tensor, Tokens], Tensor]
+"""z in the last columns of (batch, width), tokens -> the deltas of all sites side by side (batch, out)."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,12 @@ class Forms:
         self.own = own_rocs(sites, plan) if gate.joinable else None
 
     def __call__(self, x: Tensor) -> list[Add]:
-        """What to add at each site, given what the sites read: (..., in), row by row."""
-        tokens, count = x.numel() // x.shape[-1], len(self.rocs.owner)
-        each = tokens // len(self.plan.scale)
+        """What to add at each site, given what the sites read: (..., in), row by row.
+
+        Raises:
+            ModelError: its tokens are of another batch.
+        """
+        each, count = self.each(x), len(self.rocs.owner)
         if torch.is_grad_enabled():
             return self.stacked(x)
         if each == 1:
@@ -111,6 +117,20 @@ class Forms:
         if self.own is not None and each * (count / len(self.own.index) - 1) >= GATHER:
             return self.gathered(x)
         return self.stacked(x)
+
+    def each(self, x: Tensor) -> int:
+        """Tokens of each row, given what the sites read.
+
+        Raises:
+            ModelError: its tokens are of another batch.
+        """
+        tokens, rows = x.numel() // x.shape[-1], len(self.plan.scale)
+        if tokens % rows:
+            raise ModelError(
+                f"Site {self.sites[0].name!r} got {tokens} tokens for a plan of {rows} rows; expected a "
+                f"multiple. Run the model with the batch that the plan was made for."
+            )
+        return tokens // rows
 
     def stacked(self, x: Tensor) -> list[Add]:
         """The deltas by the stacks of all ROCs."""
@@ -120,12 +140,30 @@ class Forms:
 
     def joined(self, x: Tensor) -> list[Add]:
         """The deltas of one token in each row, of all sites in one product."""
-        tokens, down, up = self._tokens(x), self.rocs.down, self._up
-        if down.device.type == "cpu" and len(tokens.x) * len(down) <= SMALL:
-            down, up = self._in_fp32
-        z = self._gated_one(torch.mm(down, tokens.x.to(down.dtype).t()), tokens)
-        delta = torch.mm(z.t(), up).view(*x.shape[:-1], -1)
+        tokens, down = self._tokens(x), self._down_one
+        delta = self._step(torch.mm(tokens.x.to(down.dtype), down.t()), tokens).view(*x.shape[:-1], -1)
         return [partial(_add_part, part=part) for part in delta.split(self.widths, dim=-1)]
+
+    def step(self, width: int) -> Step:
+        """Bind what makes the deltas of one token in each row.
+
+        Args:
+            width: columns of what it gets, (batch, width); its last ones are z, token by token.
+        """
+        up, dtype, batch, count = self._up_one, self._dtype_one, len(self.plan.scale), len(self.rocs.owner)
+        if self.own is None or self.plan.whole or not self.gate.joinable:
+            gated = self._bind(dtype)
+            return lambda made, tokens: torch.mm(gated(made[:, width - count :].t(), tokens).t().to(up.dtype), up)
+        gated, rows = self.gate(_typed(self.own.rocs, dtype), self.own.plan), torch.arange(batch, device=up.device)
+        lies, goes = self.own.index + rows * width + width - count, self.own.index + rows * count
+        with torch.inference_mode(False):  # so that it may be written in any mode
+            room = up.new_zeros(batch, count)  # what no row picks stays 0
+
+        def one(made: Tensor, tokens: Tokens) -> Tensor:
+            z = gated(made.take(lies).to(dtype), tokens)
+            return torch.mm(room.put_(goes, z.to(up.dtype)), up)
+
+        return one
 
     def gathered(self, x: Tensor) -> list[Add]:
         """The deltas by each row's own ROCs."""
@@ -141,15 +179,33 @@ class Forms:
         return Tokens(len(flat) // len(self.plan.scale), flat.to(self.rocs.down.dtype))
 
     @cached_property
-    def _up(self) -> Float[Tensor, "roc out"]:
-        """The `up` of all sites, each for its own ROCs only."""
-        up: Tensor = torch.block_diag(*(site.up.T for site in self.sites))
-        return up
+    def _step(self) -> Step:
+        return self.step(len(self.rocs.owner))
 
     @cached_property
-    def _in_fp32(self) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(self.rocs.down.dtype, torch.float32)
-        return self.rocs.down.to(wide), self._up.to(wide)
+    def _on_cpu(self) -> bool:
+        return self.rocs.down.device.type == "cpu"
+
+    @cached_property
+    def _dtype_one(self) -> torch.dtype:
+        """In which the gate works for one token of each row: there the start of a bf16 product costs more than it."""
+        dtype = self.rocs.down.dtype
+        return torch.promote_types(dtype, torch.float32) if self._on_cpu else dtype
+
+    @cached_property
+    def _is_small(self) -> bool:
+        return self._on_cpu and len(self.plan.scale) * len(self.rocs.owner) <= SMALL
+
+    @cached_property
+    def _down_one(self) -> Float[Tensor, "roc in"]:
+        """`down` for one token of each row."""
+        return self.rocs.down.to(self._dtype_one) if self._is_small else self.rocs.down
+
+    @cached_property
+    def _up_one(self) -> Float[Tensor, "roc out"]:
+        """The `up` of all sites, each for its own ROCs only, for one token of each row."""
+        up: Tensor = torch.block_diag(*(site.up.T for site in self.sites))
+        return up.to(self._dtype_one) if self._is_small else up
 
     @cached_property
     def _rows(self) -> tuple[Float[Tensor, "batch own in"], list[Tensor]]:
@@ -167,12 +223,6 @@ class Forms:
         return self._bind(self.rocs.down.dtype)
 
     @cached_property
-    def _gated_one(self) -> Gated:
-        """Gates for one token of each row: there the start of a bf16 product costs more than the product."""
-        on_cpu = self.rocs.down.device.type == "cpu"
-        return self._bind(torch.promote_types(self.rocs.down.dtype, torch.float32)) if on_cpu else self._gated
-
-    @cached_property
     def _gated_own(self) -> Gated:
         """Gates for z of each row's own ROCs."""
         assert self.own is not None
@@ -184,7 +234,7 @@ class Forms:
             return _in_turn([self.gate(site, self.plan) for site in self.sites], self.lengths, self.rocs.down.dtype)
         if self.own is None or self.plan.whole:  # then nothing is compared, and picking costs more than it spares
             return _cast(self.gate(_typed(self.rocs, dtype), self.plan), dtype)
-        return _picked(self.gate(_typed(self.own.rocs, dtype), self.own.plan), self.own.index, dtype)
+        return _picked(self._gated_own, self.own.index)
 
 
 def _typed(rocs: Rocs, dtype: torch.dtype) -> Rocs:
@@ -197,20 +247,17 @@ def _cast(gated: Gated, dtype: torch.dtype) -> Gated:
     return lambda z, tokens: gated(z.to(dtype), tokens).to(z.dtype)
 
 
-def _picked(gated: Gated, index: Int[Tensor, "own batch"], dtype: torch.dtype) -> Gated:
+def _picked(gated: Gated, index: Int[Tensor, "own batch"]) -> Gated:
     """A gate for each row's own ROCs, made one for z (roc, token) of all: what no row picks is 0."""
     batch = index.shape[1]
-    lies = index * batch + torch.arange(batch, device=index.device)  # in (roc, batch)
+    lies = (index * batch + torch.arange(batch, device=index.device)).flatten()  # in (roc, batch)
 
     def one(z: Tensor, tokens: Tokens) -> Tensor:
-        return torch.zeros_like(z).put_(lies, gated(z.take(lies).to(dtype), tokens).to(z.dtype))
+        rows = z.view(-1, tokens.each)  # (roc * batch, each)
+        own = gated(rows.index_select(0, lies).view(len(index), -1), tokens)
+        return torch.zeros_like(rows).index_copy(0, lies, own.view(-1, tokens.each)).view_as(z)
 
-    def many(z: Tensor, tokens: Tokens) -> Tensor:
-        rows, flat = z.view(-1, tokens.each), lies.flatten()  # (roc * batch, each)
-        own = gated(rows.index_select(0, flat).view(len(lies), -1).to(dtype), tokens)
-        return torch.zeros_like(rows).index_copy(0, flat, own.to(z.dtype).view(-1, tokens.each)).view_as(z)
-
-    return lambda z, tokens: one(z, tokens) if tokens.each == 1 else many(z, tokens)
+    return one
 
 
 def _in_turn(gates: Sequence[Gated], lengths: Sequence[int], dtype: torch.dtype) -> Gated:

@@ -1,0 +1,175 @@
+"""Modules that read the same input (q, k and v of a layer): what they share is worked out when the first reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hilora.compose.delta import Gate, Tokens
+from hilora.compose.forms import Forms
+from hilora.packed import SPARE, Packed
+from hilora.types import Plan, Site
+
+T = TypeVar("T")
+
+
+class Shared(Generic[T]):
+    """Something for each of several modules, made for all of them at once.
+
+    Modules that turn out to read different inputs (cross-attention) are served one by one from then on.
+
+    Args:
+        work: input (..., in) -> something for each module.
+        alone: place of a module -> input -> something for it.
+        count: of modules.
+    """
+
+    def __init__(self, work: Callable[[Tensor], list[T]], alone: Callable[[int], Callable[[Tensor], T]], count: int):
+        self.work, self.alone, self.count = work, alone, count
+        self.apart: list[Callable[[Tensor], T]] = []
+        self.input: Tensor | None = None
+        self.found: list[T] = []
+        self.left = 0  # modules that have not read this input yet
+
+    def __call__(self, x: Tensor, place: int) -> T:
+        """What the module at a place gets for its input."""
+        if self.apart:
+            return self.apart[place](x)
+        if x is not self.input:
+            if self.input is not None:  # a module read something else before this input was used by all
+                self.forget()
+                self.apart = [self.alone(each) for each in range(self.count)]
+                return self.apart[place](x)
+            self.found = self.work(x)
+            self.input, self.left = x, self.count
+        made = self.found[place]
+        self.left -= 1
+        if not self.left:
+            self.forget()
+        return made
+
+    def forget(self) -> None:
+        """Drop what was made: all modules have read it, or a forward pass broke off."""
+        self.input, self.found = None, []
+
+
+class Beside:
+    """Sites whose deltas are added to what their modules give.
+
+    Args:
+        modules: of the sites, which may read the same input.
+        sites: the batch's adapters there, stacked.
+        plan, gate: of the batch.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
+        self.modules = modules
+
+        def alone(place: int) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+            forms = Forms(sites[place : place + 1], plan, gate)
+            return lambda x: forms(x)[0]
+
+        self.shared = Shared(Forms(sites, plan, gate), alone, len(sites))
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Add them while the context is open."""
+
+        def hook(place: int) -> Any:
+            return lambda module, inputs, output: self.shared(inputs[0], place)(output)
+
+        self.shared.forget()
+        handles = [module.register_forward_hook(hook(place)) for place, module in enumerate(self.modules)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Together:
+    """Modules of a block of weights, some of them sites: for one token in each row, one product makes all outputs.
+
+    Args:
+        pack: the block.
+        sites: those of its modules that adapters change, in the block's order.
+        plan, gate: of the batch.
+    """
+
+    def __init__(self, pack: Packed, sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
+        self.pack, self.sites, self.plan, self.gate = pack, sites, plan, gate
+        self.forms = Forms(sites, plan, gate)
+        self.places = [pack.names.index(site.name) for site in sites]
+        count = len(self.forms.rocs.owner)
+        self.lodged = count if count <= SPARE else 0
+        self.step = self.forms.step(sum(pack.widths) + count if self.lodged else count)
+        self.spans = _spans(pack.widths, self.places)
+        self.shared = Shared(self.outputs, self._alone, len(pack.names))
+        self.tenant = object()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Work out the modules so while the context is open."""
+        self.shared.forget()
+        if self.lodged:
+            self.pack.lodge(self.forms.rocs.down, self.tenant)
+        for place, module in enumerate(self.pack.modules):
+            module.forward = partial(self.shared, place=place)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for module in self.pack.modules:
+                del module.forward
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """The output (..., out) of each module for its input (..., in), deltas added.
+
+        Raises:
+            ModelError: its tokens are of another batch.
+        """
+        if self.forms.each(x) == 1 and not torch.is_grad_enabled():
+            return self._one(x)
+        outputs = [_linear(module, x) for module in self.pack.modules]
+        for place, add in zip(self.places, self.forms(x), strict=True):
+            outputs[place] = add(outputs[place])
+        return outputs
+
+    def _one(self, x: Tensor) -> list[Tensor]:
+        """The same for one token in each row."""
+        tokens, made = Tokens(1, x.reshape(-1, x.shape[-1])), self.pack.project(x, self.lodged)
+        rows = made.view(len(tokens.x), -1)
+        delta = self.step(rows if self.lodged else tokens.x @ self.forms.rocs.down.t(), tokens)
+        for start, begin, width in self.spans:
+            rows[:, start : start + width].add_(delta[:, begin : begin + width])
+        return list(made.split([*self.pack.widths, self.lodged], dim=-1))
+
+    def _alone(self, place: int) -> Callable[[Tensor], Tensor]:
+        """The output of one module, whatever the others read."""
+        module = self.pack.modules[place]
+        if place not in self.places:
+            return partial(_linear, module)
+        forms = Forms([self.sites[self.places.index(place)]], self.plan, self.gate)
+        return lambda x: forms(x)[0](_linear(module, x))
+
+
+def _spans(widths: Sequence[int], places: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Where deltas that lie side by side go: (column of the block, column of the deltas, width), runs in one."""
+    spans: list[tuple[int, int, int]] = []
+    begin = 0
+    for place in places:
+        start, width = sum(widths[:place]), widths[place]
+        if spans and spans[-1][0] + spans[-1][2] == start:
+            spans[-1] = (*spans[-1][:2], spans[-1][2] + width)
+        else:
+            spans.append((start, begin, width))
+        begin += width
+    return spans
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, module.weight, module.bias)
