@@ -160,9 +160,61 @@ def selection_table(lines: Sequence[Line]) -> str:
     )
 
 
+def steps_table(lines: Sequence[Line]) -> str:
+    """A decoding step under each contender: its speed over the base's; the base's milliseconds."""
+    steps = [line for line in lines if line["what"] == "steps"]
+    names = [
+        name for name, each in steps[0].items() if isinstance(each, dict) and "of_base" in each and name != "base"
+    ]
+    rows = [
+        (line["batch"], line["rocs"], _spread(line["base"]["ms"], "ms"), *(line[name]["of_base"] for name in names))
+        for line in steps
+    ]
+    return markdown_table(["batch", "ROCs a site", "base", *names], [tuple(map(str, row)) for row in rows])
+
+
+def forms_table(lines: Sequence[Line]) -> str:
+    """Both forms of prefill, by how much gathering spares."""
+    cells = sorted(
+        (
+            (line["spared"], line["tokens"], line["adapters"], line["used"], *_medians(line))
+            for line in lines
+            if line["what"] == "forms"
+        ),
+    )
+    heading = ["tokens spared", "tokens of a row", "adapters", "used by a row", "stacked, ms", "gathered, ms"]
+    return markdown_table(heading, [(f"{row[0]:.0f}", *map(str, row[1:])) for row in cells])
+
+
+def _medians(line: Line) -> tuple[float, float]:
+    return line["stacked"]["median"], line["gathered"]["median"]
+
+
+def pool_table(lines: Sequence[Line]) -> str:
+    """Every size."""
+    cells = [
+        (
+            f"{x['registered']:,}",
+            str(x["distinct"]),
+            str(x["tokens_per_s"]),
+            f"{x['of_smallest']:.3f}",
+            str(x["fit_s"]),
+        )
+        for x in lines
+    ]
+    heading = ["adapters registered", "distinct in the batch", "tokens/s", "of the smallest pool", "fit, s"]
+    return markdown_table(heading, cells)
+
+
+def device(line: Line) -> str:
+    """What a benchmark ran on."""
+    return "{device}, {threads} threads, torch {torch}".format(**line)
+
+
 def page(home: Path) -> str:
     """README.md."""
-    throughput, selection, pools = (read(home, name) for name in ("throughput", "selection", "pool"))
+    names = ("throughput", "forms", "selection", "pool", "start", "embedding")
+    throughput, forms, selection, pools, starts, embedding = (read(home, name) for name in names)
     targets = token_targets(throughput) + selection_targets(selection) + other_targets(home)
     parts = [HEAD, "## Targets", "", markdown_table(["", "target", "measured"], targets), ""]
     if throughput:
@@ -170,30 +222,36 @@ def page(home: Path) -> str:
         parts += [
             "## Throughput",
             "",
-            "{device}, {threads} threads, {dtype}, torch {torch}, PEFT {peft};".format(**line),
+            "{told}, {dtype}, PEFT {peft};".format(told=device(line), **line),
             "median and range of the ratio in each of the interleaved rounds; hilora embeds and routes every prompt.",
             "",
             throughput_table(throughput),
             "",
         ]
-    if selection:
-        parts += ["## Selection", "", selection_table(selection), ""]
-    if rows := [line for line in pools if "tokens_per_s" in line]:
-        cells = [
-            (
-                f"{x['registered']:,}",
-                str(x["distinct"]),
-                str(x["tokens_per_s"]),
-                f"{x['of_smallest']:.3f}",
-                str(x["fit_s"]),
-            )
-            for x in rows
+    if forms:
+        parts += [
+            "## A decoding step, piece by piece",
+            "",
+            f"{device(forms[0])}. Of the base's speed, prompts already read: hooks that do nothing, with x @ down,",
+            "with z @ up too, with the sums too; the base with one product for q, k and v; the oracle and hilora as",
+            "they are, and with hooks only.",
+            "",
+            steps_table(forms),
+            "",
+            "Forms of reading prompts (q and v, 32 rows):",
+            "",
+            forms_table(forms),
+            "",
         ]
-        heading = ["adapters registered", "distinct in the batch", "tokens/s", "of the smallest pool", "fit, s"]
-        parts += ["## Pool size", "", markdown_table(heading, cells), ""]
-    if imports := next((line["imports_ms"] for line in read(home, "start") if "imports_ms" in line), None):
+    if selection:
+        parts += ["## Selection", "", f"{device(selection[0])}.", "", selection_table(selection), ""]
+    if rows := [line for line in pools if "tokens_per_s" in line]:
+        parts += ["## Pool size", "", f"{device(pools[0])}.", "", pool_table(rows), ""]
+    if imports := next((line["imports_ms"] for line in starts if "imports_ms" in line), None):
         told = ", ".join(f"{name} {ms:.0f}" for name, ms in imports)
-        parts += ["## Imports of `hilora route`, milliseconds", "", told, ""]
+        parts += ["## Start", "", f"{device(starts[0])}. Imports of `hilora route`, milliseconds:", "", told, ""]
+    if embedding:
+        parts += [f"Embeddings were compared on {device(embedding[0])}.", ""]
     return "\n".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from hilora.cli.options import Base, Dtype, PoolName, quiet_transformers
 from hilora.cli.show import console, progress, status
 
 if TYPE_CHECKING:
+    from hilora.pool.pool import Pool
     from hilora.train.gates import Trainer
 
 app = typer.Typer(help="Train adapters, and what some methods need trained.", no_args_is_help=True)
@@ -199,6 +200,42 @@ def lorahub(
 
 
 @app.command()
+def combine(
+    task: Annotated[Path, typer.Argument(help='A few examples: JSON Lines with "inputs" and "targets".')],
+    *,
+    pool: PoolName,
+    out: Annotated[Path, typer.Option(help="The PEFT folder to write.")],
+    without: Annotated[list[str] | None, typer.Option(help="An adapter that is not drawn (may be repeated).")] = None,
+    members: Annotated[int, typer.Option(min=2, help="Adapters that are drawn.")] = 20,
+    evaluations: Annotated[int, typer.Option(min=1, help="Of the loss.")] = 40,
+    examples: Annotated[int, typer.Option(min=1, help="That are drawn.")] = 20,
+    max_tokens: Longest = 512,
+    seed: int = 0,
+    base: Base = None,
+    dtype: Dtype = None,
+) -> None:
+    """Make an adapter for a new task from those of a pool, without gradients (LoRAHub). Resumes."""
+    from hilora.train.data import read_lines
+    from hilora.train.lorahub import HubRecipe, make_adapter
+
+    rows = read_lines(task)
+    recipe = HubRecipe(members=members, evaluations=evaluations, per_task=examples, max_tokens=max_tokens, seed=seed)
+    opened, model, tokenizer = _load(pool, base, dtype)
+    with progress(evaluations, "evaluations") as advance:
+        make_adapter(
+            opened,
+            rows,
+            out,
+            recipe,
+            model=model,
+            tokenizer=tokenizer,
+            without=without or (),
+            on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
+        )
+    console.print(f"{out}: a PEFT folder with its samples. Next: hilora pool add {out.name} {out} --pool {pool}")
+
+
+@app.command()
 def retriever(
     *,
     samples: Annotated[Path, typer.Option(help='JSON Lines with "task" and "inputs": each adapter\'s samples.')],
@@ -241,22 +278,31 @@ def _train(
     method: str,
 ) -> None:
     """Load a pool, its base and its training data, and train with a bar."""
-    from hilora.models import load_base
     from hilora.pool.pool import Pool
     from hilora.pool.source import find_pool
-    from hilora.prompts import template_id
     from hilora.train.gates import Trainer
     from hilora.train.tasks import read_tasks
 
-    opened = Pool.open(find_pool(pool))
-    tasks = read_tasks(data, opened.names)
-    quiet_transformers()
-    with status(f"Loading {base or opened.base.name}"):
-        model, tokenizer = load_base(base or opened.base.name, dtype=dtype)
-    opened.base.check_model(model, template_id(tokenizer))
+    tasks = read_tasks(data, Pool.open(find_pool(pool)).names)  # refused before anything is loaded
+    opened, model, tokenizer = _load(pool, base, dtype)
     with progress(steps, "steps") as advance:
         trainer = Trainer(
             opened, tasks, model, tokenizer, lambda step, loss, speed: advance(step, f"loss {loss:.3f}")
         )
         path = run(trainer)
     console.print(f"{path}: trained. Next: hilora generate PROMPT --method {method} --pool {pool}")
+
+
+def _load(pool: str, base: str | None, dtype: str | None) -> tuple[Pool, Any, Any]:
+    """A pool with its base and tokenizer."""
+    from hilora.models import load_base
+    from hilora.pool.pool import Pool
+    from hilora.pool.source import find_pool
+    from hilora.prompts import template_id
+
+    opened = Pool.open(find_pool(pool))
+    quiet_transformers()
+    with status(f"Loading {base or opened.base.name}"):
+        model, tokenizer = load_base(base or opened.base.name, dtype=dtype)
+    opened.base.check_model(model, template_id(tokenizer))
+    return opened, model, tokenizer

@@ -34,6 +34,8 @@ GATHER = 256
 gains at 430 (`benchmarks/forms.py`)."""
 SMALL = 512
 """Rows times ROCs up to which products of one token a row are made in fp32 on a CPU."""
+SPARSE = 256
+"""ROCs from which the `up` of several sites is no longer made one matrix, of which half or more is 0."""
 Step = Callable[[Tensor, Tokens], Tensor]
 """z in the last columns of (batch, width), tokens -> the deltas of all sites side by side (batch, out)."""
 
@@ -150,18 +152,21 @@ class Forms:
         Args:
             width: columns of what it gets, (batch, width); its last ones are z, token by token.
         """
-        up, dtype, batch, count = self._up_one, self._dtype_one, len(self.plan.scale), len(self.rocs.owner)
+        dtype, up, batch, count = self._dtype_one, self._up_one, len(self.plan.scale), len(self.rocs.owner)
+        kept = self._down_one.dtype
         if self.own is None or self.plan.whole or not self.gate.joinable:
             gated = self._bind(dtype)
-            return lambda made, tokens: torch.mm(gated(made[:, width - count :].t(), tokens).t().to(up.dtype), up)
-        gated, rows = self.gate(_typed(self.own.rocs, dtype), self.own.plan), torch.arange(batch, device=up.device)
-        lies, goes = self.own.index + rows * width + width - count, self.own.index + rows * count
+            return lambda made, tokens: up(gated(made[:, width - count :].t(), tokens).t().to(kept))
+        gated, rows = (
+            self.gate(_typed(self.own.rocs, dtype), self.own.plan),
+            torch.arange(batch, device=self.rocs.owner.device),
+        )
+        lies, goes = self.own.index + (rows * width + width - count), self.own.index + rows * count
         with torch.inference_mode(False):  # so that it may be written in any mode
-            room = up.new_zeros(batch, count)  # what no row picks stays 0
+            room = self.rocs.down.new_zeros(batch, count, dtype=kept)  # what no row picks stays 0
 
         def one(made: Tensor, tokens: Tokens) -> Tensor:
-            z = gated(made.take(lies).to(dtype), tokens)
-            return torch.mm(room.put_(goes, z.to(up.dtype)), up)
+            return up(room.put_(goes, gated(made.take(lies).to(dtype), tokens).to(kept)))
 
         return one
 
@@ -202,10 +207,15 @@ class Forms:
         return self.rocs.down.to(self._dtype_one) if self._is_small else self.rocs.down
 
     @cached_property
-    def _up_one(self) -> Float[Tensor, "roc out"]:
-        """The `up` of all sites, each for its own ROCs only, for one token of each row."""
-        up: Tensor = torch.block_diag(*(site.up.T for site in self.sites))
-        return up.to(self._dtype_one) if self._is_small else up
+    def _up_one(self) -> Callable[[Tensor], Tensor]:
+        """Gated z (batch, roc) -> the deltas of all sites side by side, for one token of each row."""
+        ups = [site.up.T.to(self._down_one.dtype) for site in self.sites]
+        if len(self.rocs.owner) > SPARSE:
+            return lambda z: torch.cat(
+                [torch.mm(*each) for each in zip(z.split(self.lengths, 1), ups, strict=True)], 1
+            )
+        up = torch.block_diag(*ups)
+        return lambda z: torch.mm(z, up)
 
     @cached_property
     def _rows(self) -> tuple[Float[Tensor, "batch own in"], list[Tensor]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hilora.errors import InputError
 from hilora.jsonl import numbered_lines
 from hilora.prompts import encode_prompts
-from hilora.train.recipe import Recipe, Schedule
+from hilora.train.recipe import Schedule
 
 if TYPE_CHECKING:
     import torch
@@ -62,11 +62,11 @@ def encode_examples(rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokeniz
     return [Example(p, list(t) + end) for p, t in zip(prompts, targets, strict=True)]
 
 
-def write_samples(rows: Sequence[dict[str, str]], path: Path, recipe: Recipe) -> None:
+def write_samples(rows: Sequence[dict[str, str]], path: Path, count: int, seed: int) -> None:
     """Draw m of the training inputs, the texts that will represent the adapter when it is routed to."""
     import numpy as np
 
-    chosen = np.random.default_rng(recipe.seed).permutation(len(rows))[: recipe.num_samples]
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
     lines = [json.dumps({"inputs": rows[i]["inputs"]}, ensure_ascii=False) for i in chosen]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

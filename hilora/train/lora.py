@@ -102,7 +102,7 @@ def train_lora(
     adapter = work / "adapter"
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card template
     (adapter / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
-    write_samples(rows, adapter / "samples.jsonl", recipe)
+    write_samples(rows, adapter / "samples.jsonl", recipe.num_samples, recipe.seed)
     shutil.copy(work / "training.jsonl", adapter / "training.jsonl")
     adapter.rename(out)
     shutil.rmtree(work)

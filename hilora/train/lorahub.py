@@ -3,15 +3,15 @@
     minimise  mean loss of the examples under A = sum_i w_i A_i, B = sum_i w_i B_i  +  l1 * mean |w_i|
 
 over w in [-1.5, 1.5]^n, starting from 0, with 20 adapters drawn at random, 0.05 for l1 and 40 evaluations, as in its
-public settings. The mixed form learns one w from examples of all tasks; the original form has a w for each task, from
-examples of that task alone (`search` with `hub_loss` of one task). The original optimiser is nevergrad's; its paper
-names CMA-ES, which pycma has.
+public settings. The mixed form learns one w from examples of all tasks; the original form makes an adapter of a new
+task, from examples of that task alone (`make_adapter`). The original optimiser is nevergrad's; its paper names
+CMA-ES, which pycma has.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,11 @@ from hilora.compose.delta import stack_sites
 from hilora.compose.weighted import Weighted
 from hilora.errors import HiloraError, InputError
 from hilora.merge.average import combine
+from hilora.pool.export import write_peft
 from hilora.pool.trained import TRAINED, Trained
-from hilora.pool.view import PoolView
+from hilora.pool.view import Entry, PoolView
 from hilora.prompts import pad_id
-from hilora.train.data import completion_loss
+from hilora.train.data import completion_loss, write_samples
 from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks, hash_tasks
 from hilora.types import Factors, Plan
 
@@ -137,7 +138,7 @@ def train_lorahub(
     tokenizer: PreTrainedTokenizerBase,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Path:
-    """Search one set of weights for all tasks; writes POOL/trained/lorahub.safetensors.
+    """Search one set of weights for all tasks (the mixed form); writes POOL/trained/lorahub.safetensors.
 
     Args:
         pool: the adapters.
@@ -146,14 +147,87 @@ def train_lorahub(
         model, tokenizer: the base.
         on_step: called with (evaluation, loss).
     """
-    rng = np.random.default_rng(recipe.seed)
-    enabled = sorted(entry.name for entry in pool.entries if entry.enabled)
-    members = sorted(rng.permutation(enabled)[: recipe.members].tolist())
-    entries = [pool.entries[pool.index(name)] for name in members]
-    drawn = draw(tasks, recipe.per_task, recipe.seed)
-    loss = hub_loss([pool.factors(entry.hash) for entry in entries], drawn, recipe, model, tokenizer)
+    entries, drawn = draw_members(pool, recipe), draw(tasks, recipe.per_task, recipe.seed)
     log = pool.path / TRAINED / ".training-lorahub.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
+    weights = _searched(pool, entries, drawn, recipe, model, tokenizer, log, on_step)
+    path = Trained(
+        "lorahub",
+        {"weights": torch.tensor(weights)},
+        {entry.name: entry.hash for entry in entries},
+        {},
+        pool.version,
+        hash_tasks(drawn),
+        asdict(recipe) | {"drawn": [entry.name for entry in entries]},
+    ).save(pool.path)
+    log.replace(path.with_suffix(".jsonl"))
+    return path
+
+
+def make_adapter(
+    pool: PoolView,
+    rows: Rows,
+    out: Path,
+    recipe: HubRecipe,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    without: Collection[str] = (),
+    on_step: Callable[[int, float], None] | None = None,
+) -> Path:
+    """A new task's adapter from those of a pool, without gradients: the original form of LoRAHub.
+
+    Args:
+        pool: the adapters.
+        rows: examples of the task; `recipe.per_task` of them are drawn.
+        out: the PEFT folder to write, with the examples as its routing samples.
+        recipe: how.
+        model, tokenizer: the base.
+        without: adapters that are not drawn.
+        on_step: called with (evaluation, loss).
+
+    Raises:
+        InputError: the folder exists; too few adapters are left.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists. Choose another --out, or delete it to search again.")
+    entries, drawn = draw_members(pool, recipe, without), draw({out.name: rows}, recipe.per_task, recipe.seed)
+    work = out.with_name(out.name + ".training")
+    work.mkdir(parents=True, exist_ok=True)
+    weights = _searched(pool, entries, drawn, recipe, model, tokenizer, work / "training.jsonl", on_step)
+    merged = combine([pool.factors(entry.hash) for entry in entries], weights)
+    write_peft(work, merged, pool.base.name)
+    about = asdict(recipe) | {"weights": dict(zip([entry.name for entry in entries], weights, strict=True))}
+    (work / "recipe.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_samples(drawn[out.name], work / "samples.jsonl", recipe.per_task, recipe.seed)
+    return work.rename(out)
+
+
+def draw_members(pool: PoolView, recipe: HubRecipe, without: Collection[str] = ()) -> list[Entry]:
+    """The adapters whose weights are searched, drawn by seed, in the order of their names.
+
+    Raises:
+        InputError: fewer than two are left.
+    """
+    left = sorted(entry.name for entry in pool.entries if entry.enabled and entry.name not in without)
+    if len(left) < 2:
+        raise InputError(f"LoRAHub needs at least 2 adapters to put together; {len(left)} are left.")
+    order = np.random.default_rng(recipe.seed).permutation(left)[: recipe.members]
+    return [pool.entries[pool.index(name)] for name in sorted(order.tolist())]
+
+
+def _searched(
+    pool: PoolView,
+    entries: Sequence[Entry],
+    drawn: Mapping[str, Rows],
+    recipe: HubRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    log: Path,
+    on_step: Callable[[int, float], None] | None,
+) -> list[float]:
+    """The weights of adapters that serve these examples best."""
+    loss = hub_loss([pool.factors(entry.hash) for entry in entries], drawn, recipe, model, tokenizer)
     count = 0
 
     def watched(weights: Sequence[float]) -> float:
@@ -164,20 +238,8 @@ def train_lorahub(
             on_step(count, value)
         return value
 
-    data = hash_tasks(drawn)
-    key = " ".join([data, *(entry.hash for entry in entries)])
-    weights, _ = search(watched, len(members), recipe, log, key)
-    path = Trained(
-        "lorahub",
-        {"weights": torch.tensor(weights)},
-        {entry.name: entry.hash for entry in entries},
-        {},
-        pool.version,
-        data,
-        asdict(recipe) | {"drawn": members},
-    ).save(pool.path)
-    log.replace(path.with_suffix(".jsonl"))
-    return path
+    key = " ".join([hash_tasks(drawn), *(entry.hash for entry in entries)])
+    return search(watched, len(entries), recipe, log, key)[0]
 
 
 def hub_loss(

@@ -122,6 +122,10 @@ def sections(rows: Path, out: Path) -> list[str]:
             text += [section("Table I: trained columns", mixed_table(found, TRAINED_COLUMNS, TRAINED))]
         for setting, of in found.items():
             text += [section(f"All tasks, {setting.upper()}", markdown_table(*by_method(list(of.values()))))]
+    if (rows / "lorahub.jsonl").exists():
+        found = summarise(Results([rows / "lorahub.jsonl"]), "iid", reference="base")
+        title = "LoRAHub, an adapter made for each task (`oracle` over those; the task's own is never a part)"
+        text += [section(title, markdown_table(*by_method(found)))]
     if (rows / "dropout.jsonl").exists():
         results = Results([rows / "dropout.jsonl"])
         for setting in results.settings:

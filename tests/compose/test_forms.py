@@ -54,12 +54,12 @@ def alone(site: Site, gate: Gate, plan: Plan, x: Tensor, output: Tensor) -> Tens
 @pytest.mark.parametrize("gate", GATES, ids=repr)
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("each", [1, 7])
-@pytest.mark.parametrize("gather", [0, 10**9])
+@pytest.mark.parametrize("bound", [0, 10**9])
 def test_a_form_gives_what_the_equation_gives(
-    monkeypatch: pytest.MonkeyPatch, gate: Gate, whole: bool, each: int, gather: int
+    monkeypatch: pytest.MonkeyPatch, gate: Gate, whole: bool, each: int, bound: int
 ) -> None:
-    monkeypatch.setattr(forms, "GATHER", gather)
-    monkeypatch.setattr(forms, "SMALL", gather)
+    for name in ("GATHER", "SMALL", "SPARSE"):
+        monkeypatch.setattr(forms, name, bound)
     both, rows = sites(), plan(whole)
     x = torch.randn(5, each, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():

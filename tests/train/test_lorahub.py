@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +19,10 @@ from hilora.errors import InputError
 from hilora.merge.average import combine
 from hilora.merge.lorahub import WeightedSum
 from hilora.planner import Planner
+from hilora.pool.source import samples_for
 from hilora.pool.trained import load_trained
 from hilora.train.data import completion_loss
-from hilora.train.lorahub import HubRecipe, hub_loss, search, train_lorahub
+from hilora.train.lorahub import HubRecipe, hub_loss, make_adapter, search, train_lorahub
 from hilora.train.tasks import encode_tasks
 
 pytest.importorskip("cma")
@@ -119,6 +121,38 @@ def test_the_loss_is_that_of_the_merged_adapter_and_training_serves_it(
         tokens += len(example.completion)
     assert loss == pytest.approx(total / tokens, rel=1e-5)
     assert path.with_suffix(".jsonl").exists()
+
+
+def test_an_adapter_is_made_of_others_and_can_be_added(
+    shared_pool: Any, tiny: Any, tokenizer: Any, embedder: Any, tmp_path: Path
+) -> None:
+    model, shared = shared_pool("llama")
+    shutil.copytree(shared.path, tmp_path / "pool", ignore=shutil.ignore_patterns("trained"))
+    pool = Pool.open(tmp_path / "pool")
+    rows = [{"inputs": text, "targets": "ab"} for text in tiny.texts("alpha", 6, seed=2)]
+    recipe, out = HubRecipe(members=3, evaluations=9, per_task=4), tmp_path / "made"
+    common: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "without": ["alpha"]}
+    with pytest.raises(ZeroDivisionError):  # at the fifth evaluation; four are kept
+        make_adapter(pool, rows, out, recipe, on_step=lambda n, loss: 1 // (5 - n), **common)
+    seen: list[int] = []
+    assert make_adapter(pool, rows, out, recipe, on_step=lambda n, loss: seen.append(n), **common) == out
+    assert len(seen) == 9 - 4
+    weights = json.loads((out / "recipe.json").read_text())["weights"]
+    assert set(weights) == {"beta", "gamma", "delta"}
+    expected = combine(
+        [pool.factors(pool.entries[pool.index(name)].hash) for name in weights], list(weights.values())
+    )
+
+    pool.add("made", out, samples_for("made", out, None), embedder)
+    again = Pool.open(pool.path)
+    for site, (down, up) in again.factors(again.entries[again.index("made")].hash).items():
+        torch.testing.assert_close(up @ down, (expected[site][1] @ expected[site][0]).to(up.dtype))
+    with pytest.raises(InputError, match="exists"):
+        make_adapter(pool, rows, out, recipe, **common)
+    with pytest.raises(InputError, match="at least 2 adapters"):
+        make_adapter(
+            pool, rows, tmp_path / "other", recipe, **common | {"without": ["alpha", "beta", "gamma", "made"]}
+        )
 
 
 def test_a_search_without_members_makes_no_sense() -> None:
