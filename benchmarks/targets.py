@@ -69,6 +69,8 @@ def token_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
             rows.append((f"{one} / {other}: {name}", least, ratio(line, one, other)))
             if other == "base":
                 rows += [(f"... {p}", "-", ratio(line, one, other, p)) for p in ("prefill", "decode")]
+            elif one == "hilora":
+                rows.append((f"... base / {other}", "-", ratio(line, "base", other)))
     return rows
 
 
@@ -126,7 +128,8 @@ def _spread(found: dict[str, float], unit: str) -> str:
 def throughput_table(lines: Sequence[Line]) -> str:
     """Every case."""
     rows = []
-    for line in lines:
+    first = (MAIN, PEFT)
+    for line in sorted(lines, key=lambda line: first.index(line["case"]) if line["case"] in first else len(first)):
         cells = [ratio(line, "hilora", "base", part) for part in ("whole", "prefill", "decode")]
         for other in ("peft_single", "peft_mixed", "peft_arrow"):
             cells.append(ratio(line, "hilora", other) if other in line["seconds"] else "-")
