@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,12 @@ def draw(lines: Sequence[Line], across: str, out: Path) -> str:
     """A curve for each method; returns the table."""
     import matplotlib.pyplot as plt
 
-    rows = [line for line in lines if "method" in line]
-    methods = list(dict.fromkeys(line["method"] for line in rows))
-    places = sorted({line["at"] for line in rows})
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    places = sorted({line["at"] for line in lines})
     figure, axes = plt.subplots(figsize=(6, 3.6))
     cells = {place: [str(place)] for place in places}
     for name in methods:
-        own = {line["at"]: line for line in rows if line["method"] == name}
+        own = {line["at"]: line for line in lines if line["method"] == name}
         values = [own[place]["tokens_per_s"] for place in places]
         spread = [
             [v - own[p]["least"] for p, v in zip(places, values, strict=True)],
@@ -118,13 +117,27 @@ def draw(lines: Sequence[Line], across: str, out: Path) -> str:
 
 
 def speed_main(
-    doc: str | None, out: Path, across: str, measure: Callable[[argparse.Namespace, Pool], Sequence[Line]]
+    doc: str | None,
+    out: Path,
+    across: str,
+    places: Sequence[int],
+    methods: Sequence[str],
+    measure: Callable[[argparse.Namespace, Pool, Sequence[int]], Iterable[list[Line]]],
 ) -> None:
-    """The command line of a script: measures into OUT.jsonl, then draws OUT.svg and writes OUT.md."""
+    """The command line of a script: measures into OUT.jsonl, place by place, then draws OUT.svg and writes OUT.md.
+
+    Args:
+        doc: the script's.
+        out: without ending.
+        across: what the horizontal axis shows, at these places unless others are asked for.
+        places: on that axis.
+        methods: those that are timed, if their trained part is there.
+        measure: (arguments, pool, places that are not measured yet) -> the lines of one place after the other.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, help="the folder that holds flan_mini; without it, OUT.jsonl is drawn")
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
-    parser.add_argument("--at", type=int, nargs="*", help="places on the horizontal axis")
+    parser.add_argument("--at", type=int, nargs="*", default=places, help="places on the horizontal axis")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -133,10 +146,25 @@ def speed_main(
     numbers = args.out.with_suffix(".jsonl")
     if args.data is not None:
         pool = Pool.open(args.pool)
-        lines = [setup(str(out), dtype="bf16", batch=args.batch, rounds=args.rounds), *measure(args, pool)]
-        numbers.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lines = [json.loads(line) for line in numbers.read_text().splitlines()]
+        sizes = {"batch": args.batch, "rounds": args.rounds, "new_tokens": args.new_tokens}
+        header = setup(out.name, dtype="bf16", methods=available(pool, methods), **sizes)
+        kept = _measured(numbers, header)
+        numbers.write_text("".join(json.dumps(line) + "\n" for line in [header, *kept]))
+        left = [place for place in args.at if place not in {line["at"] for line in kept}]
+        for lines in measure(args, pool, left):
+            with numbers.open("a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+            print(*lines, sep="\n", flush=True)
+    first, *lines = [json.loads(line) for line in numbers.read_text().splitlines()]
     table = draw(lines, across, args.out.with_suffix(".svg"))
     title = (doc or "").splitlines()[0]
     picture = f"![{across}]({args.out.name}.svg)"
-    args.out.with_suffix(".md").write_text(f"# {title}\n\n{picture}\n\n{table}\n\n`{json.dumps(lines[0])}`\n")
+    args.out.with_suffix(".md").write_text(f"# {title}\n\n{picture}\n\n{table}\n\n`{json.dumps(first)}`\n")
+
+
+def _measured(numbers: Path, header: Line) -> list[Line]:
+    """What an earlier sitting has measured in the same way."""
+    if not numbers.exists():
+        return []
+    first, *lines = [json.loads(line) for line in numbers.read_text().splitlines()]
+    return lines if first == header else []

@@ -103,6 +103,12 @@ def test_throughput_is_measured_and_drawn(
     shown = [*methods, "single", "base"] if name == "ramole" else methods
     assert [(line["at"], line["method"]) for line in lines[1:]] == [(at, m) for at in (1, 2) for m in shown]
     assert all(line["least"] <= line["tokens_per_s"] <= line["most"] for line in lines[1:])
+    first = [json.dumps(line) for line in lines if line.get("at") != 2]
+    out.with_suffix(".jsonl").write_text("\n".join(first) + "\n")  # as if the second place had been interrupted
+    scripts.run(script, "--data", tmp_path / "data", "--pool", pool.path, "--out", out, *few)
+    resumed = out.with_suffix(".jsonl").read_text().splitlines()
+    assert resumed[: len(first)] == first
+    assert len(resumed) == len(lines)
     made = {kind: out.with_suffix(kind).read_bytes() for kind in (".md", ".svg")}
     scripts.run(script, "--out", out)
     assert out.with_suffix(".md").read_bytes() == made[".md"]

@@ -4,12 +4,13 @@
 
 Prompts of ten tasks, five of which have their adapter in every pool and five in none, 32 new tokens each; tokens per
 second are those of the answers, routing included. Methods that are trained join once they are. Nothing else may run
-on the machine. Without --data, throughput.md and throughput.svg are made again from throughput.jsonl.
+on the machine; run again to resume. Without --data, throughput.md and throughput.svg are made again from
+throughput.jsonl.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +28,22 @@ TESTED = 5
 """Seen tasks that prompts are taken from, and as many unseen ones."""
 
 
-def measure(args: argparse.Namespace, pool: Pool) -> Iterator[Line]:
+def measure(args: argparse.Namespace, pool: Pool, places: Sequence[int]) -> Iterator[list[Line]]:
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
     embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
     order = np.random.default_rng(0).permutation(sorted(pool.names)).tolist()
     unseen, seen = order[:TESTED], order[TESTED:]
     prompts = prompts_of(args.data / "flan_mini/val", [*unseen, *seen[:TESTED]], -(-args.batch // (2 * TESTED)))
     prompts = prompts[: args.batch]
-    for count in args.at or SEEN:
+    for count in places:
         view = with_adapters(pool, seen[:count])
         routers = routers_of(view, METHODS, model, tokenizer, embedder)
         took = timed_rounds(routers, prompts, args.new_tokens, args.batch, args.rounds)
-        for line in lines_of(took, count, args.new_tokens * len(prompts)):
-            print(line, flush=True)
-            yield line
+        yield lines_of(took, count, args.new_tokens * len(prompts))
 
 
 def main() -> None:
-    speed_main(__doc__, Path(__file__).with_suffix(""), "seen tasks", lambda args, pool: list(measure(args, pool)))
+    speed_main(__doc__, Path(__file__).with_suffix(""), "seen tasks", SEEN, METHODS, measure)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
     python reproduce/ramole/throughput.py --data DATA --pool pools/flan-mini --new-tokens 1
 
 Prompts of all tasks, mixed; `single` is one adapter for all rows. Methods that are trained join once they are.
-Nothing else may run on the machine. Without --data, throughput.md and throughput.svg are made again from
-throughput.jsonl.
+Nothing else may run on the machine; run again to resume. Without --data, throughput.md and throughput.svg are made
+again from throughput.jsonl.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,7 +25,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = 64
 
 
-def measure(args: argparse.Namespace, pool: Pool) -> Iterator[Line]:
+def measure(args: argparse.Namespace, pool: Pool, places: Sequence[int]) -> Iterator[list[Line]]:
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
     embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
     prompts = prompts_of(args.data / "flan_mini/val", pool.names, 2)[:PROMPTS]
@@ -34,15 +34,13 @@ def measure(args: argparse.Namespace, pool: Pool) -> Iterator[Line]:
     alone = with_adapters(pool, pool.names[:1])
     routers["single"] = routers_of(alone, ["selection"], model, tokenizer, embedder)["selection"]
     routers |= routers_of(pool, ["base"], model, tokenizer, embedder)
-    for batch in args.at or BATCHES:
+    for batch in places:
         took = timed_rounds(routers, prompts, args.new_tokens, batch, args.rounds)
-        for line in lines_of(took, batch, tokens):
-            print(line, flush=True)
-            yield line
+        yield lines_of(took, batch, tokens)
 
 
 def main() -> None:
-    speed_main(__doc__, Path(__file__).with_suffix(""), "batch size", lambda args, pool: list(measure(args, pool)))
+    speed_main(__doc__, Path(__file__).with_suffix(""), "batch size", BATCHES, METHODS, measure)
 
 
 if __name__ == "__main__":
