@@ -124,6 +124,8 @@ def weights(
     method: Method = "ramole",
     option: Settings = None,
     site: Annotated[list[str] | None, typer.Option(help="Show these sites only, e.g. v_proj")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Show these tasks only (may be repeated).")] = None,
+    per_task: Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each task.")] = None,
     base: Base = None,
     dtype: Dtype = None,
     seed: int = 0,
@@ -134,24 +136,28 @@ def weights(
     from hilora.analyse.rocs import choose_sites
     from hilora.analyse.similarity import read_tasks
     from hilora.analyse.weights import weights_by_site
+    from hilora.errors import UnknownNameError
     from hilora.evaluate.setup import setup
     from hilora.generate import HiLoRA
 
     figures.need_matplotlib()
     settings = _settings_of(method, option)
     texts, _ = read_tasks(test)
+    if unknown := [name for name in task or () if name not in texts]:
+        raise UnknownNameError("task", unknown[0], texts)
+    texts = {name: texts[name][:per_task] for name in task or texts}
     quiet_transformers()
     with status("Loading the base model"):
         router = HiLoRA.from_pretrained(base, pool, method, dtype=dtype, **settings)
     tasks, done, shown = {}, 0, []
     with progress(sum(map(len, texts.values())), "prompts") as advance:
-        for task, prompts in texts.items():
+        for name, prompts in texts.items():
             sites, names, found = weights_by_site(router, prompts, seed=seed)
             done += len(prompts)
             advance(done)
             shown = choose_sites(sites, site) if site else sites
             kept = found[[sites.index(each) for each in shown]]
-            tasks[task] = {
+            tasks[name] = {
                 "adapters": names,
                 "prompts": len(prompts),
                 "weights": kept.double().round(decimals=4).tolist(),
