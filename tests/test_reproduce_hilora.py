@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hilora import Pool
 from hilora.evaluate.rows import choose_rows, load_rows
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +113,48 @@ def test_throughput_is_measured_and_drawn(
     made = {kind: out.with_suffix(kind).read_bytes() for kind in (".md", ".svg")}
     scripts.run(script, "--out", out)
     assert out.with_suffix(".md").read_bytes() == made[".md"]
+
+
+def test_lorahub_makes_an_adapter_for_each_task_of_the_others(
+    world: Any,
+    tiny: Any,
+    tokenizer: Any,
+    embedder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scripts: Any,
+) -> None:
+    pytest.importorskip("cma")
+    pool, model = world
+    script = scripts.load("reproduce/ramole/lorahub.py")
+    for module in (script, sys.modules["experiments"]):
+        use_tiny(module, model, tokenizer, embedder, monkeypatch)
+    monkeypatch.setattr(script, "RECIPE", replace(script.RECIPE, evaluations=3, per_task=2))
+    (tmp_path / "data/flan_mini/train").mkdir()
+    for task in pool.names:
+        rows = [json.dumps({"inputs": text, "targets": "b"}) for text in tiny.texts(task, 4, seed=6)]
+        (tmp_path / f"data/flan_mini/train/{task}.jsonl").write_text("\n".join(rows))
+    options = [
+        "--data",
+        tmp_path / "data",
+        "--pool",
+        pool.path,
+        "--work",
+        tmp_path / "work",
+        "--out",
+        tmp_path / "rows",
+    ]
+    scripts.run(script, *options)
+    made = Pool.open(tmp_path / "work/pool")
+    assert set(made.names) == set(pool.names)
+    for task in made.names:
+        assert task not in json.loads((tmp_path / "work" / task / "recipe.json").read_text())["weights"]
+    found = (tmp_path / "rows/lorahub.jsonl").read_text()
+    monkeypatch.setattr(script, "make_adapter", None)  # what is made is not made again, nor asked
+    scripts.run(script, *options)
+    assert (tmp_path / "rows/lorahub.jsonl").read_text().count('"method"') == found.count('"method"') == 2 * 32
+    scripts.run(scripts.load("reproduce/ramole/tables.py"), "--rows", tmp_path / "rows", "--out", tmp_path)
+    assert "an adapter made for each task" in (tmp_path / "results.md").read_text()
 
 
 def test_prompts_for_two_adapters_are_shown_with_everyones_answer(
