@@ -15,7 +15,6 @@ However z was made, only each row's own ROCs are compared: they are picked out o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -23,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hilora.compose.delta import Gate, Gated, Tokens, add_delta, join
+from hilora.compose.own import own_rocs
 from hilora.errors import ModelError
 from hilora.types import Plan, Rocs, Site
 
@@ -38,56 +38,6 @@ SPARSE = 256
 """ROCs from which the `up` of several sites is no longer made one matrix, of which half or more is 0."""
 Step = Callable[[Tensor, Tokens], Tensor]
 """z in the last columns of (batch, width), tokens -> the deltas of all sites side by side (batch, out)."""
-
-
-@dataclass(frozen=True)
-class Own:
-    """Each row's own ROCs; rows that use fewer adapters than others have some that they do not use.
-
-    Attributes:
-        index: (own, batch) where they lie in the stack.
-        lengths: how many of them are of each site.
-        rocs, plan: what a gate needs to know; the plan's columns are the places of a row's adapters. `down` has no
-            width, and `size` is (own, batch).
-    """
-
-    index: Int[Tensor, "own batch"]
-    lengths: list[int]
-    rocs: Rocs
-    plan: Plan
-
-
-def own_rocs(parts: Sequence[Rocs], plan: Plan) -> Own | None:
-    """Pick each row's own ROCs out of the sites' stacks, which lie one after another; None if that spares nothing."""
-    used = plan.rocs > 0
-    picks, blocks, index, owner, lengths, start, place = [], [], [], [], [], 0, 0
-    for part in parts:
-        lengths.append(0)
-        for rank, columns in part.blocks:
-            mine = used[:, columns]
-            slots = int(mine.sum(1).max())
-            pick = mine.byte().topk(slots, dim=1).indices  # (batch, slot): those in use, and others up to the most
-            first = start + rank * pick.T[:, None]  # (slot, 1, batch)
-            index.append((first + torch.arange(rank, device=pick.device)[:, None]).flatten(0, 1))
-            places = torch.arange(place, place + slots, device=pick.device)
-            picks.append(columns[pick])
-            blocks.append((rank, places))
-            owner.append(places.repeat_interleave(rank))
-            lengths[-1] += rank * slots
-            start, place = start + rank * len(columns), place + slots
-    if 2 * sum(lengths) > start:
-        return None
-    chosen, lies = torch.cat(picks, 1), torch.cat(index)  # (batch, place), (own, batch)
-    size = torch.cat([part.size for part in parts])[lies]
-    rocs = Rocs(parts[0].down.new_empty(len(size), 0), size, torch.cat(owner), tuple(blocks))
-    plan = replace(
-        plan,
-        ids=(),
-        ranks=plan.ranks[chosen],
-        weights=plan.weights.gather(1, chosen),
-        rocs=plan.rocs.gather(1, chosen),
-    )
-    return Own(lies, lengths, rocs, plan)
 
 
 class Forms:
@@ -157,10 +107,8 @@ class Forms:
         if self.own is None or self.plan.whole or not self.gate.joinable:
             gated = self._bind(dtype)
             return lambda made, tokens: up(gated(made[:, width - count :].t(), tokens).t().to(kept))
-        gated, rows = (
-            self.gate(_typed(self.own.rocs, dtype), self.own.plan),
-            torch.arange(batch, device=self.rocs.owner.device),
-        )
+        gated = self.gate(_typed(self.own.rocs, dtype), self.own.plan)
+        rows = torch.arange(batch, device=self.own.index.device)
         lies, goes = self.own.index + (rows * width + width - count), self.own.index + rows * count
         with torch.inference_mode(False):  # so that it may be written in any mode
             room = self.rocs.down.new_zeros(batch, count, dtype=kept)  # what no row picks stays 0
@@ -210,12 +158,15 @@ class Forms:
     def _up_one(self) -> Callable[[Tensor], Tensor]:
         """Gated z (batch, roc) -> the deltas of all sites side by side, for one token of each row."""
         ups = [site.up.T.to(self._down_one.dtype) for site in self.sites]
-        if len(self.rocs.owner) > SPARSE:
-            return lambda z: torch.cat(
-                [torch.mm(*each) for each in zip(z.split(self.lengths, 1), ups, strict=True)], 1
-            )
-        up = torch.block_diag(*ups)
-        return lambda z: torch.mm(z, up)
+        if len(self.rocs.owner) <= SPARSE:
+            up = torch.block_diag(*ups)
+            return lambda z: torch.mm(z, up)
+
+        def apart(z: Tensor) -> Tensor:
+            parts = zip(z.split(self.lengths, 1), ups, strict=True)
+            return torch.cat([torch.mm(part, up) for part, up in parts], 1)
+
+        return apart
 
     @cached_property
     def _rows(self) -> tuple[Float[Tensor, "batch own in"], list[Tensor]]:

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from hilora.compose import forms
 from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
-from hilora.compose.forms import Forms, own_rocs
+from hilora.compose.forms import Forms
 from hilora.compose.fusion import Fused
+from hilora.compose.own import own_rocs
 from hilora.compose.rocs import PoolTopRocs, TopRocs
 from hilora.compose.weighted import Weighted
 from hilora.types import Factors, Plan, Site
