@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from hilora.padding import pad_batch
 from hilora.planner import Planner
 from hilora.pool.source import find_pool
 from hilora.prompts import encode_prompts, pad_id
-from hilora.siblings import Shared
+from hilora.siblings import Shared, instead
 from hilora.types import Plan, Site
 
 QV = ("q_proj", "v_proj")
@@ -90,16 +90,11 @@ def in_one(pack: Packed, x: Tensor) -> list[Tensor]:
 @contextmanager
 def packed_base(model: Any, sites: list[str]) -> Iterator[None]:
     """The base alone, with one product for modules that read what a site reads."""
-    packs = pack_weights(model, sites)
-    for pack in packs:
-        shared = Shared(partial(in_one, pack), lambda place: None, len(pack.names))
-        for place, module in enumerate(pack.modules):
-            module.forward = partial(shared, place=place)
-    try:
+    with ExitStack() as stack:
+        for pack in pack_weights(model, sites):
+            shared = Shared(partial(in_one, pack), lambda place: None, len(pack.names))
+            stack.enter_context(instead(pack.modules, shared))
         yield
-    finally:
-        for module in (module for pack in packs for module in pack.modules):
-            del module.forward
 
 
 def steps(pool: Pool, model: Any, tokenizer: Any, work: Workload, rounds: int) -> dict[str, Any]:

@@ -41,9 +41,14 @@ class Packed:
     widths: list[int]
     tenant: object = None
 
+    @property
+    def spare(self) -> int:
+        """Rows for ROCs."""
+        return len(self.weight) - sum(self.widths)
+
     def intact(self, named: Mapping[str, nn.Module]) -> bool:
         """Whether the modules are still those of a model, and their weights still here: they may have been moved."""
-        starts = [part.data_ptr() for part in self.weight.split([*self.widths, SPARE])]
+        starts = [part.data_ptr() for part in self.weight.split([*self.widths, self.spare])]
         return all(
             named.get(name) is module and module.weight.data_ptr() == start and "forward" not in vars(module)
             for name, module, start in zip(self.names, self.modules, starts, strict=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hilora.compose.delta import Gate, Tokens
 from hilora.compose.forms import Forms
-from hilora.packed import SPARE, Packed
+from hilora.packed import Packed
 from hilora.types import Plan, Site
 
 T = TypeVar("T")
@@ -56,6 +56,19 @@ class Shared(Generic[T]):
     def forget(self) -> None:
         """Drop what was made: all modules have read it, or a forward pass broke off."""
         self.input, self.found = None, []
+
+
+@contextmanager
+def instead(modules: Sequence[nn.Module], shared: Shared[Tensor]) -> Iterator[None]:
+    """While the context is open, modules give what they share instead of what they work out themselves."""
+    shared.forget()
+    for place, module in enumerate(modules):
+        module.forward = partial(shared, place=place)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
 
 
 class Beside:
@@ -106,7 +119,7 @@ class Together:
         self.forms = Forms(sites, plan, gate)
         self.places = [pack.names.index(site.name) for site in sites]
         count = len(self.forms.rocs.owner)
-        self.lodged = count if count <= SPARE else 0
+        self.lodged = count if count <= pack.spare else 0
         self.step = self.forms.step(sum(pack.widths) + count if self.lodged else count)
         self.spans = _spans(pack.widths, self.places)
         self.shared = Shared(self.outputs, self._alone, len(pack.names))
@@ -115,16 +128,10 @@ class Together:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Work out the modules so while the context is open."""
-        self.shared.forget()
         if self.lodged:
             self.pack.lodge(self.forms.rocs.down, self.tenant)
-        for place, module in enumerate(self.pack.modules):
-            module.forward = partial(self.shared, place=place)  # type: ignore[method-assign]
-        try:
+        with instead(self.pack.modules, self.shared):
             yield
-        finally:
-            for module in self.pack.modules:
-                del module.forward
 
     def outputs(self, x: Tensor) -> list[Tensor]:
         """The output (..., out) of each module for its input (..., in), deltas added.

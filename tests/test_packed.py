@@ -62,7 +62,6 @@ def test_hidden_states_are_the_same_wherever_the_rocs_lie(
     build: Any, monkeypatch: pytest.MonkeyPatch, kind: str, each: int, spare: int
 ) -> None:
     monkeypatch.setattr(packed, "SPARE", spare)
-    monkeypatch.setattr("hilora.siblings.SPARE", spare)
     router = build(kind)
     plan = router.planner.plan(router.planner.route(PROMPTS), range(len(PROMPTS)))
     sites, gate = router._stack(plan, router.planner.source), router.planner.method.gate

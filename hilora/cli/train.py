@@ -215,12 +215,15 @@ def combine(
     dtype: Dtype = None,
 ) -> None:
     """Make an adapter for a new task from those of a pool, without gradients (LoRAHub). Resumes."""
+    from hilora.pool.pool import Pool
+    from hilora.pool.source import find_pool
     from hilora.train.data import read_lines
     from hilora.train.lorahub import HubRecipe, make_adapter
 
     rows = read_lines(task)
     recipe = HubRecipe(members=members, evaluations=evaluations, per_task=examples, max_tokens=max_tokens, seed=seed)
-    opened, model, tokenizer = _load(pool, base, dtype)
+    opened = Pool.open(find_pool(pool))
+    model, tokenizer = _load(opened, base, dtype)
     with progress(evaluations, "evaluations") as advance:
         make_adapter(
             opened,
@@ -283,8 +286,9 @@ def _train(
     from hilora.train.gates import Trainer
     from hilora.train.tasks import read_tasks
 
-    tasks = read_tasks(data, Pool.open(find_pool(pool)).names)  # refused before anything is loaded
-    opened, model, tokenizer = _load(pool, base, dtype)
+    opened = Pool.open(find_pool(pool))
+    tasks = read_tasks(data, opened.names)  # refused before anything is loaded
+    model, tokenizer = _load(opened, base, dtype)
     with progress(steps, "steps") as advance:
         trainer = Trainer(
             opened, tasks, model, tokenizer, lambda step, loss, speed: advance(step, f"loss {loss:.3f}")
@@ -293,16 +297,13 @@ def _train(
     console.print(f"{path}: trained. Next: hilora generate PROMPT --method {method} --pool {pool}")
 
 
-def _load(pool: str, base: str | None, dtype: str | None) -> tuple[Pool, Any, Any]:
-    """A pool with its base and tokenizer."""
+def _load(pool: Pool, base: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """A pool's base and tokenizer."""
     from hilora.models import load_base
-    from hilora.pool.pool import Pool
-    from hilora.pool.source import find_pool
     from hilora.prompts import template_id
 
-    opened = Pool.open(find_pool(pool))
     quiet_transformers()
-    with status(f"Loading {base or opened.base.name}"):
-        model, tokenizer = load_base(base or opened.base.name, dtype=dtype)
-    opened.base.check_model(model, template_id(tokenizer))
-    return opened, model, tokenizer
+    with status(f"Loading {base or pool.base.name}"):
+        model, tokenizer = load_base(base or pool.base.name, dtype=dtype)
+    pool.base.check_model(model, template_id(tokenizer))
+    return model, tokenizer
