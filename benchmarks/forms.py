@@ -26,6 +26,7 @@ from hilora import HiLoRA, Pool, get_method
 from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.run import alike
 from hilora.bench.workload import Workload, make_workload
+from hilora.cache import CACHE
 from hilora.compose.forms import Forms
 from hilora.compose.rocs import TopRocs
 from hilora.evaluate.setup import setup
@@ -122,8 +123,8 @@ def steps(pool: Pool, model: Any, tokenizer: Any, work: Workload, rounds: int) -
     took: dict[str, list[float]] = {name: [] for name in ("base", *PIECES, PACKED, *routers)}
     with torch.inference_mode():
         out = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=1)
-        new, cache, last = out.logits[:, -1:].argmax(-1), out.past_key_values, seen.sum(1, keepdim=True) - 1
-        step = partial(model, input_ids=new, attention_mask=seen, position_ids=last, past_key_values=cache)
+        new, cache, last = out.logits[:, -1:].argmax(-1), getattr(out, CACHE), seen.sum(1, keepdim=True) - 1
+        step = partial(model, input_ids=new, attention_mask=seen, position_ids=last, **{CACHE: cache})
         for name, counts in turns(list(took), rounds):
             with serving(name):
                 times = []

@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.generation import GenerateDecoderOnlyOutput
 
 ROOM = 32
 """New tokens for which there is room."""
+CACHE = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
+"""What transformers calls a cache where it goes in and comes out; until version 5.23 it was past_key_values."""
 
 
 class Growing(DynamicLayer):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hilora.cache import can_join, join
+from hilora.cache import CACHE, can_join, join
 from hilora.sampling import SeededSampling
 
 FIRST = 8
@@ -67,14 +67,14 @@ def generate_staged(
             found = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=cache,
                 do_sample=False,
                 max_new_tokens=count,
                 min_new_tokens=min(count, max(0, least - done)) or None,
                 return_dict_in_generate=True,
+                **{CACHE: cache},
                 **options,
             )
-        return found.sequences, found.past_key_values
+        return found.sequences, getattr(found, CACHE)
 
     joinable = can_join(model)
     slices = list(_slices(mask.sum(1).tolist())) if joinable else [(0, len(ids), ids.shape[1])]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hilora import METHODS, HiLoRA, Pool, get_method
 from hilora.attach import attach
+from hilora.cache import CACHE
 from hilora.planner import Planner
 from hilora.stages import can_stage
 
@@ -260,7 +261,7 @@ def test_rows_that_leave_the_batch_when_they_end_change_no_answer(
     original = router.model.generate
 
     def generate(**options: Any) -> Any:
-        (read if options.get("past_key_values") is None else rows).append(len(options["input_ids"]))
+        (read if options.get(CACHE) is None else rows).append(len(options["input_ids"]))
         return original(**options)
 
     monkeypatch.setattr(router.model, "generate", generate)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hilora.bench.contenders import Contender
+from hilora.bench.stage import Contender
 
 T = TypeVar("T")
 Times = dict[str, dict[str, list[float]]]

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from hilora.bench.contenders import CONTENDERS, Contender, Stage, check_twins, contenders
+from hilora.bench.contenders import CONTENDERS, check_twins, contenders
 from hilora.bench.rounds import ratios, report, rounded, stopwatch, time_rounds
+from hilora.bench.stage import Contender, Stage
 from hilora.bench.workload import Workload, make_workload
 from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from hilora import HiLoRA, Pool
 from hilora.bench import run as running
-from hilora.bench.contenders import CONTENDERS, Contender, check_twins
+from hilora.bench.contenders import CONTENDERS, check_twins
 from hilora.bench.rounds import decode, ratios, report, time_rounds
 from hilora.bench.run import Settings, prepared
+from hilora.bench.stage import Contender
 from hilora.bench.workload import SHARES, make_workload
 from hilora.cli.app import app
 from hilora.errors import InputError, UnknownNameError
