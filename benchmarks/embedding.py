@@ -1,21 +1,25 @@
-"""The embedder in fp32 and in bf16: its time, and what of retrieval it costs.
+"""The embedder in fp32, in bf16 and under other runtimes: its time, and what of retrieval it costs.
 
+    pip install onnx onnxruntime onnxscript openvino      # as far as they are to be compared
     python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
 
 RAMOLE48 holds samples.jsonl and test_half.jsonl. Samples are embedded in fp32, as `hilora pool add` does, prompts in
-both. Times are of 1, 8 and 32 prompts of 60 words, medians of interleaved rounds. Run it with nothing else on the
-machine. Without --data only times are measured.
+each form. Times are of 1, 8 and 32 prompts of 60 words, medians of interleaved rounds; "bf16 by 32" embeds 32 at
+once instead of 16. Run it with nothing else on the machine. Without --data only times are measured.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runtimes import Other, runtimes
+from torch import Tensor
 
 from hilora.bench.rounds import turns
 from hilora.bench.workload import make_workload
@@ -28,14 +32,17 @@ BATCHES = (1, 8, 32)
 METHODS = ("mixture", "hilora", "hilora-plus")
 
 
-def times(embedders: dict[str, Embedder], rounds: int) -> Iterator[dict[str, Any]]:
+Embed = Callable[[list[str]], Tensor]
+
+
+def times(embedders: dict[str, Embed], rounds: int) -> Iterator[dict[str, Any]]:
     """Milliseconds for a batch of prompts."""
     for batch in BATCHES:
         work = make_workload(["one"], batch=batch, adapters=1, share="identical", words=60, new_tokens=2)
         took: dict[str, list[float]] = {name: [] for name in embedders}
         for name, counts in turns(list(embedders), rounds):
             began = time.perf_counter()
-            embedders[name](work.prompts)
+            embedders[name](list(work.prompts))
             if counts:
                 took[name].append(1e3 * (time.perf_counter() - began))
         yield {"batch": batch, "ms": {name: round(statistics.median(values), 2) for name, values in took.items()}}
@@ -62,8 +69,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     embedders = {dtype: Embedder(dtype=dtype) for dtype in DTYPES}
+    with tempfile.TemporaryDirectory() as folder:
+        embedders |= {name: Other(embedders["fp32"], run) for name, run in runtimes(Path(folder)).items()}
     lines = [setup("benchmarks/embedding.py", rounds=args.rounds)]
-    for line in times(embedders, args.rounds):
+    by_32 = {"bf16 by 32": lambda texts: embedders["bf16"](texts, 32)}
+    for line in times(embedders | by_32, args.rounds):
         print(line, flush=True)
         lines.append(line)
     for line in retrieval(embedders, args.data) if args.data else ():

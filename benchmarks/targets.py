@@ -209,6 +209,18 @@ def pool_table(lines: Sequence[Line]) -> str:
     return markdown_table(heading, cells)
 
 
+def embedding_table(lines: Sequence[Line]) -> str:
+    """Time and retrieval of each form of the embedder."""
+    times = {line["batch"]: line["ms"] for line in lines if "ms" in line}
+    tops = {(line["dtype"], line["method"]): line["top"]["1"] for line in lines if "top" in line}
+    methods = list(dict.fromkeys(method for _, method in tops))
+    cells = []
+    for form in dict.fromkeys(form for found in times.values() for form in found):
+        own = [f"{tops[form, method]:.2f}" if (form, method) in tops else "-" for method in methods]
+        cells.append([form, *(f"{found[form]:.1f}" for found in times.values()), *own])
+    return markdown_table(["form", *map(str, times), *methods], cells)
+
+
 def device(line: Line) -> str:
     """What a benchmark ran on."""
     return "{device}, {threads} threads, torch {torch}".format(**line)
@@ -254,7 +266,8 @@ def page(home: Path) -> str:
         told = ", ".join(f"{name} {ms:.0f}" for name, ms in imports)
         parts += ["## Start", "", f"{device(starts[0])}. Imports of `hilora route`, milliseconds:", "", told, ""]
     if embedding:
-        parts += [f"Embeddings were compared on {device(embedding[0])}.", ""]
+        about = "Milliseconds for 1, 8 and 32 prompts of 60 words, and prompts whose own adapter is first, percent."
+        parts += ["## Embedding", "", f"{device(embedding[0])}. {about}", "", embedding_table(embedding), ""]
     return "\n".join(parts)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from hilora.errors import ModelError
@@ -24,6 +24,9 @@ from hilora.route.bert import Reader, can_read, read_bert
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
+
+BATCH = 16
+"""Texts embedded at once: on a CPU the activations of 32 no longer fit into its cache (`benchmarks/embedding.py`)."""
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 EMBEDDERS = {
@@ -64,7 +67,7 @@ class Embedder:
         self.fingerprint = _fingerprint(path)
         self.dim = int(self._encode(["a"]).shape[1])
 
-    def __call__(self, texts: Sequence[str], batch_size: int = 32) -> Float[Tensor, "text dim"]:
+    def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
         """Embed texts; like lengths share a batch, the order is the caller's."""
         instructed = [f"{self.instruction}: {text}" if self.instruction else text for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
@@ -83,7 +86,7 @@ class Remembering(Embedder):
         self.name, self.instruction = inner.name, inner.instruction
         self.dim, self.fingerprint = inner.dim, inner.fingerprint
 
-    def __call__(self, texts: Sequence[str], batch_size: int = 32) -> Float[Tensor, "text dim"]:
+    def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
         """Embed those texts that are new."""
         new = list(dict.fromkeys(text for text in texts if text not in self.vectors))
         if new:
@@ -162,13 +165,20 @@ def _plain_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
     def encode(texts: list[str]) -> Tensor:
         with torch.inference_mode():
             hidden, mask = hidden_states(texts)  # (text, seq, dim), (text, seq)
-        hidden = hidden.float()
-        if pooling == "mean":
-            hidden = (hidden * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
-        pooled = hidden[:, 0]
-        return torch.nn.functional.normalize(pooled, dim=1) if normalises else pooled
+        return pooled(hidden, mask, pooling, normalises)
 
     return encode
+
+
+def pooled(
+    hidden: Float[Tensor, "text seq dim"], mask: Shaped[Tensor, "text seq"], pooling: str, normalises: bool
+) -> Float[Tensor, "text dim"]:
+    """Hidden states as one vector for each text, fp32: the mean where the mask is 1, or the first."""
+    hidden = hidden.float()
+    if pooling == "mean":
+        hidden = (hidden * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+    vectors = hidden[:, 0]
+    return torch.nn.functional.normalize(vectors, dim=1) if normalises else vectors
 
 
 def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype) -> Any:

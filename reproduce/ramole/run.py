@@ -8,7 +8,7 @@ trained on. Rows whose task has an adapter of that name are used. Run again to r
     mixed      Table I (training-free columns): IID and OOD
     number     Fig. 7a: the number of retrieved adapters, on the tasks scored by exact match
     trained    Table I (columns of methods that are trained: train.py comes first)
-    dropout    Fig. 6: RouterLoRA trained without leaving adapters out
+    dropout    Fig. 6: RouterLoRA trained without leaving adapters out; and at five times the rate
 """
 
 import sys
@@ -32,7 +32,7 @@ METHODS = (
 )
 NUMBERS = tuple(f"{method}:k={k}" for method in ("mixture", "fusion") for k in (1, 2, 3, 5, 8))
 TRAINED = ("ramole", "moe-top1", "moe-top3", "moe-soft", "smear", "lorahub")
-DROPOUT = ("ramole", "ramole:router=router-all")
+DROPOUT = ("ramole", "ramole:router=router-all", "ramole:router=router-rate")
 NLU = ("nli", "commonsense", "coreference", "paraphrase", "sentiment")
 RUNS = (
     Run("mixed", ["iid", "ood"], METHODS, TEST, part="all"),
