@@ -81,7 +81,8 @@ def attend(q: Heads, k: Heads, v: Heads, seen: Bool[Tensor, "text 1 1 seq"] | No
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
-    return scores.softmax(-1) @ v
+    mixed: Tensor = scores.softmax(-1) @ v
+    return mixed
 
 
 def can_read(path: Path, config: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from hilora.errors import InputError, ModelError
-from hilora.models import quiet_loading
-from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION, embedder_path, longest_text, pooling_of
+from hilora.models import default_dtype, quiet_loading
+from hilora.route.embed import BATCH, DEFAULT_EMBEDDER, INSTRUCTION, embedder_path, longest_text, pooled, pooling_of
 from hilora.train.loop import OnStep, optimise
 from hilora.train.recipe import Shared
 from hilora.train.tasks import hash_tasks, tasks_of
@@ -40,6 +40,7 @@ class RetrieverRecipe(Shared):
         temperature: tau.
         embedder: what it starts from.
         instruction: in front of every text.
+        autocast: compute in bf16 where that keeps enough; weights stay fp32. Default: where bf16 is fast.
     """
 
     steps: int = 300
@@ -49,6 +50,7 @@ class RetrieverRecipe(Shared):
     temperature: float = 0.05
     embedder: str = DEFAULT_EMBEDDER
     instruction: str = INSTRUCTION
+    autocast: bool = field(default_factory=lambda: default_dtype() == torch.bfloat16)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,20 +122,25 @@ def train_retriever(
     torch.manual_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(source)
     with quiet_loading():
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
     model.eval()  # no dropout: an interrupted run has to end as an uninterrupted one
 
     def embed(texts: Sequence[str]) -> Tensor:
         instructed = [f"{recipe.instruction}: {text}" if recipe.instruction else text for text in texts]
-        tokens = tokenizer(instructed, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        hidden: Tensor = model(**tokens).last_hidden_state  # (text, seq, dim)
-        if pooling == "cls":
-            return hidden[:, 0]
-        mask: Tensor = tokens["attention_mask"][..., None]
-        return (hidden * mask).sum(1) / mask.sum(1)
+        lengths = [len(ids) for ids in tokenizer(instructed, truncation=True, max_length=longest)["input_ids"]]
+        order = sorted(range(len(texts)), key=lambda i: lengths[i])  # texts of like lengths share a batch: no padding
+        parts = []
+        for start in range(0, len(order), BATCH):
+            few = [instructed[i] for i in order[start : start + BATCH]]
+            tokens = tokenizer(few, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
+                hidden: Tensor = model(**tokens).last_hidden_state  # (text, seq, dim)
+            parts.append(pooled(hidden, tokens["attention_mask"], pooling, normalises=False))
+        return torch.cat(parts)[torch.tensor(order).argsort()]
 
     def loss_of(batch: Pairs) -> Tensor:
-        return contrastive_loss(embed([a for a, _ in batch]), embed([b for _, b in batch]), recipe.temperature)
+        vectors = embed([text for pair in batch for text in pair])
+        return contrastive_loss(vectors[0::2], vectors[1::2], recipe.temperature)
 
     named = {name: p for name, p in model.named_parameters() if not name.startswith("pooler.")}  # not used here
     stream = pairs({name: samples[name] for name in names}, recipe)
