@@ -18,7 +18,7 @@ from torch import Tensor, nn
 PACKS = (("q_proj", "v_proj", "k_proj"), ("gate_proj", "up_proj"))
 """Modules of one parent that read the same input (where they turn out not to, each is worked out by itself); those
 that adapters most often change lie side by side."""
-SPARE = 256
+SPARE = 512
 """Rows for ROCs at the end of each block."""
 
 

@@ -30,7 +30,7 @@ TESTED = 5
 
 def measure(args: argparse.Namespace, pool: Pool, places: Sequence[int]) -> Iterator[list[Line]]:
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction, dtype="bf16")
     order = np.random.default_rng(0).permutation(sorted(pool.names)).tolist()
     unseen, seen = order[:TESTED], order[TESTED:]
     prompts = prompts_of(args.data / "flan_mini/val", [*unseen, *seen[:TESTED]], -(-args.batch // (2 * TESTED)))

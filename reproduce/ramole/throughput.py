@@ -27,7 +27,7 @@ PROMPTS = 64
 
 def measure(args: argparse.Namespace, pool: Pool, places: Sequence[int]) -> Iterator[list[Line]]:
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction, dtype="bf16")
     prompts = prompts_of(args.data / "flan_mini/val", pool.names, 2)[:PROMPTS]
     tokens = sum(map(len, encode_prompts(prompts, tokenizer))) + args.new_tokens * len(prompts)
     routers = routers_of(pool, METHODS, model, tokenizer, embedder)

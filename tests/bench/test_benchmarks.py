@@ -87,14 +87,15 @@ def test_forms_times_the_pieces_of_a_step_and_both_forms(
 
 
 def test_embeddings_are_compared_in_both_precisions(
-    scripts: Any, embedder: Any, tiny: Any, tmp_path: Path, monkeypatch: Any
+    bench_scripts: Any, embedder: Any, tiny: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    script = scripts.load("benchmarks/embedding.py")
+    script = bench_scripts.load("benchmarks/embedding.py")
     monkeypatch.setattr(script, "Embedder", lambda dtype: embedder)
+    monkeypatch.setattr(script, "runtimes", lambda folder: {})  # whatever is installed
     for name, seed in (("samples", 0), ("test_half", 1)):
         rows = [{"task": task, "inputs": text} for task in tiny.tasks for text in tiny.texts(task, 6, seed)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scripts.run(script, "--data", tmp_path, "--rounds", 1, "--json", tmp_path / "out.jsonl")
+    bench_scripts.run(script, "--data", tmp_path, "--rounds", 1, "--json", tmp_path / "out.jsonl")
     found = lines(tmp_path / "out.jsonl")
     assert [line["batch"] for line in found if "batch" in line] == [1, 8, 32]
     tops = {(line["dtype"], line["method"]): line["top"] for line in found if "top" in line}
