@@ -22,17 +22,17 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 # torch is pinned and comes first, so that nothing else decides which build of it is installed
-.venv/.demo: pyproject.toml requirements-default.txt
+.venv/.demo: pyproject.toml constraints.txt requirements-default.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hilora needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv (a few minutes the first time) ..."
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[default]'
+	$(PIP) --constraint constraints.txt --editable '.[default]'
 	$(PIP) --no-deps --require-hashes --requirement requirements-default.txt
 	touch $@
 
 .venv/.dev: .venv/.demo
-	$(PIP) --editable '.[default,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[default,dev]'
 	touch $@
 
 clean:
