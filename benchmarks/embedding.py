@@ -32,6 +32,8 @@ BATCHES = (1, 8, 32)
 METHODS = ("mixture", "hilora", "hilora-plus")
 
 
+PAUSE = 0.3
+"""Seconds before each turn: threads of a runtime go on spinning for a while after their work, at the next one's cost."""
 Embed = Callable[[list[str]], Tensor]
 
 
@@ -41,6 +43,7 @@ def times(embedders: dict[str, Embed], rounds: int) -> Iterator[dict[str, Any]]:
         work = make_workload(["one"], batch=batch, adapters=1, share="identical", words=60, new_tokens=2)
         took: dict[str, list[float]] = {name: [] for name in embedders}
         for name, counts in turns(list(embedders), rounds):
+            time.sleep(PAUSE if len(embedders) > len(DTYPES) + 1 else 0)
             began = time.perf_counter()
             embedders[name](list(work.prompts))
             if counts:

@@ -21,7 +21,7 @@ from hilora.sampling import SeededSampling
 
 FIRST = 8
 """Tokens of the first stage after reading; later ones are half as long as all before them, if that is more."""
-SLICE = 4096
+SLICE = 2048
 """Prompt tokens, padding included, that are read at once on a CPU."""
 PLAIN = {"max_new_tokens", "min_new_tokens", "pad_token_id", "stop_strings", "tokenizer", "logits_processor"}
 """Options that mean the same in stages."""
