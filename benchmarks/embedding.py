@@ -33,7 +33,7 @@ METHODS = ("mixture", "hilora", "hilora-plus")
 
 
 PAUSE = 0.3
-"""Seconds before each turn: threads of a runtime go on spinning for a while after their work, at the next one's cost."""
+"""Seconds before each turn: threads of a runtime go on spinning for a while, at the next one's cost."""
 Embed = Callable[[list[str]], Tensor]
 
 
