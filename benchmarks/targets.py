@@ -134,7 +134,8 @@ def throughput_table(lines: Sequence[Line]) -> str:
         for other in ("peft_single", "peft_mixed", "peft_arrow"):
             cells.append(ratio(line, "hilora", other) if other in line["seconds"] else "-")
         speed = line["tokens"]["new"] / statistics.median(seconds_of(line["seconds"]["hilora"], "decode"))
-        rows.append((line["case"], *cells, f"{speed:.0f}"))
+        alone = ", one thread" if line["threads"] == 1 else ""
+        rows.append((line["case"] + alone, *cells, f"{speed:.0f}"))
     heading = [
         "case",
         "of base",
