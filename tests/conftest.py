@@ -222,7 +222,7 @@ def make_trained(pool: Pool, sites: dict[str, tuple[int, int]]) -> None:
     names = sorted(pool.names)
     experts = names[::2]
     low = {f"{site}|down": random(3, into) for site, (into, _) in sites.items()}
-    for name in ("router", "router-all"):
+    for name in ("router", "router-all", "router-rate"):
         save(name, low | {f"{site}|up": random(out, 3) for site, (_, out) in sites.items()}, names[:2])
     hashes = [entry.hash for entry in pool.entries]
     save("phatgoose", {f"{site}|{own}": random(into) for site, (into, _) in sites.items() for own in hashes}, names)
