@@ -3,7 +3,7 @@
     python reproduce/ramole/train.py --data DATA --pool pools/flan-mini
 
 DATA holds flan_mini/train/<adapter>.jsonl. One after another, resumable; the minutes (of the last sitting) go to
-times.json beside this file. --only names some of:
+times.json beside this file; --minutes works those of mixtures out again from their logs. --only names some of:
 
     router          RouterLoRA on 40 % of the tasks, each row without half of the adapters
     router-all      the same without leaving adapters out (Fig. 6)
@@ -15,6 +15,7 @@ times.json beside this file. --only names some of:
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from dataclasses import asdict, replace
@@ -24,9 +25,10 @@ from pathlib import Path
 from hilora import Pool
 from hilora.models import load_base
 from hilora.pool.trained import load_trained, trained_path
+from hilora.train.data import batches
 from hilora.train.gates import MOES, GateRecipe, Trainer
 from hilora.train.lorahub import HubRecipe, train_lorahub
-from hilora.train.tasks import read_clusters, read_tasks
+from hilora.train.tasks import draw, encode_tasks, read_clusters, read_tasks
 
 HERE = Path(__file__).parent
 ROUTER = GateRecipe(steps=240, batch=8, lr=2e-3, max_tokens=256, per_task=60)
@@ -81,6 +83,20 @@ def is_done(pool: Pool, kind: str) -> bool:
     return same and found.adapters.items() <= there.items() and (kind != "phatgoose" or found.adapters == there)
 
 
+def minutes_of(kind: str, trainer: Trainer) -> float:
+    """Minutes that a mixture's steps took, from the speed of each in its log: the batches follow from the recipe."""
+    recipe = recipe_of(kind)
+    assert isinstance(recipe, GateRecipe)
+    drawn = draw(trainer.tasks, recipe.per_task, recipe.seed)
+    examples = encode_tasks(drawn, trainer.tokenizer, recipe.max_tokens)
+    log = trained_path(trainer.pool.path, kind).with_suffix(".jsonl").read_text().splitlines()
+    speeds = [json.loads(line)["tokens_per_s"] for line in log]
+    usual = statistics.median(speeds)
+    speeds = [usual if speed < usual / 10 else speed for speed in speeds]  # a process that was stopped for a while
+    steps = zip(batches(examples, recipe), speeds, strict=False)
+    return round(sum(sum(map(len, batch)) / speed for batch, speed in steps) / 60, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -88,18 +104,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--only", nargs="*", default=KINDS)
+    parser.add_argument(
+        "--minutes", action="store_true", help="work out the minutes of mixtures again; train nothing"
+    )
     args = parser.parse_args()
     pool, data = Pool.open(args.pool), args.data / "flan_mini" / "train"
     model, tokenizer = load_base(pool.base.name, dtype=args.dtype)
     tasks = read_tasks(data, pool.names)
     times = args.out / "times.json"
     for kind in args.only:
-        if is_done(pool, kind):
+        trainer, began = Trainer(pool, tasks, model, tokenizer, partial(log, kind)), time.perf_counter()
+        if args.minutes:
+            if kind not in MOES or not trained_path(pool.path, kind).exists():
+                continue
+            took = minutes_of(kind, trainer)
+        elif is_done(pool, kind):
             continue
-        began = time.perf_counter()
-        train(Trainer(pool, tasks, model, tokenizer, partial(log, kind)), kind, data)
+        else:
+            train(trainer, kind, data)
+            took = round((time.perf_counter() - began) / 60, 1)
         minutes = json.loads(times.read_text()) if times.exists() else {}
-        minutes[kind] = round((time.perf_counter() - began) / 60, 1)
+        minutes[kind] = took
         times.write_text(json.dumps(minutes, indent=1) + "\n")
 
 
