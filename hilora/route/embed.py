@@ -26,7 +26,7 @@ INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
 
 BATCH = 16
-"""Texts embedded at once: on a CPU the activations of 32 no longer fit into its cache (`benchmarks/embedding.py`)."""
+"""Texts embedded at once: of like length, so that little is padded; 32 are no faster (`benchmarks/embedding.py`)."""
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 EMBEDDERS = {
