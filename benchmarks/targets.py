@@ -46,9 +46,6 @@ MISSED = """## What is missed, and why
   (`cost.md`).
 * **PEFT, one adapter and mixed.** The base without any adapter is not that many times as fast on this processor
   (the rows "base / ..."), so no way to serve adapters could be.
-* **Selection in milliseconds.** One prompt among 10,000 reads all means once, 15 MB: the time is the memory's;
-  among a million the index reads 64 MB of codes. It needs several prompts at once, smaller codes or a faster
-  memory.
 * **Adding to 10,000.** Writing and flushing the manifest of all adapters; it needs a manifest in pieces.
 """
 
