@@ -46,7 +46,6 @@ MISSED = """## What is missed, and why
   (`cost.md`).
 * **PEFT, one adapter and mixed.** The base without any adapter is not that many times as fast on this processor
   (the rows "base / ..."), so no way to serve adapters could be.
-* **Adding to 10,000.** Writing and flushing the manifest of all adapters; it needs a manifest in pieces.
 """
 
 
