@@ -30,20 +30,18 @@ from hilora.route.embed import Embedder
 DTYPES = ("fp32", "bf16")
 BATCHES = (1, 8, 32)
 METHODS = ("mixture", "hilora", "hilora-plus")
-
-
 PAUSE = 0.3
 """Seconds before each turn: threads of a runtime go on spinning for a while, at the next one's cost."""
 Embed = Callable[[list[str]], Tensor]
 
 
-def times(embedders: dict[str, Embed], rounds: int) -> Iterator[dict[str, Any]]:
+def times(embedders: dict[str, Embed], rounds: int, pause: float) -> Iterator[dict[str, Any]]:
     """Milliseconds for a batch of prompts."""
     for batch in BATCHES:
         work = make_workload(["one"], batch=batch, adapters=1, share="identical", words=60, new_tokens=2)
         took: dict[str, list[float]] = {name: [] for name in embedders}
         for name, counts in turns(list(embedders), rounds):
-            time.sleep(PAUSE if len(embedders) > len(DTYPES) + 1 else 0)
+            time.sleep(pause)
             began = time.perf_counter()
             embedders[name](list(work.prompts))
             if counts:
@@ -73,10 +71,11 @@ def main() -> None:
     args = parser.parse_args()
     embedders = {dtype: Embedder(dtype=dtype) for dtype in DTYPES}
     with tempfile.TemporaryDirectory() as folder:
-        embedders |= {name: Other(embedders["fp32"], run) for name, run in runtimes(Path(folder)).items()}
+        others = {name: Other(embedders["fp32"], run) for name, run in runtimes(Path(folder)).items()}
+    embedders |= others
     lines = [setup("benchmarks/embedding.py", rounds=args.rounds)]
     by_32 = {"bf16 by 32": lambda texts: embedders["bf16"](texts, 32)}
-    for line in times(embedders | by_32, args.rounds):
+    for line in times(embedders | by_32, args.rounds, PAUSE if others else 0):
         print(line, flush=True)
         lines.append(line)
     for line in retrieval(embedders, args.data) if args.data else ():

@@ -109,11 +109,11 @@ def peft_arrow(stage: Stage, exported: Exports) -> Contender:
     config = ArrowConfig(top_k=min(3, len(stage.names)), router_temperature=1.0, rng_seed=0)
     with _quiet():
         model = create_arrow_model(stage.twin(), [exported(stage.names[0])], config, autocast_adapter_dtype=False)
-        _add_experts(model, stage)
+        _add_experts(model, stage, exported)
     return _theirs("peft_arrow", stage, model.eval())
 
 
-def _add_experts(model: Any, stage: Stage) -> None:
+def _add_experts(model: Any, stage: Stage, exported: Exports) -> None:
     """Put all other adapters straight into PEFT's layers and tell Arrow that they came.
 
     PEFT's own loading visits every module of the model, those of adapters included, several times for each adapter:
@@ -123,8 +123,8 @@ def _add_experts(model: Any, stage: Stage) -> None:
         name: module for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_arrow")
     }
     for name in stage.names[1:]:
-        alias = f"task_{stage.pool.index(name)}_more"
-        for site, factors in stage.pool.factors(stage.pool.entries[stage.pool.index(name)].hash).items():
+        alias, entry = exported.alias(name), stage.pool.entries[stage.pool.index(name)]
+        for site, factors in stage.pool.factors(entry.hash).items():
             layer = layers[site]
             for held, factor in zip((layer.lora_A, layer.lora_B), factors, strict=True):
                 out, width = factor.shape
