@@ -21,11 +21,11 @@ import numpy as np
 from runtimes import Other, runtimes
 from torch import Tensor
 
+from hilora.base.embed import Embedder
 from hilora.bench.rounds import turns
 from hilora.bench.workload import make_workload
 from hilora.evaluate.routing import METHOD_SCORERS, SCORERS, TOPS, look_at, read_samples, top_hits
 from hilora.evaluate.setup import setup
-from hilora.route.embed import Embedder
 
 DTYPES = ("fp32", "bf16")
 BATCHES = (1, 8, 32)

@@ -23,20 +23,20 @@ import torch
 from torch import Tensor
 
 from hilora import HiLoRA, Pool, get_method
+from hilora.base.models import default_dtype, load_base
+from hilora.base.padding import pad_batch
+from hilora.base.prompts import encode_prompts, pad_id
 from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.run import alike
 from hilora.bench.workload import Workload, make_workload
-from hilora.cache import CACHE
-from hilora.compose.forms import Forms
 from hilora.compose.rocs import TopRocs
+from hilora.engine.cache import CACHE
+from hilora.engine.forms import Forms
+from hilora.engine.packed import Packed, pack_weights
+from hilora.engine.siblings import Shared, instead
 from hilora.evaluate.setup import setup
-from hilora.models import default_dtype, load_base
-from hilora.packed import Packed, pack_weights
-from hilora.padding import pad_batch
 from hilora.planner import Planner
 from hilora.pool.source import find_pool
-from hilora.prompts import encode_prompts, pad_id
-from hilora.siblings import Shared, instead
 from hilora.types import Plan, Site
 
 QV = ("q_proj", "v_proj")

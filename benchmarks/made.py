@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hilora import Pool
-from hilora.fingerprint import describe_base
+from hilora.base.fingerprint import describe_base
 from hilora.pool.export import write_peft
 from hilora.pool.view import EmbedderInfo
 from hilora.types import Factors
@@ -29,7 +29,7 @@ def wide_base(folder: Path, layers: int) -> str:
     """A random model of a few layers as wide as Llama-2-7B's, written to a folder; returns its path."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from hilora.models import resolve_base
+    from hilora.base.models import resolve_base
 
     torch.manual_seed(0)
     source = AutoTokenizer.from_pretrained(resolve_base(TOKENIZER))

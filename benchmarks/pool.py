@@ -23,14 +23,14 @@ import numpy as np
 import torch
 
 from hilora import HiLoRA, Pool, get_method
+from hilora.base.embed import Embedder
+from hilora.base.models import default_dtype, load_base
 from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.workload import Workload, make_workload
 from hilora.evaluate.setup import setup
-from hilora.models import default_dtype, load_base
 from hilora.planner import Planner
 from hilora.pool import store
 from hilora.pool.export import export_adapter
-from hilora.route.embed import Embedder
 from hilora.route.features import Features
 
 seconds = stopwatch(torch.device("cpu"))
@@ -92,7 +92,7 @@ def changes(source: Pool, pool: Pool) -> dict[str, Any]:
 
 def cold(source: Pool) -> dict[str, Any]:
     """Milliseconds to bring one adapter from its file, in the system's cache, to a stack that a batch can use."""
-    from hilora.attach import placements
+    from hilora.base.modules import placements
     from hilora.compose.delta import stack_sites
 
     model, _ = load_base(source.base.name, dtype="bf16")

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hilora.route.bert import Reader
-from hilora.route.embed import DEFAULT_EMBEDDER, Embedder, embedder_path, longest_text, pooled, pooling_of
+from hilora.base.bert import Reader
+from hilora.base.embed import DEFAULT_EMBEDDER, Embedder, embedder_path, longest_text, pooled, pooling_of
 
 Run = Callable[[Tensor, Tensor], Tensor]
 """Token ids and mask (text, seq), int64 -> hidden states (text, seq, dim)."""

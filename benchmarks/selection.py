@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from hilora import Pool
+from hilora.base.embed import Embedder
+from hilora.base.models import default_dtype
 from hilora.evaluate.setup import setup
-from hilora.models import default_dtype
-from hilora.route.embed import Embedder
 from hilora.route.features import Features
 from hilora.route.gaussian import TiedGaussian
 from hilora.route.nearest import INDEX_FROM, Exact

@@ -13,24 +13,24 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Completion": "hilora.types",
-    "Embedder": "hilora.route.embed",
-    "HiLoRA": "hilora.generate",
+    "Embedder": "hilora.base.embed",
+    "HiLoRA": "hilora.engine.generate",
     "HiloraError": "hilora.errors",
-    "METHODS": "hilora.methods",
+    "METHODS": "hilora.methods.table",
     "Planner": "hilora.planner",
     "Pool": "hilora.pool.pool",
-    "get_method": "hilora.methods",
+    "get_method": "hilora.methods.table",
 }
 
 __all__ = ["METHODS", "Completion", "Embedder", "HiLoRA", "HiloraError", "Planner", "Pool", "get_method"]
 
 if TYPE_CHECKING:
+    from hilora.base.embed import Embedder
+    from hilora.engine.generate import HiLoRA
     from hilora.errors import HiloraError
-    from hilora.generate import HiLoRA
-    from hilora.methods import METHODS, get_method
+    from hilora.methods.table import METHODS, get_method
     from hilora.planner import Planner
     from hilora.pool.pool import Pool
-    from hilora.route.embed import Embedder
     from hilora.types import Completion
 
 

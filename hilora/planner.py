@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hilora.allocate import make_plan, row_stream
+from hilora.base.embed import Embedder
+from hilora.base.models import default_dtype
 from hilora.errors import InputError
-from hilora.methods import Method
-from hilora.models import default_dtype
+from hilora.methods.method import Method
 from hilora.pool.derived import Canonical, Merged, Source, Stored
 from hilora.pool.memory import Memory
 from hilora.pool.view import EmbedderInfo, PoolView
+from hilora.route.allocate import make_plan, row_stream
 from hilora.route.apart import route_apart
-from hilora.route.embed import Embedder
 from hilora.route.router import Query
 from hilora.types import Choice, Plan, Route
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hilora import Pool
+from hilora.base.embed import Embedder
+from hilora.base.models import load_base
 from hilora.cli.evaluate import parse_methods
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.run import Bench, Job, run_job
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.tables import markdown_table
-from hilora.models import load_base
-from hilora.route.embed import Embedder
 
 BATCH = 64
 """Rows of a batch; the answers depend on it by rounding only."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hilora.route.embed import DEFAULT_EMBEDDER
+from hilora.base.embed import DEFAULT_EMBEDDER
 
 Numbers = dict[str, Any]
 

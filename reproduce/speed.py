@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from hilora import HiLoRA, Pool
+from hilora.base.embed import Embedder
 from hilora.bench.rounds import turns
 from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
-from hilora.methods import get_method
+from hilora.methods.table import get_method
 from hilora.planner import Planner
 from hilora.pool import store
 from hilora.pool.trained import trained_path
 from hilora.pool.view import PoolView
-from hilora.route.embed import Embedder
 
 Line = dict[str, Any]
 

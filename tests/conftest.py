@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hilora.fingerprint import describe_model
+from hilora.base.embed import Embedder
+from hilora.base.fingerprint import describe_model
 from hilora.planner import describe_embedder
 from hilora.pool.pool import Pool
 from hilora.pool.trained import Trained
-from hilora.route.embed import Embedder
 from hilora.route.experts import WEIGHTS, Calibration
 from hilora.train.gates import MOES
 
@@ -136,7 +136,7 @@ TARGETS = {"gpt2": ["c_attn", "c_fc"], "t5": ["q", "v", "wi"]}
 
 def target_sites(model: Any, kind: str) -> dict[str, tuple[int, int]]:
     """The modules that the tiny adapters change."""
-    from hilora.attach import linear_shapes
+    from hilora.base.modules import linear_shapes
 
     targets = TARGETS.get(kind, ["q_proj", "v_proj", "down_proj"])
     return {name: shape for name, shape in linear_shapes(model).items() if name.rsplit(".", 1)[-1] in targets}

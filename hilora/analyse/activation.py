@@ -16,11 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hilora.analyse.rocs import by_layer
-from hilora.attach import attach, placements
+from hilora.base.modules import placements
+from hilora.base.prompts import Prompt, encode_prompts, query_text
 from hilora.compose.delta import Gate, Gated, Tokens, stack_sites
+from hilora.engine.attach import attach
+from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
-from hilora.generate import HiLoRA
-from hilora.prompts import Prompt, encode_prompts, query_text
 from hilora.types import Completion, Factors, Plan, Rocs, Site
 
 

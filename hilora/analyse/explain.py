@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hilora.analyse.activation import Activation, record
-from hilora.generate import HiLoRA
-from hilora.methods import METHODS, Method
+from hilora.engine.generate import HiLoRA
+from hilora.methods.method import Method
+from hilora.methods.table import METHODS
 from hilora.planner import Planner
 from hilora.route.posterior import Posterior
 from hilora.route.retriever import Retriever

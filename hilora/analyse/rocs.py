@@ -7,7 +7,7 @@
 The paper reads them off scatter plots. Two things that such a plot cannot tell are kept apart here. Signs are not
 identified: (a, b) and (-a, -b) are the same ROC. "Sign-free" numbers compare directions by |cos| and cannot see the
 sign; "as stored" ones compare by cos, as the eye does. Bases are not identified either: (R A, B R^-1) is the same
-adapter. Canonical ROCs (`hilora.canonical`) are one fixed basis; in it the vectors of one adapter are orthogonal, so
+adapter. Canonical ROCs (`pool.canonical`) are one fixed basis; in it the vectors of one adapter are orthogonal, so
 that they can never cluster by adapter. Only `redundancy` and `overlap` do not depend on the basis at all.
 """
 
@@ -24,8 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from hilora.canonical import canonical
 from hilora.errors import InputError, UnknownNameError
+from hilora.pool.canonical import canonical
 from hilora.types import Factors
 
 PARTS = ("down", "up")

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from hilora.analyse.activation import look
 from hilora.analyse.rocs import by_layer
+from hilora.base.prompts import Prompt, encode_prompts, query_text
 from hilora.compose.delta import Gate, Gated, Tokens
+from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
-from hilora.generate import HiLoRA
-from hilora.prompts import Prompt, encode_prompts, query_text
 from hilora.types import Plan, Rocs, Site
 
 

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
+from hilora.base.prompts import encode_prompts
 from hilora.bench.contenders import CONTENDERS, check_twins, contenders
 from hilora.bench.rounds import ratios, report, rounded, stopwatch, time_rounds
 from hilora.bench.stage import Contender, Stage
 from hilora.bench.workload import Workload, make_workload
+from hilora.engine.generate import HiLoRA
 from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup
-from hilora.generate import HiLoRA
-from hilora.methods import get_method
+from hilora.methods.table import get_method
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView
-from hilora.prompts import encode_prompts
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from hilora.base.embed import Embedder
+from hilora.base.padding import pad_batch
+from hilora.base.prompts import encode_prompts, pad_id
 from hilora.bench.workload import Workload
-from hilora.padding import pad_batch
 from hilora.pool.pool import Pool
-from hilora.prompts import encode_prompts, pad_id
-from hilora.route.embed import Embedder
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hilora.base.prompts import pad_id
 from hilora.bench.stage import Contender, Stage, first_logits, fixed, padded
 from hilora.errors import InputError
 from hilora.pool.export import export_adapter
 from hilora.pool.pool import Pool
-from hilora.prompts import pad_id
 
 
 def _theirs(name: str, stage: Stage, model: Any, **more: Any) -> Contender:

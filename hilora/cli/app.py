@@ -64,11 +64,11 @@ def route(
     """Say which adapters would serve each prompt, and why. No base model is loaded."""
     from dataclasses import asdict
 
-    from hilora.methods import get_method
+    from hilora.base.prompts import query_text
+    from hilora.methods.table import get_method
     from hilora.planner import Planner
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
-    from hilora.prompts import query_text
 
     listed = [query_text(prompt) for prompt in read_prompts(prompts, file)]
     built = get_method(method, **parse_settings(option))
@@ -111,9 +111,9 @@ def generate(
 ) -> None:
     """Answer prompts, each with the adapters that fit it."""
     from hilora.cli.show import print_stream, progress
+    from hilora.engine.generate import HiLoRA
     from hilora.errors import InputError
-    from hilora.generate import HiLoRA
-    from hilora.methods import get_method
+    from hilora.methods.table import get_method
 
     listed = read_prompts(prompts, file)
     if stream and (len(listed) > 1 or as_json):
@@ -143,7 +143,7 @@ def generate(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods, their options and where they come from."""
-    from hilora.methods import method_table
+    from hilora.methods.table import method_table
 
     table = method_table()
     if as_json:

@@ -29,7 +29,7 @@ PROMPTS = [
 
 def run(pool: str, prompts: Sequence[str] = PROMPTS) -> None:
     """Load, route, answer and explain; says how long each part took."""
-    from hilora.generate import HiLoRA
+    from hilora.engine.generate import HiLoRA
 
     start = time.perf_counter()
     with status("Loading the embedded base model (converted once on its first use, about 30 s)"):

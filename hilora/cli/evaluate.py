@@ -39,13 +39,13 @@ def tasks(
     dtype: Dtype = None,
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
+    from hilora.base.embed import Embedder
+    from hilora.base.models import load_base
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
     from hilora.evaluate.run import Bench, Job, run_job
     from hilora.evaluate.settings import make_cases
-    from hilora.models import load_base
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
-    from hilora.route.embed import Embedder
 
     opened = Pool.open(find_pool(pool))
     rows = load_rows(data)
@@ -108,9 +108,9 @@ def routing(
     instruction: Annotated[str | None, typer.Option(help="Instruction in front of every text.")] = None,
 ) -> None:
     """Measure how often the right adapter is among the best 1, 3, 5, 8. No base model is loaded."""
+    from hilora.base.embed import DEFAULT_EMBEDDER, INSTRUCTION
     from hilora.evaluate.routing import routing_rows, run_routing
     from hilora.evaluate.tables import rich_table
-    from hilora.route.embed import DEFAULT_EMBEDDER, INSTRUCTION
 
     with status("Embedding"):
         result = run_routing(

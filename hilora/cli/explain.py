@@ -41,12 +41,12 @@ def explain(
     from hilora.analyse.explain import explain as explain_route
     from hilora.analyse.explain import explain_answer
     from hilora.analyse.page import render
-    from hilora.generate import HiLoRA
-    from hilora.methods import get_method
+    from hilora.base.prompts import query_text
+    from hilora.engine.generate import HiLoRA
+    from hilora.methods.table import get_method
     from hilora.planner import Planner
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
-    from hilora.prompts import query_text
 
     text, settings = query_text(prompt), parse_settings(option)
     built = get_method(method, **settings)

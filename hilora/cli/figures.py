@@ -99,8 +99,8 @@ def activation(
     from hilora.analyse import figures, heatmaps
     from hilora.analyse.activation import record
     from hilora.analyse.rocs import choose_sites
+    from hilora.engine.generate import HiLoRA
     from hilora.evaluate.setup import setup
-    from hilora.generate import HiLoRA
 
     figures.need_matplotlib()
     settings = _settings_of(method, option)
@@ -136,9 +136,9 @@ def weights(
     from hilora.analyse.rocs import choose_sites
     from hilora.analyse.similarity import read_tasks
     from hilora.analyse.weights import weights_by_site
+    from hilora.engine.generate import HiLoRA
     from hilora.errors import UnknownNameError
     from hilora.evaluate.setup import setup
-    from hilora.generate import HiLoRA
 
     figures.need_matplotlib()
     settings = _settings_of(method, option)
@@ -202,12 +202,12 @@ def similarity(
     """How similar each task's prompts are to each adapter, as heatmaps."""
     from hilora.analyse import figures, heatmaps
     from hilora.analyse.similarity import SCORES, against_prompts, against_samples, read_tasks
+    from hilora.base.embed import Embedder
     from hilora.evaluate.routing import look_at
     from hilora.evaluate.setup import setup
     from hilora.planner import describe_embedder
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
-    from hilora.route.embed import Embedder
 
     figures.need_matplotlib()
     opened = Pool.open(find_pool(pool))
@@ -254,7 +254,7 @@ def retrieval(
 
 def _settings_of(method: str, option: Sequence[str] | None) -> dict[str, Any]:
     """A method's options; what is none of them is refused before anything is loaded."""
-    from hilora.methods import get_method
+    from hilora.methods.table import get_method
 
     settings = parse_settings(option)
     get_method(method, **settings)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hilora.base.prompts import Prompt
 from hilora.errors import InputError
-from hilora.prompts import Prompt
 
 PoolName = Annotated[str, typer.Option("--pool", help="Pool folder, or an installed pool's name.")]
 Method = Annotated[str, typer.Option("--method", "-m", help="See: hilora methods")]

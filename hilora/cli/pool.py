@@ -35,11 +35,11 @@ def _open(path: str) -> Any:
 
 def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, Any]:
     """The pool, made if there is none, and its embedder."""
-    from hilora.fingerprint import describe_base
+    from hilora.base.embed import DEFAULT_EMBEDDER, Embedder
+    from hilora.base.fingerprint import describe_base
     from hilora.planner import describe_embedder
     from hilora.pool import Pool
     from hilora.pool.store import BASE, MANIFEST
-    from hilora.route.embed import DEFAULT_EMBEDDER, Embedder
 
     if (Path(path) / MANIFEST).exists():
         pool = Pool.open(path)
@@ -232,9 +232,9 @@ def reembed(
     embedder: EmbedderOption = None,
 ) -> None:
     """Embed every adapter's samples anew, e.g. with another embedder. The pool keeps no texts: give them."""
+    from hilora.base.embed import Embedder
     from hilora.planner import describe_embedder
     from hilora.pool.source import SAMPLES_FILE, read_samples
-    from hilora.route.embed import Embedder
 
     opened = _open(pool)
     paths = {n: [samples / f"{n}.jsonl", samples / n / SAMPLES_FILE] for n in opened.names}

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hilora.prompts import Prompt, query_text
+from hilora.base.prompts import Prompt, query_text
 
 if TYPE_CHECKING:
     from hilora.analyse.confusion import Diagnosis, Rival

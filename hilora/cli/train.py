@@ -41,7 +41,7 @@ def lora(
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; default: bf16 where it is fast.")] = None,
 ) -> None:
     """Train one LoRA adapter and draw its routing samples. An interrupted run resumes."""
-    from hilora.models import load_base
+    from hilora.base.models import load_base
     from hilora.train.data import read_lines
     from hilora.train.lora import train_lora
     from hilora.train.recipe import Recipe
@@ -299,8 +299,8 @@ def _train(
 
 def _load(pool: Pool, base: str | None, dtype: str | None) -> tuple[Any, Any]:
     """A pool's base and tokenizer."""
-    from hilora.models import load_base
-    from hilora.prompts import template_id
+    from hilora.base.models import load_base
+    from hilora.base.prompts import template_id
 
     quiet_transformers()
     with status(f"Loading {base or pool.base.name}"):

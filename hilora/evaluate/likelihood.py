@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hilora.base.padding import pad_batch
+from hilora.base.prompts import encode_prompts, pad_id
+from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
-from hilora.generate import HiLoRA
-from hilora.padding import pad_batch
 from hilora.planner import Routed
-from hilora.prompts import encode_prompts, pad_id
 from hilora.train.data import IGNORED
 
 UNROUTED = -1

@@ -15,7 +15,7 @@ from hilora.errors import InputError
 from hilora.evaluate.metrics import METRICS, most_frequent
 from hilora.evaluate.rows import Row, answer_hash, short_hash
 from hilora.evaluate.settings import Case
-from hilora.methods import Method
+from hilora.methods.method import Method
 from hilora.types import Choice, Completion
 
 Line = dict[str, Any]

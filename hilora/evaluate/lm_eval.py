@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 
 import torch
 
+from hilora.base.prompts import as_texts, check_lengths
+from hilora.engine.generate import HiLoRA
 from hilora.errors import HiloraError, InputError
 from hilora.evaluate.likelihood import UNROUTED, Scored, encode_pairs, encode_text, score, unrouted
-from hilora.generate import HiLoRA
 from hilora.planner import Routed
-from hilora.prompts import as_texts, check_lengths
 from hilora.types import Completion
 
 try:

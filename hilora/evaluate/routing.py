@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base import embed
+from hilora.base.embed import Embedder, Remembering
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import Floats
 from hilora.evaluate.setup import setup
 from hilora.evaluate.statistics import bootstrap, resamples, task_seed
 from hilora.jsonl import numbered_lines
 from hilora.planner import describe_embedder
-from hilora.route import embed
-from hilora.route.embed import Embedder, Remembering
 from hilora.route.experts import Experts
 from hilora.route.features import Features, hash_terms
 from hilora.route.gaussian import OwnGaussian, TiedGaussian, check_samples

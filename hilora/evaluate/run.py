@@ -21,6 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from hilora.base.embed import Embedder, Remembering
+from hilora.base.prompts import encode_prompts
+from hilora.engine.generate import HiLoRA
 from hilora.errors import HiloraError
 from hilora.evaluate.lines import (
     Line,
@@ -37,13 +40,11 @@ from hilora.evaluate.rows import Row
 from hilora.evaluate.served import served_digests
 from hilora.evaluate.settings import Case
 from hilora.evaluate.setup import setup
-from hilora.generate import HiLoRA
-from hilora.methods import Method, get_method
+from hilora.methods.method import Method
+from hilora.methods.table import get_method
 from hilora.planner import Planner, Routed
 from hilora.pool.trained import trained_path
 from hilora.pool.view import PoolView
-from hilora.prompts import encode_prompts
-from hilora.route.embed import Embedder, Remembering
 from hilora.route.oracle import Oracle
 from hilora.types import Completion
 

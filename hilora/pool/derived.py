@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from hilora.canonical import canonical_factors
 from hilora.merge.average import Merge
+from hilora.pool.canonical import canonical_factors
 from hilora.pool.memory import Memory
 from hilora.pool.view import PoolView
 from hilora.types import Factors
@@ -73,7 +73,7 @@ class Stored:
 
 
 class Canonical:
-    """A pool's adapters in canonical form (`hilora.canonical`)."""
+    """A pool's adapters in canonical form (`hilora.pool.canonical`)."""
 
     def __init__(self, pool: PoolView, memory: Memory) -> None:
         self.pool, self.memory = pool, memory

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hilora.base.fingerprint import BaseInfo
 from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
-from hilora.fingerprint import BaseInfo
 from hilora.pool import store
 from hilora.pool.described import DESCRIPTION
 from hilora.pool.peft import content_hash, read_adapter

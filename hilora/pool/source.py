@@ -6,9 +6,9 @@ import importlib.util
 import json
 from pathlib import Path
 
+from hilora.base.models import first_line
 from hilora.errors import AdapterError, InputError
 from hilora.jsonl import numbered_lines
-from hilora.models import first_line
 
 SAMPLES_FILE = "samples.jsonl"
 TEXT_FIELDS = ("inputs", "prompt", "text")

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from hilora.base.fingerprint import BaseInfo
 from hilora.errors import MismatchError, PoolError, UnknownNameError
-from hilora.fingerprint import BaseInfo
 from hilora.pool import store
 from hilora.route.experts import Calibration
 from hilora.route.features import Features

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hilora.allocate import budget, share_expected
+from hilora.route.allocate import budget, share_expected
 from hilora.route.candidates import select, sign_sizes
 from hilora.route.crossfit import FOLDS, folds
 from hilora.route.features import Features

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hilora.base.prompts import encode_prompts
 from hilora.errors import InputError
 from hilora.jsonl import numbered_lines
-from hilora.prompts import encode_prompts
 from hilora.train.recipe import Schedule
 
 if TYPE_CHECKING:

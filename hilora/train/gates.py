@@ -17,16 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hilora.attach import attach, placements
+from hilora.base.modules import placements
+from hilora.base.prompts import pad_id
 from hilora.compose.delta import Gate, stack_sites
 from hilora.compose.moe import Moe
 from hilora.compose.phatgoose import SigmoidGate
 from hilora.compose.router_lora import RouterLora
+from hilora.engine.attach import attach
 from hilora.errors import HiloraError, InputError
 from hilora.pool.store import explained
 from hilora.pool.trained import TRAINED, Trained, load_trained, trained_path
 from hilora.pool.view import Entry, PoolView
-from hilora.prompts import pad_id
 from hilora.train.data import batches, completion_loss
 from hilora.train.loop import OnStep, as_it_was, optimise
 from hilora.train.recipe import Shared

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hilora.attach import attach, placements
+from hilora.base.modules import placements
+from hilora.base.prompts import pad_id
 from hilora.compose.delta import stack_sites
 from hilora.compose.weighted import Weighted
+from hilora.engine.attach import attach
 from hilora.errors import HiloraError, InputError
 from hilora.merge.average import combine
 from hilora.pool.export import write_peft
 from hilora.pool.trained import TRAINED, Trained
 from hilora.pool.view import Entry, PoolView
-from hilora.prompts import pad_id
 from hilora.train.data import completion_loss, write_samples
 from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks, hash_tasks
 from hilora.types import Factors, Plan

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hilora.base.embed import BATCH, DEFAULT_EMBEDDER, INSTRUCTION, embedder_path, longest_text, pooled, pooling_of
+from hilora.base.models import default_dtype, quiet_loading
 from hilora.errors import InputError, ModelError
-from hilora.models import default_dtype, quiet_loading
-from hilora.route.embed import BATCH, DEFAULT_EMBEDDER, INSTRUCTION, embedder_path, longest_text, pooled, pooling_of
 from hilora.train.loop import OnStep, optimise
 from hilora.train.recipe import Shared
 from hilora.train.tasks import hash_tasks, tasks_of

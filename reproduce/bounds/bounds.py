@@ -25,12 +25,12 @@ from pages import numbers_main
 from hilora.analyse.bounds import bhattacharyya, log_densities, normals, overtaken, top_k_bound
 from hilora.analyse.confusion import HeldOut, diagnose, held_out, ranked
 from hilora.analyse.unseen import chernoff, fit_unseen
+from hilora.base import embed
+from hilora.base.embed import Remembering
 from hilora.evaluate.routing import read_samples
 from hilora.evaluate.setup import setup
 from hilora.jsonl import entry_lines
 from hilora.planner import describe_embedder
-from hilora.route import embed
-from hilora.route.embed import Remembering
 from hilora.route.gaussian import OwnGaussian, TiedGaussian
 from hilora.route.ridge import choose_ridge
 

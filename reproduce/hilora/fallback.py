@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
 
 from hilora import Pool, get_method
+from hilora.base.embed import Embedder, Remembering
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.run import route_cases
@@ -25,7 +26,6 @@ from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 from hilora.jsonl import entry_lines
 from hilora.planner import Planner
-from hilora.route.embed import Embedder, Remembering
 from hilora.route.experts import sum_scores, witness_scores
 from hilora.route.novelty import leads
 

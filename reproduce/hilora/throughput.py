@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import Line, lines_of, prompts_of, routers_of, speed_main, timed_rounds, with_adapters
 
 from hilora import Pool
-from hilora.models import load_base
-from hilora.route.embed import Embedder
+from hilora.base.embed import Embedder
+from hilora.base.models import load_base
 
 METHODS = ("base", "hilora", "hilora-plus", "mixture", "arrow", "phatgoose")
 SEEN = (5, 10, 20, 30, 40)

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from hilora import Pool
+from hilora.base.embed import Embedder
+from hilora.base.models import load_base
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.rows import choose_rows, load_rows
 from hilora.evaluate.run import Bench, Job, run_job
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
-from hilora.models import load_base
-from hilora.route.embed import Embedder
 
 METHODS = ("base", "constant", "oracle")
 REASONS = {

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from hilora.models import load_base
+from hilora.base.models import load_base
 from hilora.train.data import read_lines
 from hilora.train.lora import train_lora
 from hilora.train.recipe import Recipe

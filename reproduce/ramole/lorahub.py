@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments import Run, carry_out
 
 from hilora import Pool
+from hilora.base.embed import Embedder
+from hilora.base.models import load_base
 from hilora.evaluate.rows import choose_rows, load_rows
-from hilora.models import load_base
 from hilora.pool.source import samples_for
-from hilora.route.embed import Embedder
 from hilora.train.data import read_lines
 from hilora.train.lorahub import HubRecipe, make_adapter
 

@@ -16,8 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main, show
 
+from hilora.base.embed import INSTRUCTION
 from hilora.evaluate.routing import TOPS, read_samples, run_routing
-from hilora.route.embed import INSTRUCTION
 
 INSTRUCTED = "LoraRetriever 0 %"
 PLAIN = "all-MiniLM-L6-v2"

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import routers_of
 
 from hilora import HiLoRA, Pool
+from hilora.base.embed import Embedder
+from hilora.base.models import load_base
 from hilora.evaluate.tables import markdown_table
-from hilora.models import load_base
-from hilora.route.embed import Embedder
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import Line, lines_of, prompts_of, routers_of, speed_main, timed_rounds, with_adapters
 
 from hilora import Pool
-from hilora.models import load_base
-from hilora.prompts import encode_prompts
-from hilora.route.embed import Embedder
+from hilora.base.embed import Embedder
+from hilora.base.models import load_base
+from hilora.base.prompts import encode_prompts
 
 METHODS = ("selection", "fusion", "mixture", "ramole", "hilora")
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from hilora import Pool
-from hilora.models import load_base
+from hilora.base.models import load_base
 from hilora.pool.trained import load_trained, trained_path
 from hilora.train.data import batches
 from hilora.train.gates import MOES, GateRecipe, Trainer

@@ -24,15 +24,15 @@ from pages import numbers_main
 from unsampled import compare
 
 from hilora import HiLoRA, Pool, get_method
+from hilora.base.embed import Embedder
+from hilora.base.models import load_base
+from hilora.base.prompts import encode_prompts
 from hilora.evaluate.routing import look_at
 from hilora.evaluate.rows import choose_rows, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 from hilora.jsonl import entry_lines
-from hilora.models import load_base
 from hilora.planner import Planner
-from hilora.prompts import encode_prompts
-from hilora.route.embed import Embedder
 from hilora.route.features import Features, join
 
 HERE = Path(__file__).parent

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main, show
 from selection_tables import report
 
+from hilora.base.embed import Embedder, Remembering
 from hilora.evaluate.routing import TOPS, evaluate_routing, look_at, read_samples
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.setup import setup
@@ -36,7 +37,6 @@ from hilora.evaluate.statistics import task_seed
 from hilora.jsonl import entry_lines
 from hilora.route.candidates import sign_sizes
 from hilora.route.conformal import own_surprises, surprises, threshold
-from hilora.route.embed import Embedder, Remembering
 from hilora.route.experts import Experts, calibrate
 from hilora.route.features import Features, join
 from hilora.route.gaussian import OwnGaussian

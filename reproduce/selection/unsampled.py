@@ -21,12 +21,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
 
+from hilora.base.embed import Embedder
 from hilora.evaluate.routing import SCORERS, look_at, own_scorer, read_samples
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 from hilora.jsonl import entry_lines
 from hilora.pool.described import description_texts
-from hilora.route.embed import Embedder
 from hilora.route.experts import Experts, calibrate
 from hilora.route.features import Features, join
 from hilora.route.ridge import choose_ridge

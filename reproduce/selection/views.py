@@ -18,12 +18,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
 
+from hilora.base.embed import INSTRUCTION, Embedder
 from hilora.evaluate.routing import look_at, read_samples
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 from hilora.jsonl import entry_lines
 from hilora.route.crossfit import folds
-from hilora.route.embed import INSTRUCTION, Embedder
 from hilora.route.experts import sum_scores, weigh, witness_scores
 from hilora.route.features import Features
 from hilora.route.witnesses import Meaning

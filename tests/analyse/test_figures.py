@@ -38,12 +38,13 @@ from hilora.analyse.rocs import (
 from hilora.analyse.selection import count_selected, read_results
 from hilora.analyse.similarity import against_samples as against_held_out
 from hilora.analyse.weights import weights_by_site
-from hilora.attach import attach, placements
+from hilora.base.modules import placements
 from hilora.cli.app import app
 from hilora.compose.delta import stack_sites
+from hilora.engine.attach import attach
+from hilora.engine.generate import HiLoRA
 from hilora.errors import HiloraError, InputError, UnknownNameError
-from hilora.generate import HiLoRA
-from hilora.methods import get_method
+from hilora.methods.table import get_method
 from hilora.planner import Planner
 from hilora.route.crossfit import FOLDS
 from hilora.route.gaussian import OwnGaussian
@@ -516,9 +517,9 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def fake(llama: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model and the fake embedder wherever commands load one."""
-    for place in ("hilora.planner.Embedder", "hilora.route.embed.Embedder"):
+    for place in ("hilora.planner.Embedder", "hilora.base.embed.Embedder"):
         monkeypatch.setattr(place, lambda name="fake", **_: embedder)
-    monkeypatch.setattr("hilora.generate.load_base", lambda *_, **__: (llama[0], tokenizer))
+    monkeypatch.setattr("hilora.engine.generate.load_base", lambda *_, **__: (llama[0], tokenizer))
 
 
 def run(*args: Any) -> str:

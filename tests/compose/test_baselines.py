@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hilora.canonical import canonical_factors
 from hilora.compose.arrow import Arrow
 from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
 from hilora.compose.fusion import Fused
 from hilora.compose.weighted import Weighted
 from hilora.errors import InputError
+from hilora.pool.canonical import canonical_factors
 from hilora.types import Factors, Plan
 
 IN, OUT, RANKS, BATCH, EACH = 12, 10, [4, 2, 4, 6], 5, 3

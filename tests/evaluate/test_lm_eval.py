@@ -16,9 +16,9 @@ import torch
 from tokenizers.decoders import Fuse
 
 from hilora import HiLoRA, Pool
+from hilora.base.fingerprint import describe_model
 from hilora.errors import HiloraError, InputError, UnknownNameError
-from hilora.fingerprint import describe_model
-from hilora.methods import get_method
+from hilora.methods.table import get_method
 from hilora.planner import Planner, describe_embedder
 
 pytest.importorskip("lm_eval")

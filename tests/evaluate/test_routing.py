@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
+from hilora.base.embed import Embedder
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.routing import (
     METHOD_SCORERS,
@@ -28,7 +29,6 @@ from hilora.evaluate.routing import (
     top_hits,
 )
 from hilora.evaluate.statistics import resamples, task_seed
-from hilora.route.embed import Embedder
 from hilora.route.experts import Experts
 from hilora.route.features import Features, Terms, hash_terms
 
@@ -103,7 +103,7 @@ SCORES: dict[str, Callable[..., list[float]]] = {"cosine": cosine, "own": own, "
 @pytest.fixture
 def opened(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The fake embedder wherever one is loaded."""
-    monkeypatch.setattr("hilora.route.embed.Embedder", lambda name, **_: embedder)
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **_: embedder)
     return embedder
 
 
@@ -294,7 +294,7 @@ def test_the_result_is_one_json_object_without_texts(tmp_path: Path, opened: Any
 def test_no_embedder_is_loaded_for_what_is_refused(
     tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hilora.route.embed.Embedder", None)
+    monkeypatch.setattr("hilora.base.embed.Embedder", None)
     file = write(tmp_path / "rows", {"a": tiny.texts("alpha", 4)})
     with pytest.raises(UnknownNameError, match="cosines"):
         run_routing(file, file, ["cosines"], None)

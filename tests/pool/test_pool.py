@@ -24,8 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hilora import HiLoRA, Planner, get_method
+from hilora.base.fingerprint import describe_model
 from hilora.errors import HiloraError, InputError, PoolError, UnknownNameError
-from hilora.fingerprint import describe_model
 from hilora.planner import describe_embedder
 from hilora.pool import Pool, store
 from hilora.pool.view import EmbedderInfo, PoolView

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hilora.errors import HiloraError, InputError, UnknownNameError
-from hilora.methods import get_method
+from hilora.methods.table import get_method
 from hilora.route import nearest
 from hilora.route.gaussian import TiedGaussian
 from hilora.route.nearest import Exact, Indexed, make_search

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hilora import HiLoRA, Pool, get_method
-from hilora.attach import attach
 from hilora.compose.delta import Gate, Tokens, stack_sites
 from hilora.compose.moe import Moe
 from hilora.compose.phatgoose import Phatgoose, SigmoidGate
 from hilora.compose.router_lora import RouterLora
+from hilora.engine.attach import attach
 from hilora.errors import InputError, MismatchError, PoolError
 from hilora.planner import Planner
 from hilora.pool.trained import load_trained, trained_path

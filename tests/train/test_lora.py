@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hilora.attach import linear_shapes
+from hilora.base.modules import linear_shapes
 from hilora.errors import InputError, ModelError
 from hilora.pool.peft import read_adapter
 from hilora.pool.source import read_samples

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from hilora import HiLoRA, Pool, get_method
-from hilora.attach import attach
 from hilora.compose.weighted import Weighted
+from hilora.engine.attach import attach
 from hilora.errors import InputError
 from hilora.merge.average import combine
 from hilora.merge.lorahub import WeightedSum

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from hilora.base.embed import Embedder
 from hilora.errors import InputError
-from hilora.route.embed import Embedder
 from hilora.train.retriever import RetrieverRecipe, contrastive_loss, pairs, train_retriever
 from hilora.train.tasks import tasks_of
 

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from hilora.base.bert import Reader, can_read, read_bert
+from hilora.base.models import Embedded, first_line, parse_dtype
 from hilora.errors import ModelError
-from hilora.models import Embedded, first_line, parse_dtype
-from hilora.route.bert import Reader, can_read, read_bert
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
@@ -197,7 +197,7 @@ def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str, 
 def _transformer(path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype) -> Any:
     from transformers import AutoModel, AutoTokenizer
 
-    from hilora.models import quiet_loading
+    from hilora.base.models import quiet_loading
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     with quiet_loading():

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hilora.compose.delta import Gate, Gated, Tokens, add_delta, join
-from hilora.compose.own import own_rocs
+from hilora.engine.own import own_rocs
 from hilora.errors import ModelError
 from hilora.types import Plan, Rocs, Site
 

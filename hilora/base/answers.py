@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hilora.prompts import pad_id
+from hilora.base.prompts import pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

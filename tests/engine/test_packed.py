@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hilora import METHODS, HiLoRA, Pool, packed
-from hilora.attach import Attachment
-from hilora.packed import PACKS, SPARE, pack_weights
+from hilora import METHODS, HiLoRA, Pool
+from hilora.engine import packed
+from hilora.engine.attach import Attachment
+from hilora.engine.packed import PACKS, SPARE, pack_weights
 
 Shared = Callable[[str], tuple[Any, Pool]]
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132"]

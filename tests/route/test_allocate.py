@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, multinomial
 
-from hilora.allocate import Floats, Ints, budget, draw_capped, make_plan, row_stream, share_expected
+from hilora.route.allocate import Floats, Ints, budget, draw_capped, make_plan, row_stream, share_expected
 from hilora.types import Plan, Route
 
 laws = settings(deadline=None, max_examples=150, derandomize=True)

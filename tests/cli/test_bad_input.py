@@ -16,7 +16,10 @@ from tokenizers import decoders
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hilora import HiLoRA, Planner, get_method
-from hilora.attach import attach
+from hilora.base.fingerprint import describe_model
+from hilora.base.models import load_base, parse_dtype
+from hilora.base.prompts import encode_prompts, query_text
+from hilora.engine.attach import attach
 from hilora.errors import (
     AdapterError,
     HiloraError,
@@ -26,12 +29,9 @@ from hilora.errors import (
     PoolError,
     UnknownNameError,
 )
-from hilora.fingerprint import describe_model
-from hilora.models import load_base, parse_dtype
 from hilora.planner import describe_embedder
 from hilora.pool import EmbedderInfo, Pool
 from hilora.pool.source import adapter_folder, read_samples, samples_for
-from hilora.prompts import encode_prompts, query_text
 from hilora.types import Completion
 
 CONTEXT = 256

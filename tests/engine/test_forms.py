@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hilora.compose import forms
 from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
-from hilora.compose.forms import Forms
 from hilora.compose.fusion import Fused
-from hilora.compose.own import own_rocs
 from hilora.compose.rocs import PoolTopRocs, TopRocs
 from hilora.compose.weighted import Weighted
+from hilora.engine import forms
+from hilora.engine.forms import Forms
+from hilora.engine.own import own_rocs
 from hilora.types import Factors, Plan, Site
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hilora.cache import CACHE, can_join, join
-from hilora.sampling import SeededSampling
+from hilora.engine.cache import CACHE, can_join, join
+from hilora.engine.sampling import SeededSampling
 
 FIRST = 8
 """Tokens of the first stage after reading; later ones are half as long as all before them, if that is more."""

@@ -12,13 +12,13 @@ import pytest
 
 from hilora.evaluate.routing import TOPS  # before the embedder that it names is replaced
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def data(tmp_path: Path, tiny: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Samples and test rows of four tasks in two clusters; every embedder that is loaded is the fake one."""
-    monkeypatch.setattr("hilora.route.embed.Embedder", lambda name, **_: embedder)
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **_: embedder)
     for name, count, seed in (("samples", 8, 0), ("test_half", 5, 1)):
         rows = [
             {"task": task, "cluster": cluster, "inputs": text, "targets": "x"}

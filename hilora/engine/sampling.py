@@ -23,8 +23,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from hilora.base.models import first_line
 from hilora.errors import InputError, UnknownNameError
-from hilora.models import first_line
 
 _WARPERS: dict[str, Any] = {
     "temperature": TemperatureLogitsWarper,

@@ -10,14 +10,14 @@ import pytest
 
 from hilora.evaluate.routing import TOPS  # before the embedder that it names is replaced
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = "reproduce/bounds/bounds.py"
 
 
 def test_bounds_stand_beside_what_is_measured(
     tmp_path: Path, tiny: Any, embedder: Any, scripts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hilora.route.embed.Embedder", lambda name, **_: embedder)
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **_: embedder)
     for name, count, seed in (("samples", 12, 0), ("test_half", 5, 1)):
         rows = [{"task": task, "inputs": text} for task in tiny.tasks for text in tiny.texts(task, count, seed)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,15 +11,10 @@ from hilora.compose.phatgoose import Phatgoose
 from hilora.compose.router_lora import RouterLora
 from hilora.errors import MismatchError
 from hilora.merge.lorahub import WeightedSum
+from hilora.methods.method import Complete, Method
 from hilora.pool.trained import Trained, damaged, load_trained, require_all, tensor_of, trained_path
 from hilora.pool.view import PoolView
 from hilora.route.uniform import Everyone
-
-if TYPE_CHECKING:
-    from hilora.methods import Method
-
-Complete = Callable[["Method", PoolView], "Method"]
-"""A method and its pool -> the method with its trained parts."""
 
 
 def router_lora(name: str) -> Complete:

@@ -14,10 +14,10 @@ from tokenizers import decoders
 from torch import Tensor
 
 from hilora import METHODS, HiLoRA, Pool, get_method
-from hilora.attach import attach
-from hilora.cache import CACHE
+from hilora.engine.attach import attach
+from hilora.engine.cache import CACHE
+from hilora.engine.stages import can_stage
 from hilora.planner import Planner
-from hilora.stages import can_stage
 
 KINDS = ["llama", "qwen2", "mistral", "gemma", "gpt2", "t5"]
 EACH_BY_ITSELF = [name for name in METHODS if name != "adapter-soup"]
@@ -216,7 +216,7 @@ def test_sites_that_share_an_input_give_what_each_gives_alone(
     options = {"hilora-roc": {"k": 5}, "arrow": {"k": 2}, "lego": {"k": 6}}.get(method, {})
     router = build(kind, method, **options)
     together = [logits(router, method, PROMPTS, LABELS) for _ in range(2)]
-    monkeypatch.setattr("hilora.attach._groups", lambda sites: [[name] for name in sites])
+    monkeypatch.setattr("hilora.engine.attach._groups", lambda sites: [[name] for name in sites])
     apart = logits(router, method, PROMPTS, LABELS)
     torch.testing.assert_close(together[0], apart)
     assert torch.equal(*together)
@@ -271,14 +271,14 @@ def test_rows_that_leave_the_batch_when_they_end_change_no_answer(
         {"do_sample": True, "temperature": 1.5, "seed": 5, "stop": stops, "num_return_sequences": 2},
         {"min_new_tokens": 12, "stop": stops[:1]},
     ]
-    monkeypatch.setattr("hilora.cache.ROOM", 3)  # so that a buffer fills up in between
+    monkeypatch.setattr("hilora.engine.cache.ROOM", 3)  # so that a buffer fills up in between
     for more in options:
-        monkeypatch.setattr("hilora.generate.can_stage", lambda *_: False)
+        monkeypatch.setattr("hilora.engine.generate.can_stage", lambda *_: False)
         expected = router.generate(PROMPTS, max_new_tokens=24, **more)
-        monkeypatch.setattr("hilora.generate.can_stage", can_stage)
+        monkeypatch.setattr("hilora.engine.generate.can_stage", can_stage)
         for first, tokens in ((1, 4096), (2, 1), (2, 16), (8, 4096)):
-            monkeypatch.setattr("hilora.stages.FIRST", first)
-            monkeypatch.setattr("hilora.stages.SLICE", tokens)  # prompts are read in slices of so many
+            monkeypatch.setattr("hilora.engine.stages.FIRST", first)
+            monkeypatch.setattr("hilora.engine.stages.SLICE", tokens)  # prompts are read in slices of so many
             rows.clear()
             read.clear()
             assert router.generate(PROMPTS, max_new_tokens=24, **more) == expected

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hilora.compose.delta import Gate, Tokens
-from hilora.compose.forms import Forms
-from hilora.packed import Packed
+from hilora.engine.forms import Forms
+from hilora.engine.packed import Packed
 from hilora.types import Plan, Site
 
 T = TypeVar("T")

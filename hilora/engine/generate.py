@@ -18,22 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hilora.allocate import row_stream
-from hilora.answers import read_answer
-from hilora.attach import Attachment, placements
-from hilora.compose.delta import stack_sites
-from hilora.errors import InputError, ModelError
-from hilora.methods import get_method
-from hilora.models import first_line, load_base, parse_dtype
-from hilora.packed import pack_weights
-from hilora.padding import pad_batch
-from hilora.planner import Names, Planner, Routed
-from hilora.pool.derived import Source
-from hilora.pool.memory import LIMIT, Memory
-from hilora.pool.pool import Pool
-from hilora.pool.source import find_pool
-from hilora.pool.view import PoolView
-from hilora.prompts import (
+from hilora.base.answers import read_answer
+from hilora.base.embed import Embedder
+from hilora.base.models import first_line, load_base, parse_dtype
+from hilora.base.modules import placements
+from hilora.base.padding import pad_batch
+from hilora.base.prompts import (
     Prompt,
     as_list,
     as_texts,
@@ -43,9 +33,20 @@ from hilora.prompts import (
     query_text,
     template_id,
 )
-from hilora.route.embed import Embedder
-from hilora.sampling import SeededSampling, check_request, split_sampling, until_stop
-from hilora.stages import Serve, can_stage, generate_staged
+from hilora.compose.delta import stack_sites
+from hilora.engine.attach import Attachment
+from hilora.engine.packed import pack_weights
+from hilora.engine.sampling import SeededSampling, check_request, split_sampling, until_stop
+from hilora.engine.stages import Serve, can_stage, generate_staged
+from hilora.errors import InputError, ModelError
+from hilora.methods.table import get_method
+from hilora.planner import Names, Planner, Routed
+from hilora.pool.derived import Source
+from hilora.pool.memory import LIMIT, Memory
+from hilora.pool.pool import Pool
+from hilora.pool.source import find_pool
+from hilora.pool.view import PoolView
+from hilora.route.allocate import row_stream
 from hilora.types import Choice, Completion, Plan, Site
 
 if TYPE_CHECKING:

@@ -31,24 +31,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from hilora import trained
 from hilora.compose.arrow import Arrow
-from hilora.compose.delta import Gate
 from hilora.compose.fusion import Fused
 from hilora.compose.rocs import PoolTopRocs, TopRocs
 from hilora.compose.weighted import Weighted
 from hilora.errors import InputError, UnknownNameError
-from hilora.merge.average import Average, Merge
+from hilora.merge.average import Average
 from hilora.merge.lego import Lego
+from hilora.methods import trained
+from hilora.methods.method import Method
 from hilora.route.oracle import Oracle
 from hilora.route.posterior import FALLBACKS, Posterior
 from hilora.route.retriever import Retriever, Soup
-from hilora.route.router import Gaussian, Router
+from hilora.route.router import Gaussian
 from hilora.route.uniform import Everyone
-from hilora.trained import Complete
 
 ALLOCATIONS = ("sampled", "expected")
 KINDS: dict[str, tuple[type, ...]] = {
@@ -59,42 +57,6 @@ KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
 }
 """What an option's annotation lets through; options also come from the command line."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to serve prompts.
-
-    Attributes:
-        name: as in its paper.
-        router: which adapters; None serves the base model alone.
-        gate: the composer.
-        gamma: share of the candidates' ROCs in the budget.
-        allocation: "sampled" or "expected".
-        normalise: whether outputs are scaled by sqrt(mean rank / active ROCs).
-        active: ROCs that a token uses in all, where that is not the budget.
-        sparse: adapters that a token uses of those in the route, where it is not all of them.
-        canonical: whether the composer needs canonical ROCs.
-        merge: makes one adapter of those that the router chose for a row.
-        abstain: whether prompts that the router finds no adapter for, of those that they may use, stay unanswered.
-            Where none may be used, the base answers.
-        complete: puts in what was trained and lies beside the pool; None for methods without training.
-        part: name of that file.
-    """
-
-    name: str
-    router: Router | None = None
-    gate: Gate | None = None
-    gamma: float = 1.0
-    allocation: str = "expected"
-    normalise: bool = False
-    active: int | None = None
-    sparse: int | None = None
-    canonical: bool = False
-    merge: Merge | None = None
-    abstain: bool = False
-    complete: Complete | None = None
-    part: str | None = None
 
 
 def hilora(

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hilora.base.models import BASES, load_config, resolve_base
 from hilora.errors import AdapterError, MismatchError
-from hilora.models import BASES, load_config, resolve_base
 
 SKETCH_SITES = 8
 SKETCH_VALUES = 16
@@ -69,7 +69,7 @@ class BaseInfo:
         Raises:
             MismatchError: modules, weights or prompt template differ.
         """
-        from hilora.attach import linear_shapes
+        from hilora.base.modules import linear_shapes
 
         shapes = linear_shapes(model)
         for site, shape in self.sites.items():
@@ -100,8 +100,8 @@ def describe_base(name: str) -> BaseInfo:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from hilora.attach import linear_shapes
-    from hilora.prompts import template_id
+    from hilora.base.modules import linear_shapes
+    from hilora.base.prompts import template_id
 
     config = load_config(name)
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -114,8 +114,8 @@ def describe_base(name: str) -> BaseInfo:
 
 def describe_model(name: str, model: Any, tokenizer: Any) -> BaseInfo:
     """Describe a base model that is already loaded."""
-    from hilora.attach import linear_shapes
-    from hilora.prompts import template_id
+    from hilora.base.modules import linear_shapes
+    from hilora.base.prompts import template_id
 
     sites = linear_shapes(model)
     sketch = sketch_model(model, _spread(list(sites)))

@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hilora.base.models import first_line
 from hilora.errors import InputError
-from hilora.models import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from hilora.route import embed
-from hilora.route.bert import can_read
-from hilora.route.embed import Embedder
+from hilora.base import embed
+from hilora.base.bert import can_read
+from hilora.base.embed import Embedder
 
 TEXTS = ["abc", "a b c d e f g", "hello, world. " * 40, "x", "", "zz top"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = "reproduce/selection/selection.py"
 CLUSTERS = {"alpha": "words", "beta": "words", "gamma": "numbers", "delta": "numbers"}
 

@@ -1,0 +1,32 @@
+"""The base model's linear modules: which adapters may change, and where they compute."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(in, out) of each module that adapters may change: linear layers and GPT-2's Conv1D."""
+    shapes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            shapes[name] = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (int(module.nx), int(module.nf))
+    return shapes
+
+
+def placements(model: nn.Module) -> dict[str, tuple[torch.device, torch.dtype]]:
+    """Device and dtype in which each linear module computes; parts of a model may differ."""
+    found = {}
+    for name in linear_shapes(model):
+        module = model.get_submodule(name)
+        weight = next(module.parameters())
+        hook = getattr(module, "_hf_hook", None)  # accelerate runs offloaded modules on this device
+        where = getattr(hook, "execution_device", None)
+        device = torch.device(where) if where is not None else weight.device
+        dtype = weight.dtype if weight.is_floating_point() else getattr(model, "dtype", torch.float32)
+        found[name] = (device, dtype)  # quantised weights compute in the model's dtype
+    return found

@@ -1,0 +1,1 @@
+"""The methods by their papers' names: read `table` first."""
