@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from hilora import Pool
+from hilora.base.embed import EmbedderInfo
 from hilora.base.fingerprint import describe_base
 from hilora.pool.export import write_peft
-from hilora.pool.view import EmbedderInfo
 from hilora.types import Factors
 
 TOKENIZER = "smollm2-135m"

@@ -93,7 +93,7 @@ def changes(source: Pool, pool: Pool) -> dict[str, Any]:
 def cold(source: Pool) -> dict[str, Any]:
     """Milliseconds to bring one adapter from its file, in the system's cache, to a stack that a batch can use."""
     from hilora.base.modules import placements
-    from hilora.compose.delta import stack_sites
+    from hilora.compose.stack import stack_sites
 
     model, _ = load_base(source.base.name, dtype="bf16")
     placed = placements(model)

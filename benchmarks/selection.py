@@ -29,10 +29,11 @@ from hilora.base.embed import Embedder
 from hilora.base.models import default_dtype
 from hilora.evaluate.setup import setup
 from hilora.route.features import Features
-from hilora.route.gaussian import TiedGaussian
 from hilora.route.nearest import INDEX_FROM, Exact
 from hilora.route.posterior import Posterior
-from hilora.route.router import Collection, Gaussian, Query
+from hilora.route.router import Gaussian, Query
+from hilora.route.samples import Collection
+from hilora.route.tied import Tied, TiedGaussian
 
 KNOWN = 32
 """Eigenvalues that the pool's adapters can tell; the others fall as the number to the power of -1.5."""
@@ -68,9 +69,9 @@ def draw(count: int, prompts: int, pool: Pool, seed: int = 0) -> tuple[Tensor, T
     return torch.from_numpy(means), torch.from_numpy(found)
 
 
-def tied_router(means: Tensor, search: str) -> Gaussian:
+def tied_router(means: Tensor, search: str) -> Tied:
     """A router whose whitening is the identity."""
-    router = Gaussian("tied", "top", BEST, search=search)
+    router = Tied(BEST, search=search)
     model = TiedGaussian(search=search)
     model.whitening_, model.mean_ = torch.eye(means.shape[1]), means
     model.log_det_, model.spread_ = 0.0, float(means.shape[1])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,19 +23,12 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA, as rank-one components.
+    """One LoRA, as rank-one components."""
 
-    Attributes:
-        name: how people call it; unique in a pool.
-        base_model: the base it was trained for, as its own config says. Never used for loading.
-        factors: down and up per site.
-        hash: sha256 of the factors; the adapter's identity.
-    """
-
-    name: str
-    base_model: str
+    name: str  # unique in a pool
+    base_model: str  # that its own config says it was trained for; never used for loading
     factors: Factors
-    hash: str
+    hash: str  # sha256 of the factors: the adapter's identity
 
     @property
     def rank(self) -> int:
@@ -45,72 +38,42 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Rocs:
-    """ROCs stacked along one axis, ragged ranks welcome: what a token is compared with.
+    """ROCs stacked along one axis, ragged ranks welcome: what a token is compared with."""
 
-    Attributes:
-        down: (roc, in); one row is a ROC's `a`.
-        size: (roc,) length of its `b`; (roc, batch) where each row has ROCs of its own.
-        owner: (roc,) the plan column (adapter) of each ROC.
-        blocks: (rank, columns) for each run of adapters of one rank: `columns` are their plan columns, and
-            the run spans rank * len(columns) ROCs. Runs lie one after another and cover all ROCs.
-    """
-
-    down: Float[Tensor, "roc in"]
-    size: Float[Tensor, "roc *batch"]
-    owner: Int[Tensor, " roc"]
-    blocks: tuple[tuple[int, Int[Tensor, "_"]], ...]
+    down: Float[Tensor, "roc in"]  # one row is a ROC's `a`
+    size: Float[Tensor, "roc *batch"]  # length of its `b`; one for each row where rows have ROCs of their own
+    owner: Int[Tensor, " roc"]  # plan column (adapter) of each ROC
+    blocks: tuple[tuple[int, Int[Tensor, "_"]], ...]  # (rank, plan columns) of each run of adapters of one rank
 
 
 @dataclass(frozen=True)
 class Site(Rocs):
-    """The ROCs that a batch uses at one linear module.
+    """The ROCs that a batch uses at one linear module."""
 
-    Attributes:
-        name: the module's.
-        up: (out, roc); one column is a ROC's `b`.
-    """
-
-    name: str
-    up: Float[Tensor, "out _"]
+    name: str  # the module's
+    up: Float[Tensor, "out _"]  # one column is a ROC's `b`
 
 
 @dataclass(frozen=True)
 class Route:
-    """Which adapters may serve each row, best first.
+    """Which adapters may serve each row, best first."""
 
-    Attributes:
-        ids: (batch, candidate) positions in the pool.
-        scores: (batch, candidate) fp32, higher is better.
-        weights: (batch, candidate) fp32, sums to 1 in a row; 0 = padding.
-        leads: (batch,) how far the best adapter is above the rest; None where scores speak for themselves.
-    """
-
-    ids: Int[Tensor, "batch candidate"]
-    scores: Float[Tensor, "batch candidate"]
-    weights: Float[Tensor, "batch candidate"]
-    leads: Float[Tensor, " batch"] | None = None
+    ids: Int[Tensor, "batch candidate"]  # positions in the pool
+    scores: Float[Tensor, "batch candidate"]  # fp32, higher is better
+    weights: Float[Tensor, "batch candidate"]  # fp32, sums to 1 in a row; 0 = padding
+    leads: Float[Tensor, " batch"] | None = None  # of the best over the rest; None where scores speak for themselves
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What each row of a batch does at every site; a zero means "not used".
+    """What each row of a batch does at every site; a zero means "not used"."""
 
-    Attributes:
-        ids: the adapters that the batch uses, as positions in the pool (`Site.owner` counts along them).
-        ranks: (adapter,) each one's largest rank, in which `rocs` is counted; (batch, adapter) where each row has
-            adapters of its own.
-        weights: (batch, adapter) routing weights.
-        rocs: (batch, adapter) how many ROCs a token may use of each adapter.
-        scale: (batch,) factor on the whole output.
-        whole: every adapter is used whole or not at all, so that there is nothing to choose for a token.
-    """
-
-    ids: tuple[int, ...]
-    ranks: Int[Tensor, "*batch adapter"]
-    weights: Float[Tensor, "batch adapter"]
-    rocs: Int[Tensor, "batch adapter"]
-    scale: Float[Tensor, " batch"]
-    whole: bool = False
+    ids: tuple[int, ...]  # the adapters that the batch uses, as positions in the pool; `Site.owner` counts along them
+    ranks: Int[Tensor, "*batch adapter"]  # largest rank of each, in which `rocs` counts
+    weights: Float[Tensor, "batch adapter"]  # routing weights
+    rocs: Int[Tensor, "batch adapter"]  # how many ROCs a token may use of each adapter
+    scale: Float[Tensor, " batch"]  # factor on the whole output
+    whole: bool = False  # every adapter is used whole or not at all: nothing is to be chosen for a token
 
     def take(self, rows: Sequence[int]) -> Plan:
         """The plan of some of its rows, over the same adapters."""
@@ -120,45 +83,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Choice:
-    """One adapter's part in an answer.
-
-    Attributes:
-        name: the adapter.
-        score: how well it fits the prompt.
-        weight: its routing weight.
-        rocs: the ROCs that each token used of it.
-        rank: the ROCs that it has.
-        seen: whether its score says that it knows such prompts; None where no scores were compared.
-    """
+    """One adapter's part in an answer."""
 
     name: str
-    score: float
-    weight: float
-    rocs: int
-    rank: int
-    seen: bool | None
+    score: float  # how well it fits the prompt
+    weight: float  # its routing weight
+    rocs: int  # that each token used of it
+    rank: int  # the ROCs that it has
+    seen: bool | None  # whether its score says that it knows such prompts; None where no scores were compared
 
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, and why it came out as it did.
-
-    Attributes:
-        text: the generated text.
-        finish_reason: "stop" (end token or stop string), "length", or "abstain" (no adapter fits, see `note`).
-        choices: the adapters used, best first; empty when the base model answered alone.
-        method: the method's name.
-        prompt_tokens, completion_tokens: lengths.
-        note: what a user should know, e.g. that the pool is empty; else "".
-    """
+    """An answer, and why it came out as it did."""
 
     text: str
-    finish_reason: str
-    choices: tuple[Choice, ...] = field(default=())
+    finish_reason: str  # "stop" (end token or stop text), "length", or "abstain" (no adapter fits, see `note`)
+    choices: tuple[Choice, ...] = ()  # the adapters used, best first; none when the base model answered alone
     method: str = "base"
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    note: str = ""
+    note: str = ""  # what a user should know, e.g. that the pool is empty
 
     @property
     def adapters(self) -> list[str]:

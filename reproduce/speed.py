@@ -19,6 +19,7 @@ from hilora.evaluate.tables import markdown_table
 from hilora.methods.table import get_method
 from hilora.planner import Planner
 from hilora.pool import store
+from hilora.pool.folder import PoolFolder
 from hilora.pool.trained import trained_path
 from hilora.pool.view import PoolView
 
@@ -44,11 +45,11 @@ def routers_of(
     }
 
 
-def with_adapters(pool: PoolView, names: Sequence[str]) -> PoolView:
+def with_adapters(pool: PoolView, names: Sequence[str]) -> PoolFolder:
     """A view of some of a pool's adapters."""
     manifest = store.parse_manifest(pool.path, store.read_manifest(pool.path))
     kept = [entry for entry in manifest["adapters"] if entry["name"] in set(names)]
-    return PoolView(pool.path, json.dumps(manifest | {"adapters": kept}).encode())
+    return PoolFolder(pool.path, json.dumps(manifest | {"adapters": kept}).encode())
 
 
 def prompts_of(data: Path, tasks: Sequence[str], per_task: int) -> list[str]:

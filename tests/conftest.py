@@ -16,9 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hilora.base.embed import Embedder
+from hilora.base.embed import Embedder, describe_embedder
 from hilora.base.fingerprint import describe_model
-from hilora.planner import describe_embedder
 from hilora.pool.pool import Pool
 from hilora.pool.trained import Trained
 from hilora.route.experts import WEIGHTS, Calibration

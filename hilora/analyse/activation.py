@@ -18,7 +18,8 @@ from torch import Tensor
 from hilora.analyse.rocs import by_layer
 from hilora.base.modules import placements
 from hilora.base.prompts import Prompt, encode_prompts, query_text
-from hilora.compose.delta import Gate, Gated, Tokens, stack_sites
+from hilora.compose.delta import Gate, Gated, Tokens
+from hilora.compose.stack import stack_sites
 from hilora.engine.attach import attach
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError

@@ -35,7 +35,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.errors import InputError
-from hilora.route.gaussian import OwnGaussian, TiedGaussian
+from hilora.route.gaussian import OwnGaussian
+from hilora.route.tied import TiedGaussian
 
 PAIRS = 64  # worked on at once
 

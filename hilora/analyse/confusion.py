@@ -20,9 +20,10 @@ from hilora.analyse.bounds import bhattacharyya, normals, top_k_bound
 from hilora.errors import InputError
 from hilora.evaluate.routing import TOPS
 from hilora.pool.view import PoolView
-from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian, check_samples
-from hilora.route.ridge import fold_scores
-from hilora.route.router import embeddings_of
+from hilora.route.crossfit import fold_scores
+from hilora.route.features import check_samples
+from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian
+from hilora.route.tied import TiedGaussian
 
 NUM_RIVALS = 3
 FEW_SAMPLES = 10
@@ -190,7 +191,7 @@ def diagnose_pool(pool: PoolView) -> list[Diagnosis]:
     Raises:
         InputError: fewer than two adapters.
     """
-    samples = dict(zip(pool.names, embeddings_of(pool), strict=True))
+    samples = dict(zip(pool.names, pool.embeddings(), strict=True))
     return diagnose(samples, lambda: OwnGaussian(pool.ridge))
 
 

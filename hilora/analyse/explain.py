@@ -12,9 +12,11 @@ from hilora.engine.generate import HiLoRA
 from hilora.methods.method import Method
 from hilora.methods.table import METHODS
 from hilora.planner import Planner
+from hilora.pool.derived import Merged
 from hilora.route.posterior import Posterior
 from hilora.route.retriever import Retriever
 from hilora.route.router import Gaussian
+from hilora.route.tied import Tied
 from hilora.types import Choice
 
 RUNNERS_UP = 5
@@ -47,9 +49,9 @@ def _times(last: float, score: float) -> str:
     return f"{factor:.1f} times less likely" if factor < 1000 else "over 1000 times less likely"
 
 
-KINDS: tuple[tuple[type, ScoreKind], ...] = (
+KINDS: tuple[tuple[type | tuple[type, ...], ScoreKind], ...] = (
     (
-        Gaussian,
+        (Gaussian, Tied),
         ScoreKind(
             "log-likelihood per dimension",
             "how likely the prompt is among the adapter's samples: the logarithm of a Gaussian density, divided by "
@@ -148,7 +150,7 @@ def explain(
     (choices,) = planner.explain(routed, seed)
     kind = score_kind(planner.method)
     behind: list[Choice] = []
-    if kind is not None and planner.merged is None:
+    if kind is not None and not isinstance(planner.source, Merged):
         # whoever would be chosen if those before were not there
         while len(behind) < runners_up:
             barred = [*(deny or ()), *(choice.name for choice in (*choices, *behind))]

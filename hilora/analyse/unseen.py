@@ -45,7 +45,9 @@ from torch import Tensor
 
 from hilora.analyse.bounds import Normals, normals, reduced, squares
 from hilora.errors import InputError
-from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian, check_samples
+from hilora.route.features import check_samples
+from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian
+from hilora.route.tied import TiedGaussian
 
 STEPS = 60
 """Of the bisection: alpha to the last digit of fp64."""

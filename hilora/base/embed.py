@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from hilora.base.bert import Reader, can_read, read_bert
 from hilora.base.models import Embedded, first_line, parse_dtype
-from hilora.errors import ModelError
+from hilora.errors import MismatchError, ModelError
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
@@ -76,6 +77,47 @@ class Embedder:
             part = order[start : start + batch_size]
             out[part] = self._encode([instructed[i] for i in part]).float().cpu()
         return out
+
+
+@dataclass(frozen=True)
+class EmbedderInfo:
+    """An embedder as a pool records it: what its statistics were made with."""
+
+    name: str
+    dim: int
+    instruction: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.name!r} (dim {self.dim}, instruction {self.instruction!r}, {self.fingerprint})"
+
+    def check(self, found: EmbedderInfo, pool: Path) -> None:
+        """Refuse another embedder than this one of a pool.
+
+        Raises:
+            MismatchError: says which model built the pool, and how to rebuild it.
+        """
+        if found != self:
+            raise MismatchError(
+                f"The pool was embedded with {self}, not with {found}. Use that embedder, or run: "
+                f"hilora pool reembed --pool {pool} --embedder {found.name} --samples DIR"
+            )
+
+    def load(self, pool: Path, dtype: torch.dtype | str = torch.float32) -> Embedder:
+        """Load this embedder of a pool.
+
+        Raises:
+            ModelError: there is no such model.
+            MismatchError: there is another one under this name.
+        """
+        embedder = Embedder(self.name, instruction=self.instruction, dtype=dtype)
+        self.check(describe_embedder(embedder), pool)
+        return embedder
+
+
+def describe_embedder(embedder: Embedder) -> EmbedderInfo:
+    """An embedder as a pool records it."""
+    return EmbedderInfo(embedder.name, embedder.dim, embedder.instruction, embedder.fingerprint)
 
 
 class Remembering(Embedder):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from hilora.errors import ModelError
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -30,3 +34,15 @@ def placements(model: nn.Module) -> dict[str, tuple[torch.device, torch.dtype]]:
         dtype = weight.dtype if weight.is_floating_point() else getattr(model, "dtype", torch.float32)
         found[name] = (device, dtype)  # quantised weights compute in the model's dtype
     return found
+
+
+def modules_of(model: nn.Module, sites: Iterable[str]) -> dict[str, nn.Module]:
+    """All of a model's modules by name.
+
+    Raises:
+        ModelError: a site is not among them.
+    """
+    modules = dict(model.named_modules())
+    if missing := [name for name in sites if name not in modules]:
+        raise ModelError(f"The model has no module {missing[0]!r}; was the pool made for another base model?")
+    return modules

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Messages = Sequence[dict[str, str]]
 Prompt = str | Messages
+Names = Sequence[str] | Sequence[Sequence[str]] | None
+"""Adapter names: one list for all prompts, or one list per prompt."""
 
 
 def query_text(prompt: Prompt) -> str:
@@ -92,6 +94,25 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def as_texts(stop: str | Sequence[str] | None) -> list[str]:
     """Stop texts as a list."""
     return [stop] if isinstance(stop, str) else list(stop or ())
+
+
+def per_prompt(what: str, names: Names, count: int) -> list[tuple[str, ...] | None]:
+    """The list of names of each prompt.
+
+    Raises:
+        InputError: there are not as many lists as prompts, or a text stands for a list.
+    """
+    if isinstance(names, str):
+        raise InputError(f"{what} is a list of adapter names; got the text {names!r}. Write [{names!r}].")
+    if names is None:
+        return [None] * count
+    if all(isinstance(name, str) for name in names):
+        return [tuple(str(name) for name in names)] * count
+    if any(isinstance(name, str) for name in names):
+        raise InputError(f"{what} mixes names and lists of names. Give one list for all prompts, or a list for each.")
+    if len(names) != count:
+        raise InputError(f"{what} holds {len(names)} lists for {count} prompts; give one each, or one for all.")
+    return [tuple(listed) for listed in names]
 
 
 def check_lengths(encoded: Sequence[list[int]], max_new_tokens: int, config: Any) -> None:

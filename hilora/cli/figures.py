@@ -202,10 +202,8 @@ def similarity(
     """How similar each task's prompts are to each adapter, as heatmaps."""
     from hilora.analyse import figures, heatmaps
     from hilora.analyse.similarity import SCORES, against_prompts, against_samples, read_tasks
-    from hilora.base.embed import Embedder
     from hilora.evaluate.routing import look_at
     from hilora.evaluate.setup import setup
-    from hilora.planner import describe_embedder
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
 
@@ -217,8 +215,7 @@ def similarity(
         texts, clusters = read_tasks(test)
         quiet_transformers()
         with status("Embedding"):
-            embedder = Embedder(opened.embedder.name, instruction=opened.embedder.instruction)
-            opened.check_embedder(describe_embedder(embedder))
+            embedder = opened.embedder.load(opened.path)
             asked = {task: look_at(own, embedder, False) for task, own in texts.items()}
         found = against_prompts(asked, clusters, opened.names, opened.samples(), opened.ridge)
     header = setup("hilora figures similarity", ridge=opened.ridge)

@@ -35,16 +35,15 @@ def _open(path: str) -> Any:
 
 def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, Any]:
     """The pool, made if there is none, and its embedder."""
-    from hilora.base.embed import DEFAULT_EMBEDDER, Embedder
+    from hilora.base.embed import DEFAULT_EMBEDDER, Embedder, describe_embedder
     from hilora.base.fingerprint import describe_base
-    from hilora.planner import describe_embedder
     from hilora.pool import Pool
     from hilora.pool.store import BASE, MANIFEST
 
     if (Path(path) / MANIFEST).exists():
         pool = Pool.open(path)
         found = Embedder(embedder or pool.embedder.name, instruction=pool.embedder.instruction)
-        pool.check_embedder(describe_embedder(found))
+        pool.embedder.check(describe_embedder(found), pool.path)
         return pool, found
     left = {BASE} if Path(path).is_dir() else set()  # what a crash may leave of a pool that was being made
     if Path(path).exists() and (not left or {p.name for p in Path(path).iterdir() if p.name[0] != "."} - left):
@@ -232,8 +231,7 @@ def reembed(
     embedder: EmbedderOption = None,
 ) -> None:
     """Embed every adapter's samples anew, e.g. with another embedder. The pool keeps no texts: give them."""
-    from hilora.base.embed import Embedder
-    from hilora.planner import describe_embedder
+    from hilora.base.embed import Embedder, describe_embedder
     from hilora.pool.source import SAMPLES_FILE, read_samples
 
     opened = _open(pool)

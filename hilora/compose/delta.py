@@ -1,46 +1,43 @@
-"""The one equation, and the stacks that it works on.
+"""The one equation.
 
     delta = ((x @ down.T) * gate) @ up.T        x (token, in)  gate (token, roc)  delta (token, out)
 
-In memory gate and projections are transposed, (roc, token): ROCs of one adapter are then compared along long
-contiguous runs of tokens, which is several times faster than comparing 8 neighbours at a time. A site is bound
-to the batch's plan once (`Gate`), so that a forward pass does nothing that depends on the plan alone.
+Every method of the token level and of the sequence level is a way to fill `gate`: one short file each in this folder.
+Cost per token is in * R + R * out for the R ROCs that the batch uses; no per-adapter output is ever made.
 
-Every token-level and sequence-level method is a way to fill `gate`. Cost per token is in * R + R * out for
-the R ROCs that the batch uses; no per-adapter output is ever materialised.
+Gates and projections lie transposed in memory, (roc, token): ROCs of one adapter are then compared along long runs of
+tokens, several times faster than 8 neighbours at a time. `hilora.engine` works the same sums out in the order that
+costs least; each of its forms is tested against `plain`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hilora.types import Factors, Plan, Rocs, Site
+from hilora.types import Plan, Rocs, Site
 
 Spread = Callable[[Tensor], Tensor]
-"""What each row has, (..., batch) -> what each of its tokens has, (..., token): says which row a token is of."""
+"""What each row has, (..., batch) -> what each of its tokens has, (..., token)."""
 
 
-@dataclass(frozen=True)
 class Tokens:
-    """The tokens at a site: a `Spread`, for gates that are trained also what the site reads.
+    """The tokens at a site, flat, padded and packed batches alike; called, it is a `Spread`.
 
-    Attributes:
-        each: tokens of a row, which lie together.
-        x: (token, in).
+    Args:
+        x: (token, in) what the site reads.
+        row: (token,) which row of the batch each token is of.
     """
 
-    each: int
-    x: Float[Tensor, "token in"]
+    def __init__(self, x: Float[Tensor, "token in"], row: Int[Tensor, " token"]) -> None:
+        self.x, self.row = x, row
 
     def __call__(self, of_rows: Tensor) -> Tensor:
         """(..., batch) -> (..., token)."""
-        return of_rows if self.each == 1 else of_rows.repeat_interleave(self.each, -1)
+        return of_rows[..., self.row]
 
 
 Gated = Callable[[Tensor, Tokens], Tensor]
@@ -52,74 +49,33 @@ class Gate(Protocol):
     """A composer: how much of each ROC's projection a token gets.
 
     Attributes:
-        joinable: whether each adapter at each site is gated by itself, so that the ROCs of several sites, and each
-            row's own ones, may be gated in one go; not so where adapters are compared. Such a gate does not read
-            `down`, and works in its dtype.
+        joinable: whether adapters are gated each by itself, at each site by itself, so that the engine may gate the
+            ROCs of several sites, or each row's own, in one go. Such a gate reads no `down`, and works in its dtype.
     """
 
     joinable: ClassVar[bool]
 
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
-        """Bind the gate to ROCs and a plan; what depends on them alone is worked out here, once a batch.
+        """Bind the gate to ROCs (of one site, a `Site`, unless joinable) and to what each row may use.
 
-        Args:
-            rocs: the stacked ROCs; of one site (a `Site`) unless the gate is joinable. Then `size` may be
-                (roc, batch) where each row has ROCs of its own.
-            plan: what each row may use; `ranks` may be (batch, adapter) where `size` is (roc, batch).
-
-        Returns:
-            the function that gates projections z = down @ x.T, called for every forward pass.
+        What depends on these alone is worked out here, once a batch. Where a row has ROCs of its own, `rocs.size` is
+        (roc, batch) and `plan.ranks` (batch, adapter).
         """
         ...
 
 
-def add_delta(output: Float[Tensor, "token out"], z: Float[Tensor, "roc token"], up: Tensor) -> Tensor:
-    """output + (gated z).T @ up.T, as one fused product and sum; in the output's dtype.
-
-    Without gradients the sum is made in `output` itself, which the module has just computed for us.
-    """
-    if z.dtype != output.dtype:
-        return output + (z.T @ up.T).to(output.dtype)
-    if torch.is_grad_enabled():
-        return torch.addmm(output, z.T, up.T)
-    return output.addmm_(z.T, up.T)
-
-
-def join(parts: Sequence[Rocs]) -> Rocs:
-    """The ROCs of several modules that read the same input, one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    down, size, owner = (torch.cat([getattr(part, name) for part in parts]) for name in ("down", "size", "owner"))
-    return Rocs(down, size, owner, tuple(block for part in parts for block in part.blocks))
-
-
-def stack_sites(
-    adapters: Sequence[Factors], placement: Mapping[str, tuple[torch.device, torch.dtype]]
-) -> dict[str, Site]:
-    """Stack the adapters' ROCs site by site; adapter i's column in the plan is i.
-
-    Adapters of one rank lie next to each other, so that no rank is padded to another.
+def plain(
+    x: Float[Tensor, "token in"], row: Int[Tensor, " token"], plan: Plan, gate: Gate, site: Site
+) -> Float[Tensor, "token out"]:
+    """What a site adds to the base model's output, by the equation as it stands.
 
     Args:
-        adapters: factors of the plan's adapters, in the plan's order; a site may be missing in some.
-        placement: device and dtype of each site's module.
+        x: what the site reads, in its dtype.
+        row: which row of the plan each token is of, in any order.
+        plan: of the batch.
+        gate: the method's composer.
+        site: the batch's ROCs at the site.
     """
-    sites = {}
-    for name in sorted({name for factors in adapters for name in factors}):
-        where, dtype = placement[name]
-        by_rank: dict[int, list[int]] = {}
-        for column, factors in enumerate(adapters):
-            if name in factors:
-                by_rank.setdefault(factors[name][0].shape[0], []).append(column)
-        ordered = [(rank, columns) for rank, columns in sorted(by_rank.items())]
-        flat = [(column, rank) for rank, columns in ordered for column in columns]
-        up = torch.cat([adapters[c][name][1].to(where, dtype) for c, _ in flat], dim=1)
-        sites[name] = Site(
-            down=torch.cat([adapters[c][name][0].to(where, dtype) for c, _ in flat]),
-            size=up.norm(dim=0),
-            owner=torch.tensor([c for c, rank in flat for _ in range(rank)], device=where),
-            blocks=tuple((rank, torch.tensor(columns, device=where)) for rank, columns in ordered),
-            name=name,
-            up=up,
-        )
-    return sites
+    z = site.down @ x.T  # (roc, token)
+    gated = gate(site, plan)(z, Tokens(x, row))  # gate * z
+    return gated.T @ site.up.T

@@ -11,16 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from hilora.compose.delta import Gated
+from hilora.compose.rocs import row_weights
 from hilora.types import Plan, Rocs
-
-
-def roc_weights(rocs: Rocs, plan: Plan) -> Float[Tensor, "roc batch"]:
-    """What each row multiplies each ROC by: its adapter's weight, and the row's scale."""
-    return (plan.weights * plan.scale[:, None]).T[rocs.owner].to(rocs.down.dtype)
 
 
 @dataclass(frozen=True)
@@ -31,5 +24,5 @@ class Weighted:
 
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind to ROCs and a plan."""
-        factor = roc_weights(rocs, plan)
+        factor = row_weights(rocs, plan)
         return lambda z, spread: z * spread(factor)

@@ -3,104 +3,78 @@
     with attach(model, sites, plan, gate):
         model.generate(...)
 
-No value of the base model ever changes. A model carries one plan at a time: `attach` is not re-entrant.
+No value of the base model ever changes. A model carries one plan at a time: `attach` is not re-entrant. This is the
+equation as it stands; `HiLoRA` serves with the faster forms of `attachment` unless it is told form="plain".
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hilora.compose.delta import Gate
-from hilora.engine.packed import Packed
-from hilora.engine.siblings import Beside, Together
+from hilora.base.modules import modules_of
+from hilora.compose.delta import Gate, plain
 from hilora.errors import ModelError
 from hilora.types import Plan, Site
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # guards against a second plan, holds no request
 
 
-class Attachment:
-    """The deltas of a plan at the sites of a model, worked out once; as often as it is opened they are added.
+@contextmanager
+def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) -> Iterator[None]:
+    """Add the plan's deltas to every site's output while the context is open.
 
     Inputs may be (batch, seq, in) or flattened row by row; a batch that is a multiple of the plan's rows
     (beams, several answers per prompt) follows the prompts in their order.
 
-    Args:
-        model: that the sites are of.
-        sites: by name, the batch's adapters stacked.
-        plan: of the batch.
-        gate: the composer.
-        packs: blocks of the model's weights that hold sites; their modules are worked out by one product.
-
     Raises:
-        ModelError: the model lacks a site; when opened: it already carries a plan.
+        ModelError: the model already carries a plan, or lacks a site; in a forward pass: it has another batch.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        sites: Mapping[str, Site],
-        plan: Plan,
-        gate: Gate,
-        packs: Sequence[Packed] = (),
-    ) -> None:
-        self.model, modules = model, dict(model.named_modules())
-        if missing := [name for name in sites if name not in modules]:
-            raise ModelError(f"The model has no module {missing[0]!r}; was the pool made for another base model?")
-        plans: dict[torch.device, Plan] = {}
-
-        def bound(names: Sequence[str]) -> tuple[list[Site], Plan, Gate]:
-            where = sites[names[0]].up.device
-            if where not in plans:
-                plans[where] = _move(plan, where)
-            return [sites[name] for name in names], plans[where], gate
-
-        self.groups: list[Beside | Together] = [
-            Together(pack, *bound([name for name in pack.names if name in sites])) for pack in packs
-        ]
-        packed = {name for pack in packs for name in pack.names}
-        for names in _groups({name: site for name, site in sites.items() if name not in packed}):
-            self.groups.append(Beside([modules[name] for name in names], *bound(names)))
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Add the deltas to every site's output while the context is open."""
-        if self.model in _attached:
-            raise ModelError(
-                "This model already carries a plan; attach is not re-entrant. Leave the first one before."
-            )
-        with ExitStack() as stack:
-            _attached.add(self.model)
-            stack.callback(_attached.discard, self.model)
-            for group in self.groups:
-                stack.enter_context(group())
-            yield
+    modules = modules_of(model, sites)
+    with carrying(model), ExitStack() as stack:
+        for name, site in sites.items():
+            hook = _hook(site, plan_on(plan, site.up.device), gate)
+            stack.callback(modules[name].register_forward_hook(hook).remove)
+        yield
 
 
-def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) -> AbstractContextManager[None]:
-    """Add the plan's deltas to every site's output while the context is open: an `Attachment` for once.
+def _hook(site: Site, plan: Plan, gate: Gate) -> Any:
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0].reshape(-1, inputs[0].shape[-1]).to(site.down.dtype)
+        row = torch.arange(len(plan.scale), device=x.device).repeat_interleave(tokens_per_row(len(x), plan, site))
+        return output + plain(x, row, plan, gate, site).to(output.dtype).view(output.shape)
 
-    Raises:
-        ModelError: the model already carries a plan, or lacks a site.
-    """
-    return Attachment(model, sites, plan, gate)()
-
-
-def _groups(sites: Mapping[str, Site]) -> list[list[str]]:
-    """Sites that may read the same input, in groups: one parent, one width, one device."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, site in sites.items():
-        down = site.down
-        groups.setdefault((name.rpartition(".")[0], down.shape[1], down.dtype, down.device), []).append(name)
-    return list(groups.values())
+    return add
 
 
-def _move(plan: Plan, where: torch.device) -> Plan:
-    tensors = {f: getattr(plan, f).to(where) for f in ("ranks", "weights", "rocs", "scale")}
-    return replace(plan, **tensors)
+def tokens_per_row(tokens: int, plan: Plan, site: Site) -> int:
+    """How many of the tokens that a site reads belong to each row; a ModelError if they are of another batch."""
+    if tokens % len(plan.scale):
+        raise ModelError(
+            f"Site {site.name!r} got {tokens} tokens for a plan of {len(plan.scale)} rows; expected a "
+            f"multiple. Run the model with the batch that the plan was made for."
+        )
+    return tokens // len(plan.scale)
+
+
+@contextmanager
+def carrying(model: nn.Module) -> Iterator[None]:
+    """The model carries a plan while the context is open, and no second one."""
+    if model in _attached:
+        raise ModelError("This model already carries a plan; attach is not re-entrant. Leave the first one before.")
+    _attached.add(model)
+    try:
+        yield
+    finally:
+        _attached.discard(model)
+
+
+def plan_on(plan: Plan, where: torch.device) -> Plan:
+    """The plan's tensors on a device."""
+    return replace(plan, **{f: getattr(plan, f).to(where) for f in ("ranks", "weights", "rocs", "scale")})

@@ -21,9 +21,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hilora.compose.delta import Gate, Gated, Tokens, add_delta, join
-from hilora.engine.own import own_rocs
-from hilora.errors import ModelError
+from hilora.compose.delta import Gate, Gated, Tokens
+from hilora.engine.attach import tokens_per_row
+from hilora.engine.even import Even, add_delta
+from hilora.engine.own import join, own_rocs
+from hilora.engine.ranked import faster
 from hilora.types import Plan, Rocs, Site
 
 Add = Callable[[Tensor], Tensor]
@@ -36,7 +38,7 @@ SMALL = 512
 """Rows times ROCs up to which products of one token a row are made in fp32 on a CPU."""
 SPARSE = 256
 """ROCs from which the `up` of several sites is no longer made one matrix, of which half or more is 0."""
-Step = Callable[[Tensor, Tokens], Tensor]
+Step = Callable[[Tensor, Even], Tensor]
 """z in the last columns of (batch, width), tokens -> the deltas of all sites side by side (batch, out)."""
 
 
@@ -50,7 +52,7 @@ class Forms:
     """
 
     def __init__(self, sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
-        self.sites, self.plan, self.gate = sites, plan, gate
+        self.sites, self.plan, self.gate = sites, plan, faster(gate)
         self.rocs = join(sites)  # copies the sites' weights: once a batch is enough
         self.lengths, self.widths = [len(site.owner) for site in sites], [len(site.up) for site in sites]
         self.own = own_rocs(sites, plan) if gate.joinable else None
@@ -76,13 +78,7 @@ class Forms:
         Raises:
             ModelError: its tokens are of another batch.
         """
-        tokens, rows = x.numel() // x.shape[-1], len(self.plan.scale)
-        if tokens % rows:
-            raise ModelError(
-                f"Site {self.sites[0].name!r} got {tokens} tokens for a plan of {rows} rows; expected a "
-                f"multiple. Run the model with the batch that the plan was made for."
-            )
-        return tokens // rows
+        return tokens_per_row(x.numel() // x.shape[-1], self.plan, self.sites[0])
 
     def stacked(self, x: Tensor) -> list[Add]:
         """The deltas by the stacks of all ROCs."""
@@ -127,9 +123,9 @@ class Forms:
         z = self._gated_own(z, tokens).unflatten(1, (-1, tokens.each)).permute(1, 2, 0)  # (batch, each, own)
         return [partial(_add_rows, z=part, up=up) for part, up in zip(z.split(own.lengths, dim=2), ups, strict=True)]
 
-    def _tokens(self, x: Tensor) -> Tokens:
+    def _tokens(self, x: Tensor) -> Even:
         flat = x.reshape(-1, x.shape[-1])
-        return Tokens(len(flat) // len(self.plan.scale), flat.to(self.rocs.down.dtype))
+        return Even(len(flat) // len(self.plan.scale), flat.to(self.rocs.down.dtype))
 
     @cached_property
     def _step(self) -> Step:
@@ -214,9 +210,9 @@ def _picked(gated: Gated, index: Int[Tensor, "own batch"]) -> Gated:
     lies = (index * batch + torch.arange(batch, device=index.device)).flatten()  # in (roc, batch)
 
     def one(z: Tensor, tokens: Tokens) -> Tensor:
-        rows = z.view(-1, tokens.each)  # (roc * batch, each)
+        rows = z.view(len(z) * batch, -1)  # (roc * batch, each)
         own = gated(rows.index_select(0, lies).view(len(index), -1), tokens)
-        return torch.zeros_like(rows).index_copy(0, lies, own.view(-1, tokens.each)).view_as(z)
+        return torch.zeros_like(rows).index_copy(0, lies, own.view(len(lies), -1)).view_as(z)
 
     return one
 

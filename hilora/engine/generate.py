@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from hilora.base.models import first_line, load_base, parse_dtype
 from hilora.base.modules import placements
 from hilora.base.padding import pad_batch
 from hilora.base.prompts import (
+    Names,
     Prompt,
     as_list,
     as_texts,
@@ -33,21 +33,19 @@ from hilora.base.prompts import (
     query_text,
     template_id,
 )
-from hilora.compose.delta import stack_sites
-from hilora.engine.attach import Attachment
-from hilora.engine.packed import pack_weights
+from hilora.compose.stack import stack_sites
+from hilora.engine.attachment import FORMS, check_form
 from hilora.engine.sampling import SeededSampling, check_request, split_sampling, until_stop
 from hilora.engine.stages import Serve, can_stage, generate_staged
 from hilora.errors import InputError, ModelError
 from hilora.methods.table import get_method
-from hilora.planner import Names, Planner, Routed
-from hilora.pool.derived import Source
+from hilora.planner import Planner, Routed
 from hilora.pool.memory import LIMIT, Memory
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
-from hilora.pool.view import PoolView
+from hilora.pool.view import PoolView, Source
 from hilora.route.allocate import row_stream
-from hilora.types import Choice, Completion, Plan, Site
+from hilora.types import Choice, Completion, Factors, Plan, Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,23 +62,33 @@ class HiLoRA:
         planner: routes prompts over a pool.
         packed: lay the weights of modules that read the same input into one block, where adapters change one of them:
             faster, and the model's parameters become views of these blocks.
+        form: how deltas are worked out (`attachment.FORMS`): "fast", or "plain", by `compose.delta.plain` alone.
 
     Raises:
         MismatchError: the pool was made for another base model.
         ModelError: the model is in training mode.
+        InputError: there is no such form, or it packs no weights.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, planner: Planner, *, packed: bool = False
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        planner: Planner,
+        *,
+        packed: bool = False,
+        form: str = "fast",
     ) -> None:
+        check_form(form, packed)
         if model.training:
             raise ModelError("The model is in training mode. Call model.eval() first.")
         planner.pool.base.check_model(model, template_id(tokenizer))
         self.model: Any = model
         self.tokenizer: Any = tokenizer
         self.planner = planner
+        self.memory: Memory = Memory() if planner.memory is None else planner.memory
         self._placements = placements(model)
-        self._packed = packed
+        self._packed, self._form = packed, form
         self._lock = threading.Lock()
 
     @classmethod
@@ -96,6 +104,7 @@ class HiLoRA:
         device_map: Any = None,
         adapter_memory: int | str = LIMIT,
         packed: bool | None = None,
+        form: str = "fast",
         **method_options: Any,
     ) -> HiLoRA:
         """Load a base model and a pool.
@@ -111,12 +120,14 @@ class HiLoRA:
             adapter_memory: for adapters between batches, in bytes or as "512MB"; the least used are given up.
             packed: lay weights of modules that read the same input into one block, which is faster; no value changes.
                 Default: where the model is loaded here, not where it is yours.
+            form: "fast", or "plain": the one equation as it stands, for comparison.
             method_options: options of the method, e.g. gamma=0.4.
 
         Raises:
             HiloraError: what is wrong, and what to do; nothing is half loaded.
         """
         built = get_method(method, **method_options)
+        check_form(form, bool(packed))
         opened = pool if isinstance(pool, PoolView) else Pool.open(find_pool(pool))
         wanted = dtype if base is None or isinstance(base, str) else base.dtype
         exact = wanted is not None and parse_dtype(wanted).itemsize > 2  # then embeddings are, too
@@ -124,10 +135,10 @@ class HiLoRA:
         planner = Planner(opened, built, embedder, memory, torch.float32 if exact else None)
         if base is None or isinstance(base, str):
             model, own = load_base(base or opened.base.name, dtype=dtype, device_map=device_map)
-            return cls(model, tokenizer or own, planner, packed=packed is not False)
+            return cls(model, tokenizer or own, planner, packed=packed is not False and form == "fast", form=form)
         if tokenizer is None:
             raise InputError("A loaded model needs its tokenizer: pass tokenizer=...")
-        return cls(base, tokenizer, planner, packed=bool(packed))
+        return cls(base, tokenizer, planner, packed=bool(packed), form=form)
 
     def generate(
         self,
@@ -222,13 +233,8 @@ class HiLoRA:
         plan, gate = self.planner.plan(routed, rows, seed), self.planner.method.gate
         assert gate is not None
         sites = self._stack(plan, routed.source)
-        packs = pack_weights(self.model, sites) if self._packed else ()
-
-        @lru_cache(maxsize=1)  # stage after stage the same rows, until one ends
-        def attachment(places: tuple[int, ...]) -> Attachment:
-            return Attachment(self.model, sites, plan.take(places), gate, packs)
-
-        return lambda places: attachment(tuple(places))(), self.planner.choices(routed, rows, plan)
+        serve = FORMS[self._form](self.model, sites, plan, gate, self._packed)
+        return serve, self.planner.choices(routed, rows, plan)
 
     def answer_batch(
         self,
@@ -320,7 +326,11 @@ class HiLoRA:
     def _stack(self, plan: Plan, source: Source) -> dict[str, Site]:
         """The plan's adapters stacked site by site, kept for the next batch that uses the same."""
         contents = [source.entries[i].hash for i in plan.ids]
-        return self.planner.memory.get(
+        return self.memory.get(
             f"stack {' '.join(contents)}",
-            lambda: stack_sites([source.factors(content) for content in contents], self._placements),
+            lambda: stack_sites([self._factors(source, content) for content in contents], self._placements),
         )
+
+    def _factors(self, source: Source, content: str) -> Factors:
+        """An adapter's factors, kept for the next batch."""
+        return self.memory.get(content, lambda: source.factors(content))

@@ -60,3 +60,11 @@ def own_rocs(parts: Sequence[Rocs], plan: Plan) -> Own | None:
         rocs=plan.rocs.gather(1, chosen),
     )
     return Own(lies, lengths, rocs, plan)
+
+
+def join(parts: Sequence[Rocs]) -> Rocs:
+    """The ROCs of several modules that read the same input, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    down, size, owner = (torch.cat([getattr(part, name) for part in parts]) for name in ("down", "size", "owner"))
+    return Rocs(down, size, owner, tuple(block for part in parts for block in part.blocks))

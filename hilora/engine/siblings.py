@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hilora.compose.delta import Gate, Tokens
+from hilora.compose.delta import Gate
+from hilora.engine.even import Even
 from hilora.engine.forms import Forms
 from hilora.engine.packed import Packed
 from hilora.types import Plan, Site
@@ -148,7 +149,7 @@ class Together:
 
     def _one(self, x: Tensor) -> list[Tensor]:
         """The same for one token in each row."""
-        tokens, made = Tokens(1, x.reshape(-1, x.shape[-1])), self.pack.project(x, self.lodged)
+        tokens, made = Even(1, x.reshape(-1, x.shape[-1])), self.pack.project(x, self.lodged)
         rows = made.view(len(tokens.x), -1)
         delta = self.step(rows if self.lodged else tokens.x @ self.forms.rocs.down.t(), tokens)
         for start, begin, width in self.spans:

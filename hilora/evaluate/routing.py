@@ -18,19 +18,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.base import embed
-from hilora.base.embed import Embedder, Remembering
+from hilora.base.embed import Embedder, Remembering, describe_embedder
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import Floats
 from hilora.evaluate.setup import setup
 from hilora.evaluate.statistics import bootstrap, resamples, task_seed
 from hilora.jsonl import numbered_lines
-from hilora.planner import describe_embedder
 from hilora.route.experts import Experts
-from hilora.route.features import Features, hash_terms
-from hilora.route.gaussian import OwnGaussian, TiedGaussian, check_samples
+from hilora.route.features import Features, check_samples, hash_terms
+from hilora.route.gaussian import OwnGaussian
 from hilora.route.retriever import Retriever
 from hilora.route.ridge import choose_ridge
-from hilora.route.router import Collection
+from hilora.route.samples import Collection
+from hilora.route.tied import TiedGaussian
 
 TOPS = (1, 3, 5, 8)
 """The columns of RAMoLE's Table II, and the k of HiLoRA's bounds."""

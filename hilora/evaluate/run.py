@@ -14,7 +14,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from hilora.methods.table import get_method
 from hilora.planner import Planner, Routed
 from hilora.pool.trained import trained_path
 from hilora.pool.view import PoolView
+from hilora.route.apart import Apart
 from hilora.route.oracle import Oracle
 from hilora.types import Completion
 
@@ -284,15 +286,19 @@ def _measure(
 def route_cases(planner: Planner, cases: Sequence[Case]) -> tuple[Routed, float]:
     """Route all cases at once, and the seconds it took (embedding counts where texts are new).
 
-    The oracle is the papers' reference column: its adapter is never masked.
+    Adapters that are masked are not in the pool (`route.apart`). The oracle is the papers' reference column: its
+    adapter is never masked.
     """
-    is_oracle = isinstance(planner.method.router, Oracle)
+    router = planner.method.router
+    is_oracle = isinstance(router, Oracle)
+    if router is not None and router.needs_embedding:
+        planner = copy(planner)
+        planner.method = replace(planner.method, router=Apart(router, planner.pool))
     began = time.perf_counter()
     routed = planner.route(
         [case.row.inputs for case in cases],
         labels=[case.row.task for case in cases] if is_oracle else None,
         deny=None if is_oracle else [case.deny for case in cases],
-        apart=True,
     )
     return routed, time.perf_counter() - began
 

@@ -31,24 +31,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hilora.compose.arrow import Arrow
 from hilora.compose.fusion import Fused
-from hilora.compose.rocs import PoolTopRocs, TopRocs
+from hilora.compose.pool_rocs import PoolTopRocs
+from hilora.compose.rocs import TopRocs
 from hilora.compose.weighted import Weighted
 from hilora.errors import InputError, UnknownNameError
 from hilora.merge.average import Average
 from hilora.merge.lego import Lego
 from hilora.methods import trained
 from hilora.methods.method import Method
+from hilora.pool.derived import Canonical, Merged
+from hilora.route.allocate import draw_capped
+from hilora.route.expected import share_expected
 from hilora.route.oracle import Oracle
 from hilora.route.posterior import FALLBACKS, Posterior
 from hilora.route.retriever import Retriever, Soup
-from hilora.route.router import Gaussian
+from hilora.route.tied import gaussian_router
 from hilora.route.uniform import Everyone
 
-ALLOCATIONS = ("sampled", "expected")
+ALLOCATIONS = {"sampled": draw_capped, "expected": share_expected}
 KINDS: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "float | None": (int, float, type(None)),
@@ -76,8 +81,8 @@ def hilora(
     _check_gamma(gamma)
     if allocation not in ALLOCATIONS:
         raise UnknownNameError("allocation", allocation, ALLOCATIONS)
-    router = Gaussian(covariance, candidates, k, ridge, shrinkage, search)
-    return Method("hilora", router, TopRocs(criterion), gamma, allocation, normalise)
+    router = gaussian_router(covariance, candidates, k, ridge, shrinkage, search)
+    return Method("hilora", router, TopRocs(criterion), gamma, ALLOCATIONS[allocation], normalise)
 
 
 def hilora_gs(
@@ -91,7 +96,7 @@ def hilora_gs(
     search: str = "exact",
 ) -> Method:
     """HiLoRA-GS: the sequence level alone; every ROC of the candidates is active."""
-    router = Gaussian(covariance, candidates, k, ridge, shrinkage, search)
+    router = gaussian_router(covariance, candidates, k, ridge, shrinkage, search)
     return Method("hilora-gs", router, TopRocs(), normalise=normalise)
 
 
@@ -122,7 +127,7 @@ def hilora_plus(
     abstain = fallback == "abstain"
     router = Posterior(k, floor, terms, candidates, alpha, "base" if abstain else fallback)
     gate = TopRocs(criterion, weighted=True)
-    return Method("hilora-plus", router, gate, gamma, canonical=True, abstain=abstain)
+    return Method("hilora-plus", router, gate, gamma, share_expected, make=Canonical, abstain=abstain)
 
 
 def selection() -> Method:
@@ -147,22 +152,22 @@ def ensemble() -> Method:
 
 def arrow(*, k: int = 3, temperature: float = 1.0) -> Method:
     """Arrow (Ostapenko et al. 2024): each token's k adapters by their first right singular vectors."""
-    return Method("arrow", Everyone(), Arrow(k, temperature), sparse=k, canonical=True)
+    return Method("arrow", Everyone(), Arrow(k, temperature), sparse=k, make=Canonical)
 
 
 def merged() -> Method:
     """Merged (Ostapenko et al. 2023): one adapter with the pool's mean A and mean B."""
-    return Method("merged", Everyone(), Weighted(), merge=Average())
+    return Method("merged", Everyone(), Weighted(), make=partial(Merged, Average()))
 
 
 def lego(*, k: int = 24) -> Method:
     """LEGO (Zhao et al. 2025): the pool's ROCs clustered into k, merged, for all prompts."""
-    return Method("lego", Everyone(), Weighted(), merge=Lego(k))
+    return Method("lego", Everyone(), Weighted(), make=partial(Merged, Lego(k)))
 
 
 def adapter_soup(*, k: int = 3) -> Method:
     """AdapterSoup (Chronopoulou et al. 2023): the mean A and B of the k adapters nearest to all prompts of a call."""
-    return Method("adapter-soup", Soup(k), Weighted(), merge=Average())
+    return Method("adapter-soup", Soup(k), Weighted(), make=partial(Merged, Average()))
 
 
 def ramole(*, k: int = 3, router: str = "router") -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -12,6 +13,7 @@ from hilora.compose.router_lora import RouterLora
 from hilora.errors import MismatchError
 from hilora.merge.lorahub import WeightedSum
 from hilora.methods.method import Complete, Method
+from hilora.pool.derived import Merged
 from hilora.pool.trained import Trained, damaged, load_trained, require_all, tensor_of, trained_path
 from hilora.pool.view import PoolView
 from hilora.route.uniform import Everyone
@@ -81,7 +83,7 @@ def lorahub(method: Method, pool: PoolView) -> Method:
         weights.setdefault(content, []).append(w)  # an adapter may be there under two names
     members = tuple(i for i, entry in enumerate(pool.entries) if (entry.name, entry.hash) in drawn)
     means = tuple(sorted((content, sum(own) / len(own)) for content, own in weights.items()))
-    return replace(method, router=Everyone(members), merge=WeightedSum(means))
+    return replace(method, router=Everyone(members), make=partial(Merged, WeightedSum(means)))
 
 
 def _named(trained: Trained, pool: PoolView, what: str) -> list[tuple[str, str]]:

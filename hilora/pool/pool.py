@@ -17,17 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hilora.base.embed import EmbedderInfo
 from hilora.base.fingerprint import BaseInfo
 from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
 from hilora.pool import store
 from hilora.pool.described import DESCRIPTION
+from hilora.pool.folder import PoolFolder, in_order
 from hilora.pool.peft import content_hash, read_adapter
-from hilora.pool.view import EmbedderInfo, Entry, PoolView, in_order
+from hilora.pool.view import Entry
 from hilora.route.apart import has_grown
 from hilora.route.experts import Calibration, calibrate
-from hilora.route.features import Features, hash_terms
-from hilora.route.gaussian import check_samples
-from hilora.route.ridge import RIDGE, choose_ridge
+from hilora.route.features import Features, check_samples, hash_terms
+from hilora.route.gaussian import RIDGE
+from hilora.route.ridge import choose_ridge
 
 Embed = Callable[[Sequence[str]], Tensor]
 ORIGINS = ("samples", "prompts", DESCRIPTION)
@@ -62,8 +64,8 @@ class _Draft:
         return self.entries[name]
 
 
-class Pool(PoolView):
-    """A pool folder that can be changed. Reading is inherited from `PoolView`."""
+class Pool(PoolFolder):
+    """A pool folder that can be changed. Reading is inherited from `PoolFolder`."""
 
     @classmethod
     def create(cls, path: str | Path, base: BaseInfo, embedder: EmbedderInfo) -> Pool:

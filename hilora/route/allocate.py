@@ -9,7 +9,7 @@ that neither the batch nor a row's place in it changes anything.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from hilora.types import Plan, Route
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Share = Callable[[Floats, Ints, int, np.random.Generator], Ints]
+"""(weights, ranks, total, the row's random stream) -> how many of `total` ROCs each candidate gets."""
 
 
 def row_stream(seed: int, text: str, purpose: str) -> np.random.Generator:
@@ -46,30 +48,6 @@ def draw_capped(weights: Floats, capacity: Ints, total: int, stream: np.random.G
     return share
 
 
-def share_expected(weights: Floats, capacity: Ints, total: int) -> Ints:
-    """The deterministic share: t * weight capped at capacity, t such that all is shared, then rounded.
-
-    Rounding is by largest remainder; equal remainders go to the earlier candidate.
-    """
-    ideal = np.zeros(len(weights))
-    full = np.zeros(len(weights), dtype=bool)
-    while True:
-        rest = np.where(full, 0.0, weights)
-        if rest.sum() <= 0:
-            rest = (~full).astype(float)
-        room = total - capacity[full].sum()
-        ideal = np.where(full, capacity, room * rest / max(rest.sum(), 1e-300))
-        over = ~full & (ideal > capacity)
-        if not over.any():
-            break
-        full |= over
-    share = np.floor(ideal + 1e-9).astype(np.int64)
-    order = np.argsort(-(ideal - share), kind="stable")
-    order = order[(share < capacity)[order]]
-    share[order[: total - int(share.sum())]] += 1
-    return share
-
-
 def budget(capacity: Ints, gamma: float) -> int:
     """O(x): gamma times the candidates' ROCs, to the nearest integer, at least 1."""
     whole = int(capacity.sum())
@@ -81,7 +59,7 @@ def make_plan(
     ranks: Sequence[int],
     *,
     gamma: float,
-    allocation: str = "sampled",
+    share: Share = draw_capped,
     normalise: bool = True,
     active: int | None = None,
     streams: Sequence[np.random.Generator] | None = None,
@@ -92,10 +70,10 @@ def make_plan(
         route: candidates and weights.
         ranks: of the pool's adapters.
         gamma: share of the candidates' ROCs that a row activates, in (0, 1].
-        allocation: "sampled" (the paper's multinomial) or "expected" (its deterministic form).
+        share: the paper's multinomial, or another way to share the budget.
         normalise: scale by sqrt(mean rank of the candidates / O), the paper's variance normalisation.
         active: the O of that factor, where the token level activates another number than the budget.
-        streams: one random stream per row, for "sampled".
+        streams: one random stream per row; needed unless the budget is all ROCs.
     """
     ids, weights = route.ids.numpy(), route.weights.double().numpy()
     all_ranks = np.asarray(ranks, dtype=np.int64)
@@ -111,12 +89,12 @@ def make_plan(
         columns = [column[int(i)] for i in ids[row][chosen]]
         capacity, pi = all_ranks[ids[row][chosen]], weights[row][chosen] / weights[row][chosen].sum()
         total = budget(capacity, gamma)
-        if allocation == "expected" or total == capacity.sum():
-            share = share_expected(pi, capacity, total)
+        if total == capacity.sum():
+            shares = capacity
         else:
             assert streams is not None
-            share = draw_capped(pi, capacity, total, streams[row])
-        rocs[row, columns] = torch.from_numpy(share)
+            shares = share(pi, capacity, total, streams[row])
+        rocs[row, columns] = torch.from_numpy(shares)
         plan_weights[row, columns] = torch.from_numpy(pi).float()
         if normalise:
             scale[row] = float(np.sqrt(capacity.mean() / min(active or total, total)))

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hilora.route.experts import Calibration, calibrate
 from hilora.route.features import Features
 from hilora.route.ridge import choose_ridge
 from hilora.route.router import Known, Query, Router
+from hilora.route.samples import Sampled, sampled
 from hilora.types import Route
 
 GROWTH = 1.25
@@ -33,7 +35,7 @@ def has_grown(size: int, tuned_on: int) -> bool:
 class Remaining:
     """Some of a pool's adapters, for a router to learn from."""
 
-    def __init__(self, known: Known, kept: Int[Tensor, " kept"]) -> None:
+    def __init__(self, known: Sampled, kept: Int[Tensor, " kept"]) -> None:
         everyone = known.samples()
         self.known, self.held = known, [everyone[i] for i in kept.tolist()]
         self.tune = has_grown(len(self.held), len(known))
@@ -45,10 +47,14 @@ class Remaining:
         """Each remaining adapter's samples."""
         return self.held
 
+    def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
+        """The embeddings of each remaining adapter's samples."""
+        return [own.embeddings for own in self.held]
+
     @cached_property
     def ridge(self) -> float:
         """Chosen anew where the pool would."""
-        return choose_ridge([own.embeddings for own in self.held]) if self.tune else self.known.ridge
+        return choose_ridge(self.embeddings()) if self.tune else self.known.ridge
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -72,7 +78,7 @@ def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor
         if len(kept):
             assert query.embedding is not None
             some = Query([query.texts[row] for row in rows.tolist()], query.embedding[rows])
-            own = router if len(kept) == len(known) else copy(router).fit(Remaining(known, kept))
+            own = router if len(kept) == len(known) else copy(router).fit(Remaining(sampled(known), kept))
             route = own(some, torch.ones(len(rows), len(kept), dtype=torch.bool))
             parts.append((rows, Route(kept[route.ids], route.scores, route.weights, route.leads)))
     width = max((route.ids.shape[1] for _, route in parts), default=1)
@@ -85,3 +91,31 @@ def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor
         if leads is not None and route.leads is not None:
             leads[rows] = route.leads
     return Route(ids, scores, weights, leads)
+
+
+@dataclass
+class Apart:
+    """A router for which adapters that a row may not use are not in the pool at all; slower.
+
+    Args:
+        inner: the router, fitted; it looks at embeddings.
+        known: what it was fitted to.
+    """
+
+    inner: Router
+    known: Known
+    needs_embedding: bool = field(default=True, init=False)
+    seen_above_: float | None = field(init=False)  # of the whole pool
+
+    def __post_init__(self) -> None:
+        self.seen_above_ = self.inner.seen_above_
+
+    def fit(self, known: Known) -> Apart:
+        """Fit the router to other samples."""
+        self.inner, self.known = self.inner.fit(known), known
+        self.seen_above_ = self.inner.seen_above_
+        return self
+
+    def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
+        """Route each row by a router that has seen the samples of the row's allowed adapters only."""
+        return route_apart(self.inner, self.known, query, allowed)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hilora.route.features import Features, join
 from hilora.route.gaussian import MIN_SAMPLES
 
 FOLDS = 5
+MOST_ADAPTERS = 200
+"""Of larger pools so many adapters are looked at."""
+
+
+class Likelihood(Protocol):
+    """A Gaussian for each adapter, own or tied."""
+
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Likelihood:
+        """Learn from each adapter's samples."""
+        ...
+
+    def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
+        """(1/dim) log p_i(query) for every adapter."""
+        ...
 
 
 def folds(
@@ -38,3 +53,32 @@ def folds(
                 owner += [i] * int(out.sum())
         if owner:
             yield kept, join(held), torch.tensor(owner)
+
+
+def held_out_scores(
+    embeddings: Sequence[Float[Tensor, "_ dim"]],
+    fresh: Callable[[], Likelihood],
+) -> tuple[Float[Tensor, " held"], Float[Tensor, "held adapter"]]:
+    """Scores of samples that neither mean nor covariance has seen, by cross-fitting.
+
+    Returns:
+        each held-out sample's score under its own adapter, and its scores under all adapters.
+    """
+    own, rows = [], []
+    for owner, scores in fold_scores(embeddings, fresh):
+        own.append(scores[torch.arange(len(owner)), owner])
+        rows.append(scores)
+    if not rows:
+        return torch.empty(0), torch.empty(0, len(embeddings))
+    return torch.cat(own), torch.cat(rows)
+
+
+def fold_scores(
+    embeddings: Sequence[Float[Tensor, "_ dim"]],
+    fresh: Callable[[], Likelihood],
+) -> list[tuple[Int[Tensor, " held"], Float[Tensor, "held adapter"]]]:
+    """(whose sample a row is, its scores) per fold: of what is held out, by Gaussians fitted to the rest."""
+    return [
+        (owner, fresh().fit([own.embeddings for own in kept]).score(held.embeddings))
+        for kept, held, owner in folds([Features(own) for own in embeddings])
+    ]

@@ -21,15 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hilora.route.conformal import own_surprises
-from hilora.route.crossfit import folds
+from hilora.route.crossfit import MOST_ADAPTERS, folds
 from hilora.route.features import Features
 from hilora.route.novelty import leads, seen_above
 from hilora.route.witnesses import Meaning, Phrases, Spelling, Witness
 
 WEIGHTS = {"meaning": 0.06, "spelling": 0.015, "phrases": 0.012}
 """Where nothing can be held out; near what is fitted for 20 samples per adapter."""
-MOST_ADAPTERS = 200
-"""The weights of larger pools are fitted on so many of their adapters, spread over the pool."""
 MOST_SURPRISES = 1000
 """A pool keeps at most so many, evenly taken."""
 

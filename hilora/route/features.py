@@ -19,6 +19,9 @@ from jaxtyping import Float, Int, Int8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hilora.errors import InputError
+from hilora.route.gaussian import MIN_SAMPLES
+
 BUCKETS = 2048
 """Hash buckets of character n-grams."""
 CHARACTERS = 4
@@ -140,6 +143,22 @@ def hash_terms(texts: Sequence[str]) -> Terms:
         torch.from_numpy(np.concatenate(phrases) if phrases else np.zeros(0, np.int32)),
         torch.from_numpy(np.repeat(np.arange(len(texts), dtype=np.int64), sizes)),
     )
+
+
+def check_samples(embeddings: Float[Tensor, "sample dim"], name: str) -> None:
+    """Refuse samples that no Gaussian can be fitted to.
+
+    Raises:
+        InputError: fewer than 2 samples, or NaN or infinite embeddings.
+    """
+    count = embeddings.shape[0]
+    if count < 2:
+        raise InputError(
+            f"Adapter {name!r} has {count} sample(s); a Gaussian needs at least 2, and {MIN_SAMPLES} or more "
+            f"(20 in the paper) to be any good. Give more lines in --samples."
+        )
+    if not torch.isfinite(embeddings).all():
+        raise InputError(f"The embeddings of {name!r} contain NaN or infinite values; embed its samples again.")
 
 
 def spans(starts: Int[Tensor, " span"], sizes: Int[Tensor, " span"]) -> Int[Tensor, " entry"]:

@@ -24,6 +24,7 @@ from hilora.route.experts import Experts, calibrate
 from hilora.route.features import Features, hash_terms
 from hilora.route.novelty import leads
 from hilora.route.router import Known, Query
+from hilora.route.samples import sampled
 from hilora.types import Route
 
 CANDIDATES = ("top", "conformal")
@@ -70,8 +71,8 @@ class Posterior:
 
     def fit(self, known: Known) -> Posterior:
         """Fit the likelihoods; how to read them comes with a pool, or is worked out here."""
-        samples = known.samples()
-        found = known.calibration if self.terms else None
+        samples = sampled(known).samples()
+        found = sampled(known).calibration if self.terms else None
         if found is None:
             found = calibrate(samples, self.terms)
         self.model_ = Experts(found.weights, self.terms).fit(samples)

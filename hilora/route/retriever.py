@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hilora.errors import InputError
 from hilora.route.candidates import select
-from hilora.route.router import Known, Query, embeddings_of
+from hilora.route.router import Known, Query
 from hilora.types import Route
 
 
@@ -40,7 +40,7 @@ class Retriever:
 
     def fit(self, known: Known) -> Retriever:
         """Learn the mean embedding of each adapter, of length 1 from here on."""
-        means = torch.stack([samples.double().mean(0) for samples in embeddings_of(known)])
+        means = torch.stack([samples.double().mean(0) for samples in known.embeddings()])
         self.mean_ = torch.nn.functional.normalize(means, dim=1)
         return self
 

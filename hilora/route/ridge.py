@@ -8,53 +8,21 @@ share falls when the likelihood misses the adapter and when the set grows, so it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from hilora.route.allocate import budget, share_expected
+from hilora.route.allocate import budget
 from hilora.route.candidates import select, sign_sizes
-from hilora.route.crossfit import FOLDS, folds
-from hilora.route.features import Features
-from hilora.route.gaussian import OwnGaussian, TiedGaussian
+from hilora.route.crossfit import FOLDS, MOST_ADAPTERS, fold_scores
+from hilora.route.expected import share_expected
+from hilora.route.gaussian import RIDGE, OwnGaussian
 
-RIDGE = 1e-4
-"""The ridge where nothing can be cross-validated; near what is chosen for unit embeddings of dim 384."""
 GRID = tuple(float(r) for r in np.geomspace(1e-5, 1e-2, 13))
-MOST_ADAPTERS = 200
 MOST_QUERIES = 400
-
-
-def held_out_scores(
-    embeddings: Sequence[Float[Tensor, "_ dim"]],
-    fresh: Callable[[], OwnGaussian | TiedGaussian],
-) -> tuple[Float[Tensor, " held"], Float[Tensor, "held adapter"]]:
-    """Scores of samples that neither mean nor covariance has seen, by cross-fitting.
-
-    Returns:
-        each held-out sample's score under its own adapter, and its scores under all adapters.
-    """
-    own, rows = [], []
-    for owner, scores in fold_scores(embeddings, fresh):
-        own.append(scores[torch.arange(len(owner)), owner])
-        rows.append(scores)
-    if not rows:
-        return torch.empty(0), torch.empty(0, len(embeddings))
-    return torch.cat(own), torch.cat(rows)
-
-
-def fold_scores(
-    embeddings: Sequence[Float[Tensor, "_ dim"]],
-    fresh: Callable[[], OwnGaussian | TiedGaussian],
-) -> list[tuple[Int[Tensor, " held"], Float[Tensor, "held adapter"]]]:
-    """(whose sample a row is, its scores) per fold: of what is held out, by Gaussians fitted to the rest."""
-    return [
-        (owner, fresh().fit([own.embeddings for own in kept]).score(held.embeddings))
-        for kept, held, owner in folds([Features(own) for own in embeddings])
-    ]
 
 
 def choose_ridge(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hilora.route.dual import DualGaussian
 from hilora.route.features import Features, Terms, spans
-from hilora.route.gaussian import TiedGaussian
+from hilora.route.tied import TiedGaussian
 
 SHRINKAGE = 0.3
 """Of the tied covariance of the embeddings; by cross-validation on the samples of the 48 tasks of RAMoLE."""

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from hilora.base.modules import placements
 from hilora.base.prompts import pad_id
-from hilora.compose.delta import Gate, stack_sites
+from hilora.compose.delta import Gate
 from hilora.compose.moe import Moe
 from hilora.compose.phatgoose import SigmoidGate
 from hilora.compose.router_lora import RouterLora
+from hilora.compose.stack import stack_sites
 from hilora.engine.attach import attach
 from hilora.errors import HiloraError, InputError
 from hilora.pool.store import explained

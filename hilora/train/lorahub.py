@@ -21,7 +21,7 @@ import torch
 
 from hilora.base.modules import placements
 from hilora.base.prompts import pad_id
-from hilora.compose.delta import stack_sites
+from hilora.compose.stack import stack_sites
 from hilora.compose.weighted import Weighted
 from hilora.engine.attach import attach
 from hilora.errors import HiloraError, InputError

@@ -26,13 +26,13 @@ from hilora.analyse.bounds import bhattacharyya, log_densities, normals, overtak
 from hilora.analyse.confusion import HeldOut, diagnose, held_out, ranked
 from hilora.analyse.unseen import chernoff, fit_unseen
 from hilora.base import embed
-from hilora.base.embed import Remembering
+from hilora.base.embed import Remembering, describe_embedder
 from hilora.evaluate.routing import read_samples
 from hilora.evaluate.setup import setup
 from hilora.jsonl import entry_lines
-from hilora.planner import describe_embedder
-from hilora.route.gaussian import OwnGaussian, TiedGaussian
+from hilora.route.gaussian import OwnGaussian
 from hilora.route.ridge import choose_ridge
+from hilora.route.tied import TiedGaussian
 
 KS = (1, 2, 3, 5, 8, 12, 16, 24)
 DRAWS = 200

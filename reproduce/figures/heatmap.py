@@ -18,12 +18,11 @@ from hilora.analyse.figures import save
 from hilora.analyse.heatmaps import similarity
 from hilora.analyse.similarity import SCORES, K, against_prompts
 from hilora.base import embed
-from hilora.base.embed import DEFAULT_EMBEDDER, INSTRUCTION, Remembering
+from hilora.base.embed import DEFAULT_EMBEDDER, INSTRUCTION, Remembering, describe_embedder
 from hilora.evaluate.routing import look_at, read_samples
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.setup import setup
 from hilora.jsonl import write_entries
-from hilora.planner import describe_embedder
 from hilora.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.route.ridge import choose_ridge

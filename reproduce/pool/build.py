@@ -12,9 +12,8 @@ from pathlib import Path
 
 from tasks import DATA
 
-from hilora.base.embed import Embedder
+from hilora.base.embed import Embedder, describe_embedder
 from hilora.base.fingerprint import describe_base
-from hilora.planner import describe_embedder
 from hilora.pool import Pool
 from hilora.pool.source import samples_for
 from hilora.pool.store import MANIFEST

@@ -22,7 +22,8 @@ from hilora.analyse.bounds import (
     top_k_bound,
 )
 from hilora.errors import InputError
-from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian
+from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian
+from hilora.route.tied import TiedGaussian
 
 FORMS = [OwnGaussian(1e-2), TiedGaussian(0.2)]
 form = pytest.mark.parametrize("model", FORMS, ids=["own", "tied"])

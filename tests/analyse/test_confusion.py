@@ -13,8 +13,10 @@ from hilora.analyse.bounds import bhattacharyya, normals, top_k_bound
 from hilora.analyse.confusion import FEW_SAMPLES, NUM_RIVALS, Diagnosis, diagnose, held_out, ranked
 from hilora.errors import InputError
 from hilora.evaluate.routing import TOPS
-from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian
-from hilora.route.ridge import choose_ridge, held_out_scores
+from hilora.route.crossfit import held_out_scores
+from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian
+from hilora.route.ridge import choose_ridge
+from hilora.route.tied import TiedGaussian
 
 
 def own() -> OwnGaussian:

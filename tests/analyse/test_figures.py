@@ -40,7 +40,7 @@ from hilora.analyse.similarity import against_samples as against_held_out
 from hilora.analyse.weights import weights_by_site
 from hilora.base.modules import placements
 from hilora.cli.app import app
-from hilora.compose.delta import stack_sites
+from hilora.compose.stack import stack_sites
 from hilora.engine.attach import attach
 from hilora.engine.generate import HiLoRA
 from hilora.errors import HiloraError, InputError, UnknownNameError

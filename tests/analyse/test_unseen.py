@@ -16,7 +16,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from hilora.analyse.bounds import Normals, bhattacharyya, log_densities, normals, top_k_bound
 from hilora.analyse.unseen import Chernoff, chernoff, expected_scores, fit_unseen
 from hilora.errors import InputError
-from hilora.route.gaussian import OwnGaussian, TiedGaussian
+from hilora.route.gaussian import OwnGaussian
+from hilora.route.tied import TiedGaussian
 
 FORMS = [OwnGaussian(1e-2), TiedGaussian(0.2)]
 form = pytest.mark.parametrize("model", FORMS, ids=["own", "tied"])

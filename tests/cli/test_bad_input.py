@@ -16,6 +16,7 @@ from tokenizers import decoders
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hilora import HiLoRA, Planner, get_method
+from hilora.base.embed import describe_embedder
 from hilora.base.fingerprint import describe_model
 from hilora.base.models import load_base, parse_dtype
 from hilora.base.prompts import encode_prompts, query_text
@@ -29,7 +30,6 @@ from hilora.errors import (
     PoolError,
     UnknownNameError,
 )
-from hilora.planner import describe_embedder
 from hilora.pool import EmbedderInfo, Pool
 from hilora.pool.source import adapter_folder, read_samples, samples_for
 from hilora.types import Completion
@@ -262,7 +262,7 @@ def test_a_pool_embedded_with_another_embedder_is_refused(
         Planner(pool, get_method("hilora"), embedder)
     fake = pool.embedder
     with refused(MismatchError, fake.fingerprint, "0001"):
-        pool.check_embedder(EmbedderInfo(fake.name, fake.dim, fake.instruction, "0001"))
+        pool.embedder.check(EmbedderInfo(fake.name, fake.dim, fake.instruction, "0001"), pool.path)
 
 
 def test_a_base_with_other_modules_is_refused(shared_pool: Any, tiny: Any, tokenizer: Any, embedder: Any) -> None:

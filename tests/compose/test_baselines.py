@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hilora.compose.arrow import Arrow
-from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
+from hilora.compose.delta import Gate, plain
 from hilora.compose.fusion import Fused
+from hilora.compose.stack import stack_sites
 from hilora.compose.weighted import Weighted
 from hilora.errors import InputError
 from hilora.pool.canonical import canonical_factors
@@ -45,8 +46,7 @@ def plan() -> Plan:
 
 def composed(x: Tensor, adapters: list[Factors], plan: Plan, gate: Gate) -> Tensor:
     site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
-    z = gate(site, plan)(site.down @ x.T, Tokens(EACH, x))
-    return add_delta(torch.zeros(len(x), OUT, dtype=torch.float64), z, site.up)
+    return plain(x, torch.arange(len(x)) // EACH, plan, gate, site)
 
 
 def loop(x: Tensor, plan: Plan, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

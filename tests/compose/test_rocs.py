@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hilora.compose.delta import Gate, Spread, add_delta, stack_sites
-from hilora.compose.rocs import CHUNK, CRITERIA, SORT_ABOVE, PoolTopRocs, TopRocs, by_pairs, by_sorting, chunks
+from hilora.compose.delta import Gate, Spread, plain
+from hilora.compose.pool_rocs import PoolTopRocs
+from hilora.compose.rocs import CRITERIA, TopRocs, places
+from hilora.compose.stack import stack_sites
 from hilora.errors import HiloraError
 from hilora.types import Factors, Plan, Site
 
@@ -51,8 +53,7 @@ def by(row: Tensor) -> Spread:
 
 def delta(base: Tensor, x: Tensor, site: Site, gate: Gate, plan: Plan, row: Tensor) -> Tensor:
     """base + what the site adds."""
-    z = gate(site, plan)(site.down @ x.T, by(row))
-    return add_delta(base.clone(), z, site.up)
+    return base + plain(x, row, plan, gate, site)
 
 
 def strongest(values: list[float], keep: int) -> set[int]:
@@ -122,29 +123,20 @@ def test_pool_top_rocs_equal_the_loop_over_all_rocs() -> None:
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("ranks", [[1], [3], [8, 8], [SORT_ABOVE], [1, 2, 5]])
-def test_sorting_and_comparing_pairs_place_rocs_alike_with_ties_to_the_earlier(ranks: list[int]) -> None:
+@pytest.mark.parametrize("ranks", [[1], [3], [8, 8], [32], [1, 2, 5]])
+def test_places_count_within_each_adapter_with_ties_to_the_earlier(ranks: list[int]) -> None:
     generator = torch.Generator().manual_seed(sum(ranks))
     strength = torch.randint(0, 4, (sum(ranks), 20), generator=generator).bfloat16()  # many ties
-    paired, start = by_pairs(ranks, strength)(strength), 0
+    owner = torch.arange(len(ranks)).flip(0).repeat_interleave(torch.tensor(ranks))  # in any order
+    found, start = places(strength, owner), 0
     for rank in ranks:
-        part = strength[start : start + rank]
-        assert torch.equal(paired[start : start + rank], by_sorting(part))
         for t in range(20):
-            want = [j for _, j in sorted((-value, j) for j, value in enumerate(part[:, t].tolist()))]
-            assert [int(paired[start + j, t]) for j in want] == list(range(rank))
+            want = [j for _, j in sorted((-v, j) for j, v in enumerate(strength[start : start + rank, t].tolist()))]
+            assert [int(found[start + j, t]) for j in want] == list(range(rank))
         start += rank
 
 
-def test_chunks_keep_the_order_and_bound_the_matrix() -> None:
-    ranks = [4, 8, 8, 64, 16, 16, 16, 40, 2] + [8] * 40
-    runs = chunks(ranks)
-    assert [rank for run in runs for rank in run] == ranks
-    for run in runs:
-        assert len(run) == 1 or (max(run) <= SORT_ABOVE and sum(run) * sum(r * (r - 1) // 2 for r in run) <= CHUNK)
-
-
-@pytest.mark.parametrize("rank", [8, SORT_ABOVE + 1, 64])
+@pytest.mark.parametrize("rank", [8, 33, 64])
 @pytest.mark.parametrize("tokens", [4, 40])
 def test_a_token_uses_as_many_rocs_as_its_row_is_given(rank: int, tokens: int) -> None:
     generator = torch.Generator().manual_seed(rank)
@@ -169,18 +161,6 @@ def test_a_whole_plan_is_the_same_without_choosing() -> None:
         plan = Plan((0, 1), torch.tensor([4, 2]), (rocs > 0).float(), rocs, torch.ones(3), whole)
         outputs.append(TopRocs()(site, plan)(z, by(row)))
     assert torch.equal(*outputs)
-
-
-def test_adapters_are_compared_together_or_apart_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    for ranks in ([4, 2, 40, 4, 6], [4, 2, 6]):
-        adapters, plan = random_adapters(ranks), random_plan(ranks, 3, "all")
-        site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
-        z = torch.randn(sum(ranks), 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        outputs = []
-        for limit in (0, 10**6):
-            monkeypatch.setattr("hilora.compose.rocs.CHUNK", limit)
-            outputs.append(TopRocs()(site, plan)(z, by(torch.arange(12) // 4)))
-        assert torch.equal(*outputs)
 
 
 def test_no_rank_is_padded_to_another() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
+from hilora.compose.delta import Gate, Tokens, plain
 from hilora.compose.moe import Moe
 from hilora.compose.phatgoose import Phatgoose, SigmoidGate, standardise
 from hilora.compose.router_lora import RouterLora
+from hilora.compose.stack import stack_sites
 from hilora.errors import InputError
 from hilora.types import Factors, Plan
 
@@ -29,6 +30,7 @@ ADAPTERS: list[Factors] = [
     {"site": (random(rank, IN, seed=i), random(OUT, rank, seed=i + 10))} for i, rank in enumerate(RANKS)
 ]
 X = random(BATCH * EACH, IN, seed=30)
+ROW = torch.arange(BATCH * EACH) // EACH
 USED = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]])
 """The last row may use no adapter."""
 
@@ -41,8 +43,7 @@ def plan() -> Plan:
 
 def composed(gate: Gate) -> Tensor:
     site = stack_sites(ADAPTERS, {"site": (CPU, torch.float64)})["site"]
-    z = gate(site, plan())(site.down @ X.T, Tokens(EACH, X))
-    return add_delta(torch.zeros(len(X), OUT, dtype=torch.float64), z, site.up)
+    return plain(X, ROW, plan(), gate, site)
 
 
 def output(i: int, token: Tensor) -> Tensor:
@@ -100,10 +101,10 @@ def test_an_adapter_without_the_site_changes_nothing_for_the_others(name: str) -
     elsewhere: Factors = {"other": ADAPTERS[0]["site"]}
     site = stack_sites([elsewhere, *ADAPTERS[1:]], where)["site"]
     full = plan()
-    found = gates[name](site, full)(site.down @ X.T, Tokens(EACH, X)).T @ site.up.T
+    found = plain(X, ROW, full, gates[name], site)
     part = replace(full, ids=IDS[1:], ranks=full.ranks[1:], weights=full.weights[:, 1:], rocs=full.rocs[:, 1:])
     alone = stack_sites(ADAPTERS[1:], where)["site"]
-    expected = gates[name](alone, part)(alone.down @ X.T, Tokens(EACH, X)).T @ alone.up.T
+    expected = plain(X, ROW, part, gates[name], alone)
     torch.testing.assert_close(found, expected)
 
 
@@ -136,9 +137,8 @@ def test_the_sigmoid_gate_opens_by_the_tokens_projection() -> None:
     vector = random(IN, seed=60)
     site = stack_sites(ADAPTERS[:1], {"site": (CPU, torch.float64)})["site"]
     alone = Plan((3,), torch.tensor([4]), torch.ones(BATCH, 1), torch.full((BATCH, 1), 4), torch.ones(BATCH), True)
-    z = SigmoidGate({"site": vector})(site, alone)(site.down @ X.T, Tokens(EACH, X))
     expected = torch.stack([output(0, token) / (1 + torch.exp(-vector @ token)) for token in X])
-    torch.testing.assert_close(z.T @ site.up.T, expected)
+    torch.testing.assert_close(plain(X, ROW, alone, SigmoidGate({"site": vector}), site), expected)
 
 
 @pytest.mark.parametrize("k", [None, 1, 3])
@@ -169,7 +169,7 @@ def test_noise_chooses_experts_as_often_as_the_softmax_says() -> None:
     same = Plan(IDS, torch.tensor(RANKS), every / 4, every * torch.tensor(RANKS), torch.ones(4000), True)
     x = X[:1].expand(4000, -1)
     gate = Moe({"site": dense}, experts, 1, noise=torch.Generator().manual_seed(3))
-    z = gate(site, same)(site.down @ x.T, Tokens(1, x))
+    z = gate(site, same)(site.down @ x.T, Tokens(x, torch.arange(4000)))
     used = torch.stack([(z[site.owner == column] != 0).any(0) for column in range(4)])  # (column, token)
     assert bool((used.sum(0) == 1).all())
     expected = torch.softmax(dense[[experts.index(i) for i in IDS]] @ X[0], 0)

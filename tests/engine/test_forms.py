@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hilora.compose.delta import Gate, Tokens, add_delta, stack_sites
+from hilora.compose.delta import Gate, plain
 from hilora.compose.fusion import Fused
-from hilora.compose.rocs import PoolTopRocs, TopRocs
+from hilora.compose.pool_rocs import PoolTopRocs
+from hilora.compose.rocs import TopRocs
+from hilora.compose.stack import stack_sites
 from hilora.compose.weighted import Weighted
 from hilora.engine import forms
 from hilora.engine.forms import Forms
@@ -48,8 +50,8 @@ def plan(whole: bool = False, most: int = 2) -> Plan:
 
 def alone(site: Site, gate: Gate, plan: Plan, x: Tensor, output: Tensor) -> Tensor:
     """The equation, for one site."""
-    tokens = Tokens(len(x) // len(plan.scale), x)
-    return add_delta(output.clone(), gate(site, plan)(site.down @ x.T, tokens), site.up)
+    row = torch.arange(len(plan.scale)).repeat_interleave(len(x) // len(plan.scale))
+    return output + plain(x, row, plan, gate, site)
 
 
 @pytest.mark.parametrize("gate", GATES, ids=repr)

@@ -14,9 +14,10 @@ from tokenizers import decoders
 from torch import Tensor
 
 from hilora import METHODS, HiLoRA, Pool, get_method
-from hilora.engine.attach import attach
+from hilora.engine.attachment import FORMS
 from hilora.engine.cache import CACHE
 from hilora.engine.stages import can_stage
+from hilora.errors import InputError, UnknownNameError
 from hilora.planner import Planner
 
 KINDS = ["llama", "qwen2", "mistral", "gemma", "gpt2", "t5"]
@@ -50,12 +51,11 @@ def logits(router: HiLoRA, method: str, prompts: list[str], labels: list[str]) -
         inputs["decoder_input_ids"] = torch.zeros(len(prompts), 1, dtype=torch.long)
     else:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-    with torch.no_grad():
-        if routed.route is None:
+    if routed.route is None:
+        with torch.no_grad():
             return router.model(**inputs).logits[:, -1]
-        plan = router.planner.plan(routed, range(len(prompts)))
-        with attach(router.model, router._stack(plan, routed.source), plan, router.planner.method.gate):
-            return router.model(**inputs).logits[:, -1]
+    with router.attached(routed, range(len(prompts))), torch.no_grad():
+        return router.model(**inputs).logits[:, -1]
 
 
 @pytest.mark.parametrize("method", EACH_BY_ITSELF)
@@ -65,6 +65,23 @@ def test_a_row_in_a_mixed_padded_batch_equals_the_row_alone(build: Any, kind: st
     together = logits(router, method, PROMPTS, LABELS)
     for row, (prompt, label) in enumerate(zip(PROMPTS, LABELS, strict=True)):
         torch.testing.assert_close(logits(router, method, [prompt], [label])[0], together[row])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fast_forms_give_what_the_plain_equation_gives(build: Any, kind: str, method: str) -> None:
+    options = {"hilora-roc": {"k": 5}, "arrow": {"k": 2}, "lego": {"k": 6}}.get(method, {})
+    fast, plain = (build(kind, method, form=form, **options) for form in ("fast", "plain"))
+    torch.testing.assert_close(*(logits(router, method, PROMPTS, LABELS) for router in (fast, plain)))
+    answers = [router.generate(PROMPTS, max_new_tokens=6, **labels_for(method, LABELS)) for router in (fast, plain)]
+    assert answers[0] == answers[1]
+
+
+def test_a_form_that_is_none_is_refused_and_so_is_what_it_would_ignore(build: Any) -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown form 'palin'\. Did you mean 'plain'"):
+        build("llama", "hilora", form="palin")
+    with pytest.raises(InputError, match="form 'plain' packs no weights"):
+        build("llama", "hilora", form="plain", packed=True)
 
 
 @pytest.mark.parametrize("method", EACH_BY_ITSELF)
@@ -164,11 +181,13 @@ def test_given_the_same_plan_an_unused_adapter_changes_nothing(build: Any) -> No
         rocs=torch.cat([plan.rocs, zero.long()], 1),
     )
     input_ids = torch.tensor([[5, 6, 7, 8]])
-    outputs = []
-    for p in (plan, more):
-        with attach(router.model, router._stack(p, routed.source), p, router.planner.method.gate), torch.no_grad():
-            outputs.append(router.model(input_ids).logits)
-    torch.testing.assert_close(*outputs)
+    for serve in FORMS.values():
+        outputs = []
+        for p in (plan, more):
+            sites = router._stack(p, routed.source)
+            with serve(router.model, sites, p, router.planner.method.gate, False)([0]), torch.no_grad():
+                outputs.append(router.model(input_ids).logits)
+        torch.testing.assert_close(*outputs)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
@@ -216,7 +235,7 @@ def test_sites_that_share_an_input_give_what_each_gives_alone(
     options = {"hilora-roc": {"k": 5}, "arrow": {"k": 2}, "lego": {"k": 6}}.get(method, {})
     router = build(kind, method, **options)
     together = [logits(router, method, PROMPTS, LABELS) for _ in range(2)]
-    monkeypatch.setattr("hilora.engine.attach._groups", lambda sites: [[name] for name in sites])
+    monkeypatch.setattr("hilora.engine.attachment._groups", lambda sites: [[name] for name in sites])
     apart = logits(router, method, PROMPTS, LABELS)
     torch.testing.assert_close(together[0], apart)
     assert torch.equal(*together)

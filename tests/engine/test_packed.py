@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hilora import METHODS, HiLoRA, Pool
 from hilora.engine import packed
-from hilora.engine.attach import Attachment
+from hilora.engine.attachment import Attachment
 from hilora.engine.packed import PACKS, SPARE, pack_weights
 
 Shared = Callable[[str], tuple[Any, Pool]]

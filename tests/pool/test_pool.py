@@ -24,11 +24,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hilora import HiLoRA, Planner, get_method
+from hilora.base.embed import EmbedderInfo, describe_embedder
 from hilora.base.fingerprint import describe_model
 from hilora.errors import HiloraError, InputError, PoolError, UnknownNameError
-from hilora.planner import describe_embedder
 from hilora.pool import Pool, store
-from hilora.pool.view import EmbedderInfo, PoolView
+from hilora.pool.folder import PoolFolder
 from hilora.route.experts import WEIGHTS, Calibration, calibrate
 from hilora.route.features import Features, hash_terms
 
@@ -359,7 +359,7 @@ def test_an_unknown_name_is_refused_and_nothing_is_written(pool: Pool, add: Add)
 
 def test_a_view_keeps_what_it_opened_until_it_reloads(pool: Pool, add: Add) -> None:
     entries = [add(pool, name, seed) for seed, name in enumerate("abc")]
-    view = PoolView.open(pool.path)
+    view = PoolFolder.open(pool.path)
     kept, version = view.entries, view.version
     weights = {entry.hash: view.factors(entry.hash) for entry in entries}
     writer = Pool.open(pool.path)

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, multinomial
 
-from hilora.route.allocate import Floats, Ints, budget, draw_capped, make_plan, row_stream, share_expected
+from hilora.methods.table import ALLOCATIONS
+from hilora.route.allocate import Floats, Ints, budget, draw_capped, make_plan, row_stream
+from hilora.route.expected import share_expected
 from hilora.types import Plan, Route
 
 laws = settings(deadline=None, max_examples=150, derandomize=True)
@@ -243,7 +245,7 @@ def take(route: Route, rows: list[int]) -> Route:
 
 def plan_of(route: Route, texts: list[str], allocation: str = "sampled", seed: int = 0) -> Plan:
     streams = [row_stream(seed, text, "rocs") for text in texts]
-    return make_plan(route, RANKS, gamma=GAMMA, allocation=allocation, streams=streams)
+    return make_plan(route, RANKS, gamma=GAMMA, share=ALLOCATIONS[allocation], streams=streams)
 
 
 def row_of(plan: Plan, row: int) -> tuple[dict[int, tuple[float, int]], float]:
@@ -252,7 +254,7 @@ def row_of(plan: Plan, row: int) -> tuple[dict[int, tuple[float, int]], float]:
     return {adapter: (weight, rocs) for adapter, weight, rocs in columns if weight or rocs}, float(plan.scale[row])
 
 
-both = pytest.mark.parametrize("allocation", ["sampled", "expected"])
+both = pytest.mark.parametrize("allocation", ALLOCATIONS)
 seeds = pytest.mark.parametrize("seed", range(8))
 
 
@@ -343,7 +345,7 @@ def test_the_factor_counts_active_rocs_where_they_are_fewer_than_the_budget() ->
 
 def test_gamma_1_opens_every_roc_of_the_candidates_and_draws_nothing() -> None:
     route, _ = random_route(3, 5)
-    plan = make_plan(route, RANKS, gamma=1.0, allocation="sampled")  # no streams are needed
+    plan = make_plan(route, RANKS, gamma=1.0)  # no streams are needed
     assert torch.equal(plan.rocs, plan.ranks * (plan.weights > 0))
 
 

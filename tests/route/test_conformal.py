@@ -18,7 +18,9 @@ from hilora.route.features import Features, hash_terms
 from hilora.route.novelty import UNSEEN_SHARE, leads, seen_above
 from hilora.route.posterior import Posterior
 from hilora.route.retriever import Retriever
-from hilora.route.router import Collection, Gaussian, Query, Router
+from hilora.route.router import Gaussian, Query, Router
+from hilora.route.samples import Collection
+from hilora.route.tied import Tied
 
 ADAPTERS, DIM = 6, 12
 
@@ -105,7 +107,7 @@ def test_few_held_out_samples_are_called_unseen() -> None:
 
 @pytest.mark.parametrize(
     "router",
-    [Gaussian(), Gaussian("tied", "top"), Posterior(), Retriever()],
+    [Gaussian(), Tied(), Posterior(), Retriever()],
     ids=["own", "tied", "posterior", "mean"],
 )
 def test_routing_apart_leaves_the_router_as_it_was(router: Router) -> None:
@@ -121,7 +123,7 @@ def test_routing_apart_leaves_the_router_as_it_was(router: Router) -> None:
 
 
 @pytest.mark.parametrize(
-    "router", [Gaussian(ridge=0.1), Gaussian("tied", "top"), Posterior(terms=False)], ids=["own", "tied", "posterior"]
+    "router", [Gaussian(ridge=0.1), Tied(), Posterior(terms=False)], ids=["own", "tied", "posterior"]
 )
 def test_masked_adapters_might_as_well_not_be_there(router: Router) -> None:
     generator = torch.Generator().manual_seed(4)

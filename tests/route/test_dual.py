@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hilora.route.dual import DualGaussian
 from hilora.route.features import Features, Terms
-from hilora.route.gaussian import TiedGaussian
+from hilora.route.tied import TiedGaussian
 from hilora.route.witnesses import Spelling
 
 BUCKETS = 12

@@ -16,7 +16,7 @@ from hilora.route import experts
 from hilora.route.crossfit import folds
 from hilora.route.experts import WEIGHTS, Experts, calibrate, fit_weights, witness_scores
 from hilora.route.features import Features, Terms, hash_terms, join
-from hilora.route.gaussian import TiedGaussian
+from hilora.route.tied import TiedGaussian
 from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Meaning, Phrases, Spelling
 
 DIM, BUCKETS, VOCABULARY = 5, 12, 40

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import select, sign_sizes
-from hilora.route.features import Features
-from hilora.route.gaussian import COVARIANCES, MIN_SAMPLES, OwnGaussian, TiedGaussian, check_samples
+from hilora.route.features import Features, check_samples
+from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian
 from hilora.route.ridge import choose_ridge
-from hilora.route.router import Collection, Gaussian, Query
+from hilora.route.router import Gaussian, Query, Router
+from hilora.route.samples import Collection
+from hilora.route.tied import COVARIANCES, Tied, TiedGaussian, gaussian_router
 
 Draw = Callable[[int, int], Tensor]
 FORMS = [OwnGaussian(1e-2), TiedGaussian(0.2)]
@@ -263,27 +266,37 @@ def test_a_sample_given_twice_counts_twice(model: OwnGaussian | TiedGaussian) ->
 # the router's options
 
 
+def make(**options: Any) -> Router:
+    """A router by the options of the methods that have one."""
+    usual = {"covariance": "own", "candidates": "sign", "k": 3, "ridge": None, "shrinkage": 0.1, "search": "exact"}
+    return gaussian_router(**usual | options)
+
+
 def test_tied_scores_refuse_the_sign_rule() -> None:
     with pytest.raises(InputError, match=r"tied scores are all positive.*candidates='top', or covariance='own'"):
-        Gaussian(covariance="tied", candidates="sign")
+        make(covariance="tied", candidates="sign")
 
 
 @pytest.mark.parametrize(("got", "near"), [("tide", "tied"), ("owned", "own")])
 def test_an_unknown_covariance_suggests_the_near_one(got: str, near: str) -> None:
     with pytest.raises(UnknownNameError, match=rf"Unknown covariance '{got}'\. Did you mean '{near}'\?"):
-        Gaussian(covariance=got)
+        make(covariance=got)
 
 
 @pytest.mark.parametrize(("got", "near"), [("sing", "sign"), ("topk", "top")])
 def test_an_unknown_candidates_rule_suggests_the_near_one(got: str, near: str) -> None:
     with pytest.raises(UnknownNameError, match=rf"Unknown candidates rule '{got}'\. Did you mean '{near}'\?"):
         Gaussian(candidates=got)
+    with pytest.raises(UnknownNameError, match=rf"Did you mean '{near}'"):
+        make(covariance="tied", candidates=got)
 
 
 @pytest.mark.parametrize("k", [0, -3])
 def test_fewer_than_one_candidate_is_refused(k: int) -> None:
     with pytest.raises(InputError, match=rf"got {k}, expected at least 1"):
         Gaussian(k=k)
+    with pytest.raises(InputError, match=rf"got {k}, expected at least 1"):
+        Tied(k=k)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +312,7 @@ def test_fewer_than_one_candidate_is_refused(k: int) -> None:
 )
 def test_a_ridge_or_shrinkage_that_is_no_variance_is_refused(covariance: str, option: dict[str, float]) -> None:
     with pytest.raises(InputError):
-        Gaussian(covariance=covariance, candidates="top", **option)
+        make(covariance=covariance, candidates="top", **option)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
@@ -307,9 +320,9 @@ def test_a_ridge_or_shrinkage_that_is_no_variance_is_refused(covariance: str, op
 def test_top_keeps_the_k_best_scores(covariance: str, k: int) -> None:
     draw = clusters(5, 16, 1.0)
     samples, query = all_of(draw, 5, 12), torch.cat(all_of(draw, 5, 2))
-    router = Gaussian(covariance, "top", k, ridge=1e-2).fit(known(samples))
+    router = make(covariance=covariance, candidates="top", k=k, ridge=1e-2).fit(known(samples))
     route = router(Query(["x"] * 10, query), torch.ones(10, 5, dtype=torch.bool))
-    model = COVARIANCES[covariance](*([1e-2] if covariance == "own" else []))
+    model = OwnGaussian(1e-2) if covariance == "own" else TiedGaussian()
     best = model.fit(samples).score(query).topk(min(k, 5), dim=1)
     assert torch.equal(route.ids, best.indices)
     assert torch.allclose(route.scores, best.values, atol=1e-6)
@@ -321,7 +334,7 @@ def test_an_adapter_that_is_not_allowed_has_no_part_in_a_route(covariance: str, 
     draw = clusters(6, 16, 1.0)
     samples, query = all_of(draw, 6, 12), torch.cat(all_of(draw, 6, 4))
     allowed = torch.tensor([True, False, True, True, False, True])
-    router = Gaussian(covariance, candidates, 4, ridge=1e-2).fit(known(samples))
+    router = make(covariance=covariance, candidates=candidates, k=4, ridge=1e-2).fit(known(samples))
     route = router(Query(["x"] * 24, query), allowed.expand(24, -1))
     assert bool(allowed[route.ids[route.weights > 0]].all())
     # the scores of the allowed ones are what they are without the others
@@ -342,7 +355,7 @@ def test_the_ridge_is_the_pools_unless_one_is_given() -> None:
 def test_prompts_of_an_adapter_score_above_the_seen_threshold() -> None:
     """Tied scores: 5 % of the held-out samples lie below it; far-away prompts do."""
     draw = clusters(5, 32, 0.5)
-    router = Gaussian("tied", "top").fit(known(all_of(draw, 4, 20)))
+    router = Tied().fit(known(all_of(draw, 4, 20)))
     assert router.seen_above_ is not None
     own = router.model_.score(torch.cat(all_of(draw, 4, 25))).max(1).values
     stranger = router.model_.score(draw(4, 25)).max(1).values

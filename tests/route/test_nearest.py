@@ -16,9 +16,11 @@ from torch import Tensor
 from hilora.errors import HiloraError, InputError, UnknownNameError
 from hilora.methods.table import get_method
 from hilora.route import nearest
-from hilora.route.gaussian import TiedGaussian
+from hilora.route.features import Features
 from hilora.route.nearest import Exact, Indexed, make_search
-from hilora.route.router import Collection, Features, Gaussian, Query
+from hilora.route.router import Query
+from hilora.route.samples import Collection
+from hilora.route.tied import Tied, TiedGaussian
 
 
 def world(count: int, dim: int, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -171,7 +173,7 @@ def test_the_best_of_a_tied_gaussian_are_those_of_its_scores() -> None:
 def test_a_tied_router_gives_the_weights_of_the_softmax_over_its_candidates() -> None:
     g = torch.Generator().manual_seed(0)
     known = Collection([Features(torch.randn(6, 12, generator=g) + i) for i in range(8)])
-    router = Gaussian("tied", "top", 3).fit(known)
+    router = Tied(3).fit(known)
     query = torch.randn(5, 12, generator=g) * 3
     allowed = torch.ones(5, 8).bool()
     allowed[1, 2:] = False

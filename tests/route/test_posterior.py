@@ -12,7 +12,8 @@ from hilora.errors import InputError, UnknownNameError
 from hilora.route.experts import WEIGHTS, Calibration, Experts, fit_weights
 from hilora.route.features import Features, hash_terms
 from hilora.route.posterior import Posterior
-from hilora.route.router import Collection, Query
+from hilora.route.router import Query
+from hilora.route.samples import Collection
 
 DIM, ADAPTERS = 16, 6
 WORDS = ["red", "green", "blue", "white", "black", "brown"]

@@ -9,7 +9,8 @@ from torch import Tensor
 from hilora.errors import InputError
 from hilora.route.features import Features
 from hilora.route.retriever import Retriever, Soup
-from hilora.route.router import Collection, Query
+from hilora.route.router import Query
+from hilora.route.samples import Collection
 from hilora.types import Route
 
 DIM = 8

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
 
-from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian, TiedGaussian
-from hilora.route.ridge import FOLDS, GRID, RIDGE, choose_ridge, held_out_scores
+from hilora.route.crossfit import held_out_scores
+from hilora.route.gaussian import MIN_SAMPLES, RIDGE, OwnGaussian
+from hilora.route.ridge import FOLDS, GRID, choose_ridge
+from hilora.route.tied import TiedGaussian
 
 
 def clusters(counts: Sequence[int], dim: int = 16, noise: float = 0.7, seed: int = 0) -> list[Tensor]:
@@ -25,12 +26,12 @@ def clusters(counts: Sequence[int], dim: int = 16, noise: float = 0.7, seed: int
     return out
 
 
-@dataclass
 class Recorder(OwnGaussian):
     """Remembers what it was fitted to and what it scored."""
 
-    log: list[tuple[list[Tensor], Tensor]] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)
+    def __init__(self, ridge: float, log: list[tuple[list[Tensor], Tensor]]) -> None:
+        super().__init__(ridge)
+        self.log, self.kept = log, list[Tensor]()
 
     def fit(self, embeddings: Sequence[Tensor]) -> OwnGaussian:
         self.kept = list(embeddings)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hilora import HiLoRA, Pool, get_method
-from hilora.compose.delta import Gate, Tokens, stack_sites
+from hilora.compose.delta import Gate, Tokens
 from hilora.compose.moe import Moe
 from hilora.compose.phatgoose import Phatgoose, SigmoidGate
 from hilora.compose.router_lora import RouterLora
+from hilora.compose.stack import stack_sites
 from hilora.engine.attach import attach
 from hilora.errors import InputError, MismatchError, PoolError
 from hilora.planner import Planner
@@ -85,7 +86,7 @@ class Toy:
         x, kind = self.tokens(5000)
         site = self.sites["0"]
         z = site.down @ x.T
-        weight = (gate(site, self.plan())(z, Tokens(TOKENS, x)) / z).detach()
+        weight = (gate(site, self.plan())(z, Tokens(x, torch.zeros(TOKENS, dtype=torch.long))) / z).detach()
         each = torch.stack([weight[site.owner == i].mean(0) for i in range(2)])
         return float(each[kind, torch.arange(TOKENS)].mean())
 

@@ -1,0 +1,124 @@
+"""Reading a pool: its manifest when it is opened, weights and embeddings when a route first needs them.
+
+A view keeps what it opened, whatever others do to the folder meanwhile; `reload` takes the present state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hilora.base.embed import EmbedderInfo
+from hilora.base.fingerprint import BaseInfo
+from hilora.errors import PoolError
+from hilora.pool import store
+from hilora.pool.view import Entry, PoolView
+from hilora.route.experts import Calibration
+from hilora.route.features import Features
+from hilora.types import Factors
+
+F = TypeVar("F", bound="PoolFolder")  # typing.Self would do, but the run-time shape checks cannot read it
+
+
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """Adapters in a pool's order."""
+    return sorted(entries, key=lambda entry: (entry.hash, entry.name))
+
+
+class PoolFolder(PoolView):
+    """What a pool folder held when it was opened.
+
+    Attributes:
+        calibration: of the scores of `route.experts`, from the samples; None before the first tuning.
+        tuned_on: the number of adapters at the last tuning.
+    """
+
+    calibration: Calibration | None
+    tuned_on: int
+    _text: bytes
+
+    def __init__(self, path: Path, text: bytes) -> None:
+        self.path = path
+        self._take(text, store.parse_manifest(path, text))
+
+    def _take(self, text: bytes, manifest: Mapping[str, Any], entries: Sequence[Entry] | None = None) -> None:
+        """Make a manifest this view's state, wholly or not at all.
+
+        Args:
+            text: as it is written.
+            manifest: what it says.
+            entries: its adapters in their order, where they are at hand.
+        """
+        try:
+            if entries is None:
+                entries = in_order(Entry(**raw) for raw in manifest["adapters"])
+            found = manifest.get("calibration")
+            state = {
+                "entries": tuple(entries),
+                "embedder": EmbedderInfo(**manifest["embedder"]),
+                "ridge": float(manifest["ridge"]),
+                "calibration": None if found is None else Calibration.from_json(found),
+                "tuned_on": int(manifest["tuned_on"]),
+                "version": int(manifest["version"]),
+                "_positions": {entry.name: i for i, entry in enumerate(entries)},
+                "_enabled": torch.tensor([entry.enabled for entry in entries], dtype=torch.bool),
+                "_text": text,
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise PoolError(f"{self.path / store.MANIFEST} is damaged: {error!r}. Restore it from a copy.") from error
+        vars(self).update(state)
+
+    @classmethod
+    def open(cls: type[F], path: str | Path) -> F:
+        """Open a pool folder, reading its manifest only.
+
+        Raises:
+            PoolError: there is no pool, or it is damaged.
+            MismatchError: it was written by a newer version.
+        """
+        return cls(Path(path), store.read_manifest(Path(path)))
+
+    def reload(self) -> None:
+        """Take the folder's present state."""
+        text = store.read_manifest(self.path)
+        if text != self._text:
+            self._take(text, store.parse_manifest(self.path, text))
+
+    @cached_property
+    def base(self) -> BaseInfo:  # type: ignore[override]
+        """The base model that the adapters were checked against."""
+        try:
+            return BaseInfo.from_json((self.path / store.BASE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PoolError(f"{self.path / store.BASE} cannot be read: {error!r}. Restore it from a copy.") from error
+
+    def factors(self, content: str) -> Factors:
+        """An adapter's factors by content hash, memory-mapped."""
+        path = self.path / store.ADAPTERS / f"{content}.safetensors"
+        tensors = store.map_tensors(path)
+        sites = {key.rsplit("|", 1)[0] for key in tensors}
+        try:
+            return {site: (tensors[f"{site}|down"], tensors[f"{site}|up"]) for site in sorted(sites)}
+        except KeyError as error:
+            raise store.damaged(path, f"no tensor {error}") from error
+
+    def samples(self) -> list[Features]:
+        """What is kept of all adapters' samples, in the pool's order."""
+        return [self._samples(entry) for entry in self.entries]
+
+    def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
+        """Those of each adapter's samples, in the pool's order."""
+        return [own.embeddings for own in self.samples()]
+
+    def _samples(self, entry: Entry) -> Features:
+        path = self.path / store.SAMPLES / f"{entry.samples}.safetensors"
+        try:
+            return Features.from_tensors(store.map_tensors(path))
+        except KeyError as error:
+            raise store.damaged(path, f"no tensor {error}") from error
