@@ -19,7 +19,7 @@ _PUBLIC = {
     "METHODS": "hilora.methods.table",
     "Planner": "hilora.planner",
     "Pool": "hilora.pool.pool",
-    "get_method": "hilora.methods.table",
+    "get_method": "hilora.methods.lookup",
 }
 
 __all__ = ["METHODS", "Completion", "Embedder", "HiLoRA", "HiloraError", "Planner", "Pool", "get_method"]
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from hilora.base.embed import Embedder
     from hilora.engine.generate import HiLoRA
     from hilora.errors import HiloraError
-    from hilora.methods.table import METHODS, get_method
+    from hilora.methods.lookup import get_method
+    from hilora.methods.table import METHODS
     from hilora.planner import Planner
     from hilora.pool.pool import Pool
     from hilora.types import Completion

@@ -38,13 +38,7 @@ class InputError(HiloraError):
 
 
 class UnknownNameError(InputError):
-    """A name that is not known: says which are, and the nearest one.
-
-    Args:
-        what: the kind of thing, e.g. "method".
-        got: the unknown name.
-        known: the names that would have been accepted.
-    """
+    """A name that is not known: says what it is a name of, which ones are known, and the nearest."""
 
     def __init__(self, what: str, got: str, known: Iterable[str]) -> None:
         names = sorted(known)

@@ -40,14 +40,13 @@ class Planner:
 
     Args:
         pool: the pool; its view is kept.
-        method: the method, see `methods.table.get_method`.
+        method: the method, see `methods.lookup.get_method`.
         embedder: the pool's, loaded already; default: loaded when first needed.
-        memory: where adapters are kept between batches (`pool.memory.Memory`); default: one of its own.
+        memory: where adapters are kept between batches (`pool.memory.Memory`); default: one of their own.
         dtype: that an embedder loaded here computes in; default: bf16 where it is fast, else fp32.
 
     Raises:
-        MismatchError: the embedder is not the pool's, or what the method has trained does not fit the pool.
-        PoolError: the method is not trained yet.
+        PoolError: the embedder is not the pool's; the method is not trained yet, or for other adapters.
     """
 
     def __init__(
@@ -64,10 +63,8 @@ class Planner:
         if method.complete is not None:
             method = method.complete(method, self.pool)
         self.method = method = replace(method, router=deepcopy(method.router))  # fitted to this pool only
-        self.memory = memory
+        self.memory, self._embedder, self._dtype = memory, embedder, dtype or default_dtype()
         self.source: Source = self.pool if method.make is None else method.make(self.pool, memory)
-        self._embedder = embedder
-        self._dtype = dtype or default_dtype()
         if method.router is not None and self.pool.entries:
             method.router.fit(self.pool)
 
@@ -79,12 +76,7 @@ class Planner:
         return self._embedder
 
     def route(
-        self,
-        texts: Sequence[str],
-        *,
-        labels: Sequence[str] | None = None,
-        allow: Names = None,
-        deny: Names = None,
+        self, texts: Sequence[str], *, labels: Sequence[str] | None = None, allow: Names = None, deny: Names = None
     ) -> Routed:
         """Choose candidates and weights for each prompt.
 
@@ -94,18 +86,17 @@ class Planner:
             allow, deny: names of adapters to keep to, or to leave out: a list for all, or one per prompt.
 
         Raises:
-            UnknownNameError: a label or list names an adapter that the pool does not have.
-            InputError: there are not as many lists as prompts.
+            InputError: a list or label names an adapter that the pool lacks; not as many lists as prompts.
         """
         texts, router, abstain = list(texts), self.method.router, self.method.abstain
         allowed = self._allowed(len(texts), allow, deny)
         positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         if router is None:
             return Routed(texts, None, self.source, [""] * len(texts))
-        why = "no adapter is allowed" if self.pool.entries else "the pool is empty"
         served = allowed.any(1)
+        why = "no adapter is allowed" if self.pool.entries else "the pool is empty"
         notes = ["" if s else f"{why}: the base model answered alone" for s in served.tolist()]
-        if not bool(served.any()):
+        if not served.any():
             return Routed(texts, None, self.source, notes)
         query = Query(texts, self.embedder(texts) if router.needs_embedding else None, positions)
         route = router(query, allowed)
@@ -115,10 +106,7 @@ class Planner:
         return Routed(texts, self.source.count(route), self.source, notes, frozenset(strange if abstain else []))
 
     def plan(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Plan:
-        """The plan of some of the routed rows: their shares of the budget.
-
-        Each row draws from a stream of its own, keyed by (seed, prompt): the batch does not matter.
-        """
+        """The plan of some of the routed rows; each draws from its own stream, whatever else is in the batch."""
         assert routed.route is not None
         method, route, index = self.method, routed.route, list(rows)
         return make_plan(
@@ -151,10 +139,8 @@ class Planner:
 
     def explain(self, routed: Routed, seed: int = 0) -> list[tuple[Choice, ...]]:
         """The choices of every routed prompt, as `generate` would serve it with that seed."""
-        if routed.route is None:
-            return [() for _ in routed.texts]
         rows = range(len(routed.texts))
-        return self.choices(routed, rows, self.plan(routed, rows, seed))
+        return [()] * len(rows) if routed.route is None else self.choices(routed, rows, self.plan(routed, rows, seed))
 
     def _allowed(self, count: int, allow: Names, deny: Names) -> Bool[Tensor, "batch adapter"]:
         """Which adapters each prompt may use."""

@@ -16,7 +16,7 @@ from hilora.bench.rounds import turns
 from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
-from hilora.methods.table import get_method
+from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 from hilora.pool import store
 from hilora.pool.folder import PoolFolder

@@ -27,7 +27,7 @@ from hilora.bench.stage import Contender, Stage, first_logits, fixed, padded
 from hilora.bench.theirs import Exports, peft_arrow, peft_mixed, peft_single
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
-from hilora.methods.table import get_method
+from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 
 CONTENDERS = ("base", "hilora", "oracle", "arrow", "peft_single", "peft_mixed", "peft_arrow")

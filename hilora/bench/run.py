@@ -20,7 +20,7 @@ from hilora.bench.workload import Workload, make_workload
 from hilora.engine.generate import HiLoRA
 from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup
-from hilora.methods.table import get_method
+from hilora.methods.lookup import get_method
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView

@@ -65,7 +65,7 @@ def route(
     from dataclasses import asdict
 
     from hilora.base.prompts import query_text
-    from hilora.methods.table import get_method
+    from hilora.methods.lookup import get_method
     from hilora.planner import Planner
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
@@ -113,7 +113,7 @@ def generate(
     from hilora.cli.show import print_stream, progress
     from hilora.engine.generate import HiLoRA
     from hilora.errors import InputError
-    from hilora.methods.table import get_method
+    from hilora.methods.lookup import get_method
 
     listed = read_prompts(prompts, file)
     if stream and (len(listed) > 1 or as_json):
@@ -143,7 +143,7 @@ def generate(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods, their options and where they come from."""
-    from hilora.methods.table import method_table
+    from hilora.methods.lookup import method_table
 
     table = method_table()
     if as_json:

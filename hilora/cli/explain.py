@@ -43,7 +43,7 @@ def explain(
     from hilora.analyse.page import render
     from hilora.base.prompts import query_text
     from hilora.engine.generate import HiLoRA
-    from hilora.methods.table import get_method
+    from hilora.methods.lookup import get_method
     from hilora.planner import Planner
     from hilora.pool import Pool
     from hilora.pool.source import find_pool

@@ -251,7 +251,7 @@ def retrieval(
 
 def _settings_of(method: str, option: Sequence[str] | None) -> dict[str, Any]:
     """A method's options; what is none of them is refused before anything is loaded."""
-    from hilora.methods.table import get_method
+    from hilora.methods.lookup import get_method
 
     settings = parse_settings(option)
     get_method(method, **settings)

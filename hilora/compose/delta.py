@@ -61,21 +61,12 @@ class Gate(Protocol):
         What depends on these alone is worked out here, once a batch. Where a row has ROCs of its own, `rocs.size` is
         (roc, batch) and `plan.ranks` (batch, adapter).
         """
-        ...
 
 
 def plain(
     x: Float[Tensor, "token in"], row: Int[Tensor, " token"], plan: Plan, gate: Gate, site: Site
 ) -> Float[Tensor, "token out"]:
-    """What a site adds to the base model's output, by the equation as it stands.
-
-    Args:
-        x: what the site reads, in its dtype.
-        row: which row of the plan each token is of, in any order.
-        plan: of the batch.
-        gate: the method's composer.
-        site: the batch's ROCs at the site.
-    """
+    """What a site adds to the base model's output for what it reads; tokens may lie in any order of their rows."""
     z = site.down @ x.T  # (roc, token)
     gated = gate(site, plan)(z, Tokens(x, row))  # gate * z
     return gated.T @ site.up.T

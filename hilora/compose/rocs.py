@@ -17,15 +17,12 @@ from hilora.compose.delta import Gated, Spread
 from hilora.errors import UnknownNameError
 from hilora.types import Plan, Rocs
 
-Strength = Callable[[Tensor, Tensor, Spread], Tensor]
-"""(z (roc, token), size (roc, batch), spread) -> (roc, token)."""
-
-CRITERIA: dict[str, Strength] = {
+CRITERIA: dict[str, Callable[[Tensor, Tensor, Spread], Tensor]] = {
     "value": lambda z, size, spread: z,
     "magnitude": lambda z, size, spread: z.abs(),
     "contribution": lambda z, size, spread: z.abs() * spread(size),
 }
-"""How strong a ROC is for a token: the paper's signed a.x, its size, or the size of what the ROC adds."""
+"""How strong ROCs are, by z, size (roc, batch), spread: the paper's signed a.x, its size, or that of what it adds."""
 
 
 def places(strength: Float[Tensor, "roc token"], owner: Int[Tensor, " roc"]) -> Int[Tensor, "roc token"]:
@@ -49,15 +46,10 @@ def row_sizes(rocs: Rocs, plan: Plan) -> Float[Tensor, "roc batch"]:
 
 @dataclass(frozen=True)
 class TopRocs:
-    """Keep each token's strongest ROCs of each adapter, as many as the plan gives the adapter.
+    """Keep each token's strongest ROCs of each adapter, as many as the plan gives the adapter."""
 
-    Args:
-        criterion: a name in `CRITERIA`.
-        weighted: whether each adapter's ROCs count by its routing weight (in the paper they do not).
-    """
-
-    criterion: str = "value"
-    weighted: bool = False
+    criterion: str = "value"  # a name in `CRITERIA`
+    weighted: bool = False  # whether each adapter's ROCs count by its routing weight; in the paper they do not
     joinable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -31,10 +31,7 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
     """Add the plan's deltas to every site's output while the context is open.
 
     Inputs may be (batch, seq, in) or flattened row by row; a batch that is a multiple of the plan's rows
-    (beams, several answers per prompt) follows the prompts in their order.
-
-    Raises:
-        ModelError: the model already carries a plan, or lacks a site; in a forward pass: it has another batch.
+    (beams, several answers per prompt) follows the prompts in their order; any other is a ModelError.
     """
     modules = modules_of(model, sites)
     with carrying(model), ExitStack() as stack:

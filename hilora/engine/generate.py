@@ -38,7 +38,7 @@ from hilora.engine.attachment import FORMS, check_form
 from hilora.engine.sampling import SeededSampling, check_request, split_sampling, until_stop
 from hilora.engine.stages import Serve, can_stage, generate_staged
 from hilora.errors import InputError, ModelError
-from hilora.methods.table import get_method
+from hilora.methods.lookup import get_method
 from hilora.planner import Planner, Routed
 from hilora.pool.memory import LIMIT, Memory
 from hilora.pool.pool import Pool

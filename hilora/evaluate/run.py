@@ -41,8 +41,8 @@ from hilora.evaluate.rows import Row
 from hilora.evaluate.served import served_digests
 from hilora.evaluate.settings import Case
 from hilora.evaluate.setup import setup
+from hilora.methods.lookup import get_method
 from hilora.methods.method import Method
-from hilora.methods.table import get_method
 from hilora.planner import Planner, Routed
 from hilora.pool.trained import trained_path
 from hilora.pool.view import PoolView

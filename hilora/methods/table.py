@@ -29,10 +29,8 @@ From `ramole` to `lorahub` something is trained first: `hilora train`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from hilora.compose.arrow import Arrow
 from hilora.compose.fusion import Fused
@@ -54,14 +52,6 @@ from hilora.route.tied import gaussian_router
 from hilora.route.uniform import Everyone
 
 ALLOCATIONS = {"sampled": draw_capped, "expected": share_expected}
-KINDS: dict[str, tuple[type, ...]] = {
-    "float": (int, float),
-    "float | None": (int, float, type(None)),
-    "int": (int,),
-    "str": (str,),
-    "bool": (bool,),
-}
-"""What an option's annotation lets through; options also come from the command line."""
 
 
 def hilora(
@@ -243,34 +233,3 @@ METHODS: dict[str, Callable[..., Method]] = {
     "oracle": oracle,
     "base": base,
 }
-
-
-def get_method(name: str, **options: Any) -> Method:
-    """Build a method by name.
-
-    Raises:
-        UnknownNameError: no such method, or no such option of it; suggests the nearest.
-        InputError: an option's value makes no sense.
-    """
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    known = inspect.signature(METHODS[name]).parameters
-    for option, value in options.items():
-        if option not in known:
-            raise UnknownNameError(f"option of method {name!r}:", option, known)
-        kind = known[option].annotation
-        if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
-            raise InputError(f"Option {option} of method {name!r} is a {kind}; got {value!r}.")
-    return METHODS[name](**options)
-
-
-def method_table() -> list[dict[str, str]]:
-    """Name, options with defaults, and summary of every method."""
-    return [
-        {
-            "name": name,
-            "options": ", ".join(f"{p.name}={p.default}" for p in inspect.signature(build).parameters.values()),
-            "summary": inspect.getdoc(build) or "",
-        }
-        for name, build in METHODS.items()
-    ]

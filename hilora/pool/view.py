@@ -75,11 +75,7 @@ class PoolView(Source):
         return [entry.name for entry in self.entries]
 
     def index(self, name: str) -> int:
-        """Position of an adapter.
-
-        Raises:
-            UnknownNameError: there is none of that name.
-        """
+        """Position of an adapter; an UnknownNameError if there is none of that name."""
         if name not in self._positions:
             raise UnknownNameError("adapter", name, self.names)
         return self._positions[name]
@@ -87,11 +83,7 @@ class PoolView(Source):
     def allowed(
         self, allow: Sequence[str] | None = None, deny: Sequence[str] | None = None
     ) -> Bool[Tensor, " adapter"]:
-        """Which adapters may be routed to: enabled ones, of the allow list if given, not of the deny list.
-
-        Raises:
-            UnknownNameError: a list names an adapter that the pool does not have.
-        """
+        """Which adapters may be routed to: enabled ones, of the allow list if given, not of the deny list."""
         mask = self._enabled.clone()
         if allow is not None:
             listed = torch.zeros_like(mask)

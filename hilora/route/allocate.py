@@ -32,11 +32,7 @@ def row_stream(seed: int, text: str, purpose: str) -> np.random.Generator:
 def draw_capped(weights: Floats, capacity: Ints, total: int, stream: np.random.Generator) -> Ints:
     """Multinomial(total, weights), what exceeds an adapter's capacity drawn again among those with room.
 
-    Args:
-        weights: (candidate,) sums to 1; a zero is never drawn while others have room.
-        capacity: (candidate,) the ranks.
-        total: ROCs to share, at most sum(capacity).
-        stream: the row's random stream.
+    Weights (candidate,) sum to 1; a zero is never drawn while others have room. `total` is at most sum(capacity).
     """
     share = np.zeros_like(capacity)
     while (left := total - int(share.sum())) > 0:
@@ -68,19 +64,18 @@ def make_plan(
 
     Args:
         route: candidates and weights.
-        ranks: of the pool's adapters.
+        ranks: of all adapters that the route counts along.
         gamma: share of the candidates' ROCs that a row activates, in (0, 1].
         share: the paper's multinomial, or another way to share the budget.
         normalise: scale by sqrt(mean rank of the candidates / O), the paper's variance normalisation.
         active: the O of that factor, where the token level activates another number than the budget.
-        streams: one random stream per row; needed unless the budget is all ROCs.
+        streams: one per row; needed unless the budget is all ROCs.
     """
     ids, weights = route.ids.numpy(), route.weights.double().numpy()
     all_ranks = np.asarray(ranks, dtype=np.int64)
     used = sorted({int(i) for i in ids[weights > 0]})
     column = {adapter: c for c, adapter in enumerate(used)}
-    rocs = torch.zeros(len(ids), len(used), dtype=torch.long)
-    plan_weights = torch.zeros(len(ids), len(used))
+    rocs, plan_weights = torch.zeros(len(ids), len(used), dtype=torch.long), torch.zeros(len(ids), len(used))
     scale = torch.ones(len(ids))
     for row in range(len(ids)):
         chosen = weights[row] > 0
@@ -89,12 +84,11 @@ def make_plan(
         columns = [column[int(i)] for i in ids[row][chosen]]
         capacity, pi = all_ranks[ids[row][chosen]], weights[row][chosen] / weights[row][chosen].sum()
         total = budget(capacity, gamma)
-        if total == capacity.sum():
-            shares = capacity
-        else:
+        if total < capacity.sum():
             assert streams is not None
-            shares = share(pi, capacity, total, streams[row])
-        rocs[row, columns] = torch.from_numpy(shares)
+            rocs[row, columns] = torch.from_numpy(share(pi, capacity, total, streams[row]))
+        else:
+            rocs[row, columns] = torch.from_numpy(capacity)
         plan_weights[row, columns] = torch.from_numpy(pi).float()
         if normalise:
             scale[row] = float(np.sqrt(capacity.mean() / min(active or total, total)))

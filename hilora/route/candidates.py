@@ -1,7 +1,4 @@
-"""Which adapters a score lets through: scores (batch, adapter) -> Route.
-
-HiLoRA Eq. 4 ("sign") and the fixed number of the retrieval papers ("top").
-"""
+"""Which adapters a score lets through: HiLoRA Eq. 4 ("sign"), or a fixed number, as in retrieval papers ("top")."""
 
 from __future__ import annotations
 
@@ -13,10 +10,7 @@ from hilora.types import Route
 
 
 def sign_sizes(scores: Float[Tensor, "batch adapter"], k: int) -> Float[Tensor, " batch"]:
-    """How many adapters Eq. 4 keeps in each row.
-
-    All with a positive score where there is one; else the best c = max(|max s|, k), rounded up.
-    """
+    """How many adapters Eq. 4 keeps: all with a positive score; if there is none, c = max(|max s|, k), rounded up."""
     best = scores.max(1).values
     broad = torch.clamp(best.abs().ceil(), min=k)
     size = torch.where(best > 0, (scores > 0).sum(1).float(), broad)
@@ -30,13 +24,9 @@ def select(
     *,
     uniform: bool = False,
 ) -> Route:
-    """The `sizes` best allowed adapters of each row, with softmax weights over them (pi in the paper).
+    """The `sizes` best allowed adapters of each row, with softmax weights over them (pi in the paper), or equal ones.
 
-    Args:
-        scores: -inf or any number where an adapter is not allowed.
-        sizes: adapters to keep in each row.
-        allowed: adapters that each row may choose; a row that may choose none has weight 0 everywhere.
-        uniform: equal weights instead of the softmax.
+    A row that may use none has weight 0 everywhere; scores of adapters that are not allowed may be any number.
     """
     scores = scores.float().masked_fill(~allowed, -torch.inf)
     sizes = torch.minimum(sizes, allowed.sum(1))

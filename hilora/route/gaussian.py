@@ -35,10 +35,8 @@ class OwnGaussian:
     """One Gaussian per adapter with its own covariance (HiLoRA Eq. 3) and a ridge.
 
     An adapter with fewer than `MIN_SAMPLES` samples gets a diagonal covariance, scaled to the median volume
-    of the others: a wide Gaussian would otherwise score high on everybody's prompts.
-
-    Args:
-        ridge: variance added in every direction, in squared units of the embedding.
+    of the others: a wide Gaussian would otherwise score high on everybody's prompts. The ridge is a variance, in
+    squared units of the embedding.
     """
 
     def __init__(self, ridge: float = RIDGE) -> None:
@@ -69,18 +67,13 @@ class OwnGaussian:
             gains.append(spread / (self.ridge * (spread + self.ridge)))
             owners.append(torch.full((len(spread),), i))
             log_dets.append(dim * math.log(self.ridge) + torch.log1p(spread / self.ridge).sum())
-        log_det = torch.stack(log_dets)
-        precision = torch.stack(precisions)
+        log_det, precision = torch.stack(log_dets), torch.stack(precisions)
         full = [i for i in range(len(embeddings)) if i not in set(few)]
         if few and full:
             shift = log_det[full].median() - log_det[few]
             precision[few] *= torch.exp(-shift / dim)[:, None]
             log_det[few] += shift
-        self.mean_, self.precision_, self.log_det_ = (
-            torch.stack(means),
-            precision,
-            log_det,
-        )  # (adapter, dim), (adapter)
+        self.mean_, self.precision_, self.log_det_ = torch.stack(means), precision, log_det
         self.directions_ = torch.cat([*directions, torch.empty(0, dim, dtype=torch.float64)])  # (direction, dim)
         self.gain_ = torch.cat([*gains, torch.empty(0, dtype=torch.float64)])  # (direction,)
         self.owner_ = torch.cat([*owners, torch.empty(0, dtype=torch.long)])
@@ -89,8 +82,7 @@ class OwnGaussian:
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
         """(1/dim) log p_i(query) for every adapter, fp32, worked out in fp64."""
-        dim = query.shape[1]
-        z = query.double()
+        dim, z = query.shape[1], query.double()
         # sum_d precision (z - mean)^2, expanded into matrix products; the terms cancel, hence fp64: in fp32 a
         # score near 0 would depend on the batch, and with it the candidates
         distance = (

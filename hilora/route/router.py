@@ -37,13 +37,11 @@ class Known(Protocol):
     @property
     def ridge(self) -> float:
         """Of the own-covariance Gaussian, chosen on the samples."""
-        ...
 
     def __len__(self) -> int: ...
 
     def embeddings(self) -> Sequence[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
-        ...
 
 
 @runtime_checkable
@@ -55,26 +53,18 @@ class Router(Protocol):
 
     def fit(self, known: Known) -> Router:
         """Learn from the samples of each adapter."""
-        ...
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
         """Route each row among the adapters that it may use."""
-        ...
 
 
 @dataclass
 class Gaussian:
-    """Gaussian likelihoods (HiLoRA 3.2), each adapter with its own covariance, and a rule for the candidates.
+    """Gaussian likelihoods (HiLoRA 3.2), each adapter with its own covariance, and a rule for the candidates."""
 
-    Args:
-        candidates: one of `RULES`: "sign" (Eq. 4) or "top".
-        k: the least number of candidates under "sign" without a positive score; the number under "top".
-        ridge: default: the pool's, chosen on its samples.
-    """
-
-    candidates: str = "sign"
-    k: int = 3
-    ridge: float | None = None
+    candidates: str = "sign"  # Eq. 4; or "top"
+    k: int = 3  # how many under "top"; the least number under "sign" where no score is positive
+    ridge: float | None = None  # default: the pool's, chosen on its samples
     needs_embedding: bool = field(default=True, init=False)
     model_: OwnGaussian = field(init=False)
     seen_above_: float | None = field(init=False, default=0.0)

@@ -44,7 +44,7 @@ from hilora.compose.stack import stack_sites
 from hilora.engine.attach import attach
 from hilora.engine.generate import HiLoRA
 from hilora.errors import HiloraError, InputError, UnknownNameError
-from hilora.methods.table import get_method
+from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 from hilora.route.crossfit import FOLDS
 from hilora.route.gaussian import OwnGaussian

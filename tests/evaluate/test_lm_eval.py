@@ -18,7 +18,7 @@ from tokenizers.decoders import Fuse
 from hilora import HiLoRA, Pool
 from hilora.base.fingerprint import describe_model
 from hilora.errors import HiloraError, InputError, UnknownNameError
-from hilora.methods.table import get_method
+from hilora.methods.lookup import get_method
 from hilora.planner import Planner, describe_embedder
 
 pytest.importorskip("lm_eval")

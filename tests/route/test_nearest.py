@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hilora.errors import HiloraError, InputError, UnknownNameError
-from hilora.methods.table import get_method
+from hilora.methods.lookup import get_method
 from hilora.route import nearest
 from hilora.route.features import Features
 from hilora.route.nearest import Exact, Indexed, make_search
