@@ -155,3 +155,23 @@ def test_costs_grow_with_what_is_used_and_hardly_with_what_is_registered(scripts
     assert down.flops == 2 * 576 * (2 * 12) * new  # q and v: 12 ROCs each
     measured = cost.measured_device()
     assert all(value > 0 for value in measured.values())
+
+
+def test_two_checkouts_take_turns_and_are_compared_by_their_ratios(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, asked = scripts.load("benchmarks/checkouts.py"), []
+
+    def run(command: list[str], *, cwd: Path, env: dict[str, str], check: bool) -> None:
+        asked.append(cwd)
+        assert env["PYTHONPATH"] == str(cwd)
+        ratio = 0.8 if cwd == tmp_path else 0.9
+        line = {name: {"hilora_over_base": ratio} for name in ("prefill", "decode")} | {"hilora_over_base": ratio}
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    out = tmp_path / "found.jsonl"
+    scripts.run(module, "--before", tmp_path, "--turns", 2, "--json", out)
+    assert asked == [tmp_path, ROOT, ROOT, tmp_path]  # every other turn the other way round
+    _, *lines = map(json.loads, out.read_text().splitlines())
+    assert [(line["checkout"], line["whole"]) for line in lines] == [("before", 0.8)] * 2 + [("after", 0.9)] * 2
