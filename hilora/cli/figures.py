@@ -96,7 +96,7 @@ def activation(
     out: Out = Path("figures"),
 ) -> None:
     """Answer a prompt, and draw which ROCs each token used."""
-    from hilora.analyse import figures, heatmaps
+    from hilora.analyse import activation_maps, figures
     from hilora.analyse.activation import record
     from hilora.analyse.rocs import choose_sites
     from hilora.engine.generate import HiLoRA
@@ -111,8 +111,8 @@ def activation(
     chosen = choose_sites(list(found.used), site) if site else list(found.used)
     header = setup("hilora figures activation", method=method, seed=seed, sites=chosen)
     files = [write_entries({"setup": header, **found.numbers(chosen)}, out / "activation.json")]
-    files += figures.save(heatmaps.activation(found, chosen, method), out / "activation")
-    files += figures.save(heatmaps.activation_layers(found, method), out / "activation_layers")
+    files += figures.save(activation_maps.by_token(found, chosen, method), out / "activation")
+    files += figures.save(activation_maps.by_site(found, method), out / "activation_layers")
     _say(files)
 
 
