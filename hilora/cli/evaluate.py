@@ -41,8 +41,9 @@ def tasks(
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.base.embed import Embedder
     from hilora.base.models import load_base
+    from hilora.evaluate.job import Bench, Job
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
-    from hilora.evaluate.run import Bench, Job, run_job
+    from hilora.evaluate.run import run_job
     from hilora.evaluate.settings import make_cases
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
