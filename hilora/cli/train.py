@@ -101,7 +101,7 @@ def router(
     dtype: Dtype = None,
 ) -> None:
     """Train RAMoLE's RouterLoRA, for the method `ramole`. An interrupted run resumes."""
-    from hilora.train.gates import GateRecipe
+    from hilora.train.recipe import GateRecipe
 
     recipe = GateRecipe(
         steps=steps,
@@ -135,7 +135,8 @@ def moe(
 ) -> None:
     """Train a mixture of experts, or SMEAR: an adapter of each "cluster" of the data. An interrupted run resumes."""
     from hilora.errors import UnknownNameError
-    from hilora.train.gates import MOES, GateRecipe
+    from hilora.train.gates import MOES
+    from hilora.train.recipe import GateRecipe
     from hilora.train.tasks import read_clusters
 
     if kind not in MOES:
@@ -163,7 +164,7 @@ def phatgoose(
     dtype: Dtype = None,
 ) -> None:
     """Train Phatgoose's gates, adapter by adapter; those that have theirs already are left. Resumes."""
-    from hilora.train.gates import GateRecipe
+    from hilora.train.recipe import GateRecipe
 
     recipe = GateRecipe(steps=steps, batch=batch, lr=lr, max_tokens=max_tokens, seed=seed, per_task=per_task)
     _train(pool, data, base, dtype, steps, lambda trainer: trainer.phatgoose(recipe), "phatgoose")
@@ -183,7 +184,8 @@ def lorahub(
     dtype: Dtype = None,
 ) -> None:
     """Search LoRAHub's weights on a few examples, without gradients. An interrupted run resumes."""
-    from hilora.train.lorahub import HubRecipe, train_lorahub
+    from hilora.train.lorahub import train_lorahub
+    from hilora.train.recipe import HubRecipe
 
     recipe = HubRecipe(members=members, evaluations=evaluations, per_task=per_task, max_tokens=max_tokens, seed=seed)
 
@@ -218,7 +220,8 @@ def combine(
     from hilora.pool.pool import Pool
     from hilora.pool.source import find_pool
     from hilora.train.data import read_lines
-    from hilora.train.lorahub import HubRecipe, make_adapter
+    from hilora.train.lorahub import make_adapter
+    from hilora.train.recipe import HubRecipe
 
     rows = read_lines(task)
     recipe = HubRecipe(members=members, evaluations=evaluations, per_task=examples, max_tokens=max_tokens, seed=seed)
