@@ -17,8 +17,9 @@ from hilora import Pool
 from hilora.base.embed import Embedder
 from hilora.base.models import load_base
 from hilora.cli.evaluate import parse_methods
+from hilora.evaluate.job import Bench, Job
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
-from hilora.evaluate.run import Bench, Job, run_job
+from hilora.evaluate.run import run_job
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.tables import markdown_table
 

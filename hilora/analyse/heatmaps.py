@@ -1,20 +1,21 @@
-"""Maps: similarity of prompts and adapters, ROCs that tokens used, overlap of adapters; the look is `figures`'."""
+"""Maps of adapters: by the prompts that are like them, by each other, by layer; the look is `figures`'."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from hilora.analyse.activation import Activation
-from hilora.analyse.figures import GREY, INK, drawing, short_site, shown
+from hilora.analyse.figures import drawing, short_site, shown
 from hilora.analyse.similarity import PROMPTS
 from hilora.errors import UnknownNameError
 from hilora.evaluate.metrics import Floats
 
 CELL, FONT, BOX = 0.155, 6.5, "#0b7a3b"  # inches, points, green as in the paper
+CELLS: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
+"""How a map fills its axes: cells as high and as wide as there is room."""
 TITLES = {
     "own": "log-likelihood / dim under each adapter's Gaussian (HiLoRA Eq. 3)",
     "cosine": "cosine to each adapter's mean sample (Retriever)",
@@ -40,17 +41,15 @@ def similarity(result: Mapping[str, Any], name: str) -> Any:
         )
         grid = figure.subplots(1, panels, sharey=True, squeeze=False, width_ratios=[width, 1.0][:panels])
         axes = grid[0, 0]
-        image = axes.imshow(scores, aspect="auto", interpolation="nearest", **_colours(name, scores))
+        image = axes.imshow(scores, **CELLS, **_colours(name, scores))
         axes.spines[["top", "right"]].set_visible(True)
-        _name(axes.set_xticks, [adapter for adapter, _ in adapters], rotation=90)
-        _name(axes.set_yticks, [task for task, _ in tasks])
+        name_ticks(axes.set_xticks, [adapter for adapter, _ in adapters], rotation=90)
+        name_ticks(axes.set_yticks, [task for task, _ in tasks])
         axes.set_xlabel("adapter")
         axes.set_ylabel(result.get("prompts", PROMPTS))
         axes.tick_params(length=0)
         _boxes(axes, spans(tasks), spans(adapters))
-        bar = figure.colorbar(image, ax=list(grid[0]), location="right", shrink=0.6, pad=0.01)
-        bar.ax.tick_params(labelsize=FONT)
-        bar.set_label("mean score of the prompts", fontsize=FONT)
+        _bar(figure, image, grid[0], "mean score of the prompts")
         if panels > 1:
             _candidates(grid[0, 1], result["candidates"])
         figure.suptitle(TITLES[name], fontsize=FONT + 3)
@@ -59,14 +58,12 @@ def similarity(result: Mapping[str, Any], name: str) -> Any:
 
 def _boxes(axes: Any, down: Mapping[str, tuple[int, int]], across: Mapping[str, tuple[int, int]]) -> None:
     """A box around each cluster's tasks and adapters, with its name; none where all are in one."""
-    from matplotlib.patches import Rectangle
-
     if len(down) < 2:
         return
     for cluster, (top, high) in down.items():
         if cluster in across:
             left, wide = across[cluster]
-            axes.add_patch(Rectangle((left - 0.5, top - 0.5), wide, high, fill=False, edgecolor=BOX, linewidth=1.6))
+            _box(axes, left, top, wide, high)
     for cluster, (left, _) in across.items():
         axes.text(left - 0.4, -0.7, shown(cluster), fontsize=FONT, color=BOX, rotation=35, va="bottom")
 
@@ -116,126 +113,14 @@ def overlap(found: Mapping[str, Any]) -> Any:
             largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
             look = {"cmap": "magma", "vmin": 0} if name == "reach" else {"cmap": "RdBu_r", "vmin": -largest}
             image = axes.imshow(values, vmax=largest, interpolation="nearest", **look)
-            _name(axes.set_xticks, names, rotation=90)
-            _name(axes.set_yticks, names)
+            name_ticks(axes.set_xticks, names, rotation=90)
+            name_ticks(axes.set_yticks, names)
             axes.tick_params(length=0)
             axes.set_title(title, fontsize=FONT + 1.5)
             figure.colorbar(image, ax=axes, shrink=0.7).ax.tick_params(labelsize=FONT)
             axes.set_xlabel("adapter whose output it is" if name == "reach" else "adapter")
             axes.set_ylabel("adapter whose range it is" if name == "reach" else "adapter")
     return figure
-
-
-def activation(found: Activation, sites: Sequence[str], method: str) -> Any:
-    """Which ROCs each token used: adapters x tokens above, ROCs x tokens below, how often each ROC beside it.
-
-    Args:
-        found: from `activation.record`.
-        sites: sum over these.
-        method: its name, for the title.
-    """
-    # (token, adapter), (token, roc)
-    counts, used = found.counts(sites).double().numpy(), found.used_at(sites).double().numpy()
-    tokens, rocs = used.shape
-    cell = min(CELL, 14 / max(rocs, 1), 30 / max(tokens, 1))
-    width, high = max(3.0, cell * tokens), max(1.0, cell * rocs)
-    top = max(0.35, CELL * len(found.names))
-    with drawing() as figure_class:
-        figure = figure_class(figsize=(width + 3.6, high + top + 2.0), layout="constrained")
-        grid = figure.subplots(2, 2, height_ratios=[top, high], width_ratios=[width, 1.0])
-        above, below, side = grid[0, 0], grid[1, 0], grid[1, 1]
-        above.imshow(counts.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=counts.max() or 1.0)
-        _bars(grid[0, 1], counts.mean(0), above, "mean number", "{:.1f}")
-        _name(above.set_yticks, found.names)
-        above.set_title(
-            f"how many ROCs a token used of each adapter, {_where(sites)} (white 0, darkest {counts.max():.1f})",
-            loc="left",
-        )
-        marks = below.imshow(
-            used.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=used.max() or 1.0
-        )
-        _owners(below, found)
-        below.set_title("each ROC of each adapter", loc="left")
-        figure.colorbar(
-            marks,
-            ax=below,
-            location="left",
-            pad=0.01,
-            aspect=30,
-            label="share of the sites" if len(sites) > 1 else "used",
-        )
-        _tokens(below, found)
-        above.set_xticks([])
-        for axes in (above, below):
-            axes.axvline(found.num_prompt - 0.5, color=INK, linewidth=1, linestyle="--")
-            axes.tick_params(length=0)
-        _bars(side, 100 * used.mean(0), below, "how often (%)", "{:.0f}" if rocs <= 60 else "")
-        figure.suptitle(f"ROCs activated by {method} (prompt left of the dashed line, answer right)", fontsize=10)
-    return figure
-
-
-def _bars(axes: Any, values: Floats, beside: Any, label: str, form: str) -> None:
-    """Bars for the rows of the map beside them."""
-    axes.barh(range(len(values)), values, height=0.8, color="#9dbfdd")
-    axes.set(ylim=beside.get_ylim(), xlim=(0, 1.05 * max(float(values.max()), 1e-9)), xticks=[])
-    for at, value in enumerate(values):
-        axes.text(0, at, " " + form.format(value), va="center", fontsize=FONT)
-    axes.tick_params(labelleft=False, length=0)
-    axes.set_xlabel(label, fontsize=FONT + 1)
-
-
-def activation_layers(found: Activation, method: str) -> Any:
-    """How often each ROC was active at each site: ROCs x sites."""
-    sites = list(found.used)
-    shares = np.stack([found.used_at([site]).numpy().mean(0) for site in sites], axis=1)  # (roc, site)
-    rocs = len(shares)
-    cell = min(CELL, 14 / max(rocs, 1))
-    with drawing() as figure_class:
-        figure = figure_class(
-            figsize=(max(3.0, CELL * len(sites)) + 2.4, max(1.0, cell * rocs) + 1.5), layout="constrained"
-        )
-        axes = figure.subplots()
-        image = axes.imshow(100 * shares, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=100)
-        _name(axes.set_xticks, [short_site(site) for site in sites], rotation=90)
-        _owners(axes, found)
-        axes.tick_params(length=0)
-        axes.set_xlabel("site (layer and module)")
-        axes.set_ylabel("ROCs of each adapter")
-        figure.colorbar(image, ax=axes, label="% of tokens that used the ROC", pad=0.01)
-        axes.set_title(f"How often {method} activated each ROC, site by site", loc="left")
-    return figure
-
-
-def _owners(axes: Any, found: Activation) -> None:
-    """The adapters' names beside the rows of their ROCs, and lines between adapters."""
-    owners = found.owners.tolist()
-    present = sorted(set(owners))
-    starts = [owners.index(i) for i in present]
-    middles = [start + (owners.count(i) - 1) / 2 for start, i in zip(starts, present, strict=True)]
-    axes.set_yticks(middles, [shown(found.names[i]) for i in present], fontsize=FONT)
-    for start in starts[1:]:
-        axes.axhline(start - 0.5, color=GREY, linewidth=0.7)
-
-
-def _where(sites: Sequence[str]) -> str:
-    return shown(sites[0], 60) if len(sites) == 1 else f"mean of {len(sites)} sites"
-
-
-def _tokens(axes: Any, found: Activation) -> None:
-    step = max(1, len(found.tokens) // 220)
-    places = range(0, len(found.tokens), step)
-    labels = [visible(found.tokens[i]) for i in places]
-    axes.set_xticks(places, labels, rotation=90, fontsize=FONT)
-    axes.set_xlabel("token")
-
-
-def visible(token: str) -> str:
-    """A token as a label: blanks and line ends can be seen."""
-    return shown(token.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").strip() or "\N{MIDDLE DOT}", 14)
-
-
-def _name(ticks: Any, names: Sequence[str], **look: Any) -> None:
-    ticks(range(len(names)), [shown(name) for name in names], fontsize=FONT, **look)
 
 
 def weights(found: Mapping[str, Any], most: int = 12) -> Any:
@@ -245,8 +130,6 @@ def weights(found: Mapping[str, Any], most: int = 12) -> Any:
         found: "sites" and "tasks", task -> {"adapters", "weights" (site, adapter)}.
         most: adapters of a panel, by their mean weight.
     """
-    from matplotlib.patches import Rectangle
-
     layers = [short_site(site) for site in found["sites"]]
     tasks = found["tasks"]
     with drawing() as figure_class:
@@ -258,15 +141,32 @@ def weights(found: Mapping[str, Any], most: int = 12) -> Any:
             values = np.array(of["weights"]).T  # (adapter, site)
             order = np.argsort(-values.mean(1), kind="stable")[:most]
             names = [of["adapters"][i] for i in order]
-            image = axes.imshow(values[order], aspect="auto", interpolation="nearest", vmin=0, vmax=largest)
-            _name(axes.set_yticks, names)
+            image = axes.imshow(values[order], **CELLS, vmin=0, vmax=largest)
+            name_ticks(axes.set_yticks, names)
             axes.set_title(f"prompts of {shown(task)}", fontsize=FONT + 2, loc="left")
             axes.tick_params(length=0)
             if task in names:
-                corner = (-0.5, names.index(task) - 0.5)
-                axes.add_patch(Rectangle(corner, len(layers), 1, fill=False, edgecolor=BOX, linewidth=1.6))
-        _name(panels[-1].set_xticks, layers, rotation=90)
-        bar = figure.colorbar(image, ax=list(panels), location="right", shrink=0.6, pad=0.01)
-        bar.ax.tick_params(labelsize=FONT)
-        bar.set_label("mean weight of a token", fontsize=FONT)
+                _box(axes, 0, names.index(task), len(layers), 1)
+        name_ticks(panels[-1].set_xticks, layers, rotation=90)
+        _bar(figure, image, panels, "mean weight of a token")
     return figure
+
+
+def _bar(figure: Any, image: Any, panels: Iterable[Any], label: str) -> None:
+    """What the colours of all panels mean, beside them."""
+    bar = figure.colorbar(image, ax=list(panels), location="right", shrink=0.6, pad=0.01)
+    bar.ax.tick_params(labelsize=FONT)
+    bar.set_label(label, fontsize=FONT)
+
+
+def _box(axes: Any, left: int, top: int, wide: int, high: int) -> None:
+    """A box around so many cells from one on."""
+    from matplotlib.patches import Rectangle
+
+    corner = (left - 0.5, top - 0.5)
+    axes.add_patch(Rectangle(corner, wide, high, fill=False, edgecolor=BOX, linewidth=1.6))
+
+
+def name_ticks(ticks: Any, names: Sequence[str], **look: Any) -> None:
+    """A name at each row or column, by an axes' `set_xticks` or `set_yticks`."""
+    ticks(range(len(names)), [shown(name) for name in names], fontsize=FONT, **look)

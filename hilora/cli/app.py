@@ -11,6 +11,7 @@ import typer
 from hilora.cli import evaluate, figures, pool, train
 from hilora.cli.bench import bench
 from hilora.cli.explain import explain
+from hilora.cli.opened import choose_method, open_pool
 from hilora.cli.options import (
     Allow,
     Base,
@@ -65,14 +66,11 @@ def route(
     from dataclasses import asdict
 
     from hilora.base.prompts import query_text
-    from hilora.methods.lookup import get_method
     from hilora.planner import Planner
-    from hilora.pool import Pool
-    from hilora.pool.source import find_pool
 
     listed = [query_text(prompt) for prompt in read_prompts(prompts, file)]
-    built = get_method(method, **parse_settings(option))
-    opened = Pool.open(find_pool(pool))
+    built, _ = choose_method(method, option)
+    opened = open_pool(pool)
     with status(f"Routing over {len(opened)} adapters"):
         planner = Planner(opened, built)
         routed = planner.route(listed, allow=allow, deny=deny)
@@ -113,7 +111,6 @@ def generate(
     from hilora.cli.show import print_stream, progress
     from hilora.engine.generate import HiLoRA
     from hilora.errors import InputError
-    from hilora.methods.lookup import get_method
 
     listed = read_prompts(prompts, file)
     if stream and (len(listed) > 1 or as_json):
@@ -121,8 +118,7 @@ def generate(
     options: dict[str, Any] = parse_settings(generation)
     if temperature is not None:
         options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    settings = parse_settings(option)
-    get_method(method, **settings)  # refuses what is no option of the method, before anything is loaded
+    _, settings = choose_method(method, option)
     options |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": stop, "allow": allow, "deny": deny}
     quiet_transformers()
     with status("Loading the base model"):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hilora.cli.opened import open_pool
 from hilora.cli.options import Base, Dtype, PoolName, parse_settings, quiet_transformers, split_names
 from hilora.cli.show import console, progress, status
 from hilora.errors import InputError
@@ -41,13 +42,12 @@ def tasks(
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.base.embed import Embedder
     from hilora.base.models import load_base
+    from hilora.evaluate.job import Bench, Job
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
-    from hilora.evaluate.run import Bench, Job, run_job
+    from hilora.evaluate.run import run_job
     from hilora.evaluate.settings import make_cases
-    from hilora.pool import Pool
-    from hilora.pool.source import find_pool
 
-    opened = Pool.open(find_pool(pool))
+    opened = open_pool(pool)
     rows = load_rows(data)
     keep_tasks, keep_clusters = (None if names is None else split_names(names) for names in (task, cluster))
     chosen = choose_rows(rows, part=part, per_task=per_task, tasks=keep_tasks, clusters=keep_clusters, seed=seed)

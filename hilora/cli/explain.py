@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hilora.cli.opened import choose_method, open_pool
 from hilora.cli.options import (
     Allow,
     Base,
@@ -16,10 +17,9 @@ from hilora.cli.options import (
     Method,
     PoolName,
     Settings,
-    parse_settings,
     quiet_transformers,
 )
-from hilora.cli.show import console, status
+from hilora.cli.show import show_files, status
 
 
 def explain(
@@ -43,14 +43,11 @@ def explain(
     from hilora.analyse.page import render
     from hilora.base.prompts import query_text
     from hilora.engine.generate import HiLoRA
-    from hilora.methods.lookup import get_method
     from hilora.planner import Planner
-    from hilora.pool import Pool
-    from hilora.pool.source import find_pool
 
-    text, settings = query_text(prompt), parse_settings(option)
-    built = get_method(method, **settings)
-    opened = Pool.open(find_pool(pool))
+    text = query_text(prompt)
+    built, settings = choose_method(method, option)
+    opened = open_pool(pool)
     quiet_transformers()
     with status("Routing, and answering" if generate else "Routing"):
         if generate:
@@ -60,4 +57,4 @@ def explain(
             found = explain_route(Planner(opened, built), text, seed=seed, allow=allow, deny=deny)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(render(found), encoding="utf-8", errors="replace")
-    console.print(str(out), markup=False, highlight=False, soft_wrap=True)
+    show_files([out])

@@ -13,6 +13,8 @@ import typer
 from hilora.base.prompts import Prompt
 from hilora.errors import InputError
 
+AdapterName = Annotated[str, typer.Argument(help="Adapter name.")]
+PoolFolder = Annotated[str, typer.Option("--pool", help="Pool folder.")]
 PoolName = Annotated[str, typer.Option("--pool", help="Pool folder, or an installed pool's name.")]
 Method = Annotated[str, typer.Option("--method", "-m", help="See: hilora methods")]
 Settings = Annotated[list[str] | None, typer.Option("--option", "-o", help="Method option, e.g. -o gamma=0.3")]
@@ -21,6 +23,13 @@ Deny = Annotated[list[str] | None, typer.Option("--deny", help="Leave this adapt
 Base = Annotated[str | None, typer.Option(help="Base model; default: the pool's.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")]
 MaxNew = Annotated[int, typer.Option(min=1, help="At most this many tokens of the answer.")]
+FiguresOut = Annotated[Path, typer.Option("--out", help="Folder for the figures and their numbers.")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
+Batch = Annotated[int, typer.Option(min=1, help="Examples per step.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Longest = Annotated[int, typer.Option(min=8, help="Longer examples are left out.")]
+Members = Annotated[int, typer.Option(min=2, help="Adapters that are drawn.")]
+Evaluations = Annotated[int, typer.Option(min=1, help="Of the loss.")]
 
 
 def split_names(names: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
@@ -150,6 +151,12 @@ def show_check(name: str, problem: str, found: Diagnosis | None) -> None:
 
 def _taken(rival: Rival) -> str:
     return "" if rival.lost is None else f", takes {rival.lost:.0%}"
+
+
+def show_files(files: Iterable[Path]) -> None:
+    """Paths of what was written, one a line, as they are."""
+    for file in files:
+        console.print(str(file), markup=False, highlight=False, soft_wrap=True)
 
 
 def shorten(text: str, width: int = 100) -> str:

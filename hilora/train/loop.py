@@ -19,6 +19,8 @@ from hilora.train.recipe import Schedule
 if TYPE_CHECKING:
     import torch
 
+LOG = "training.jsonl"
+"""A line per step, in the work folder."""
 Batch = TypeVar("Batch")
 OnStep = Callable[[int, float, float], None]
 """Called with (step, loss, real tokens per second)."""
@@ -62,7 +64,7 @@ def optimise(
 
     optimiser = torch.optim.AdamW(named.values(), lr=schedule.lr, weight_decay=0.0)
     done = load_checkpoint(work, schedule, named, optimiser, key)
-    log = work / "training.jsonl"
+    log = work / LOG
     kept = log.read_text().splitlines()[:done] if log.exists() else []
     log.write_text("".join(line + "\n" for line in kept))
     for step in range(schedule.steps):

@@ -8,17 +8,15 @@ the same adapter, since each step's batch depends on the seed and the step alone
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilora.errors import InputError, ModelError
 from hilora.train.data import batches, completion_loss, encode_examples, write_samples
 from hilora.train.loop import OnStep, as_it_was, optimise
+from hilora.train.outcome import finish, refuse_existing, work_folder, write_recipe
 from hilora.train.recipe import Recipe
 from hilora.train.tasks import hash_tasks
 
@@ -59,14 +57,11 @@ def train_lora(
     from peft import LoraConfig, get_peft_model
 
     recipe = recipe or Recipe()
-    if out.exists():
-        raise InputError(f"{out} exists. Choose another --out, or delete it to train again.")
+    refuse_existing(out)
     examples = [e for e in encode_examples(rows, tokenizer) if len(e) <= recipe.max_tokens]
     if not examples:
         raise InputError(f"None of the {len(rows)} lines fits into {recipe.max_tokens} tokens. Raise --max-tokens.")
-    work = out.with_name(out.name + ".training")
-    work.mkdir(parents=True, exist_ok=True)
-
+    work = work_folder(out)
     torch.manual_seed(recipe.seed)
     task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     config = LoraConfig(
@@ -101,12 +96,9 @@ def train_lora(
             peft_model.unload()
     adapter = work / "adapter"
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card template
-    (adapter / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+    write_recipe(adapter, recipe)
     write_samples(rows, adapter / "samples.jsonl", recipe.num_samples, recipe.seed)
-    shutil.copy(work / "training.jsonl", adapter / "training.jsonl")
-    adapter.rename(out)
-    shutil.rmtree(work)
-    return out
+    return finish(adapter, out)
 
 
 @contextmanager

@@ -5,16 +5,14 @@
 over w in [-1.5, 1.5]^n, starting from 0, with 20 adapters drawn at random, 0.05 for l1 and 40 evaluations, as in its
 public settings. The mixed form learns one w from examples of all tasks; the original form makes an adapter of a new
 task, from examples of that task alone (`make_adapter`). The original optimiser is nevergrad's; its paper names
-CMA-ES, which pycma has.
+CMA-ES, which pycma has (`train.search`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,110 +22,21 @@ from hilora.base.prompts import pad_id
 from hilora.compose.stack import stack_sites
 from hilora.compose.weighted import Weighted
 from hilora.engine.attach import attach
-from hilora.errors import HiloraError, InputError
+from hilora.errors import InputError
 from hilora.merge.average import combine
 from hilora.pool.export import write_peft
-from hilora.pool.trained import TRAINED, Trained
 from hilora.pool.view import Entry, PoolView
 from hilora.train.data import completion_loss, write_samples
-from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks, hash_tasks
-from hilora.types import Factors, Plan
+from hilora.train.frozen import whole_plan
+from hilora.train.loop import LOG
+from hilora.train.outcome import part_work, refuse_existing, run_key, save_part, work_folder, write_recipe
+from hilora.train.recipe import HubRecipe
+from hilora.train.search import Loss, search
+from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks
+from hilora.types import Factors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubRecipe:
-    """How the weights are searched.
-
-    Attributes:
-        members: adapters that are drawn.
-        evaluations: of the loss.
-        l1: weight of the mean |w_i|.
-        bound: largest |w_i|.
-        sigma: first step size.
-        per_task: examples of each task.
-        batch, max_tokens: of the loss.
-        seed: of the draw and of the search.
-    """
-
-    members: int = 20
-    evaluations: int = 40
-    l1: float = 0.05
-    bound: float = 1.5
-    sigma: float = 0.5
-    per_task: int = 20
-    batch: int = 32
-    max_tokens: int = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.members < 2 or self.evaluations < 1:
-            raise InputError("LoRAHub needs at least 2 members and 1 evaluation.")
-
-
-Loss = Callable[[Sequence[float]], float]
-
-
-def search(
-    loss: Loss, count: int, recipe: HubRecipe, log: Path | None = None, key: str = ""
-) -> tuple[list[float], float]:
-    """The best weights found, and their loss with the L1 term.
-
-    Args:
-        loss: weights -> mean loss of the examples.
-        count: number of weights.
-        recipe: how.
-        log: JSON Lines of what was evaluated; what it holds already is taken from there, so that a run goes on.
-        key: of everything else that the loss depends on: data, adapters, base. A log of another is refused.
-
-    Raises:
-        HiloraError: pycma is missing.
-        InputError: the log is of another search.
-    """
-    try:
-        import cma
-    except ImportError as error:
-        raise HiloraError("LoRAHub searches with pycma. Run: pip install 'hilora[train]'") from error
-    known = _read_log(log, {"key": key, "recipe": asdict(recipe)})
-    options = {"bounds": [-recipe.bound, recipe.bound], "seed": recipe.seed + 1, "verbose": -9}
-    strategy = cma.CMAEvolutionStrategy([0.0] * count, recipe.sigma, options)
-    best, lowest, done = [0.0] * count, float("inf"), 0
-    while done < recipe.evaluations:
-        asked = strategy.ask()
-        if done == 0:
-            asked[0] = np.zeros(count)  # the base model itself is the first guess
-        values = []
-        for weights in asked:
-            if done < len(known):
-                value = float(known[done]["loss"])
-            elif done < recipe.evaluations:
-                value = loss(weights.tolist()) + recipe.l1 * float(np.abs(weights).mean())
-                if log is not None:
-                    with log.open("a") as lines:
-                        lines.write(json.dumps({"weights": weights.tolist(), "loss": value}) + "\n")
-            else:
-                break
-            done += 1
-            values.append(value)
-            if value < lowest:
-                best, lowest = weights.tolist(), value
-        if len(values) == len(asked):
-            strategy.tell(asked, values)
-    return best, lowest
-
-
-def _read_log(log: Path | None, header: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was evaluated already; a new log gets its first line. A line that was cut off is taken out."""
-    if log is None:
-        return []
-    text = log.read_text(encoding="utf-8") if log.exists() else ""
-    first, *lines = text[: text.rfind("\n") + 1].splitlines() or [""]
-    if first and json.loads(first) != json.loads(json.dumps(header)):
-        raise InputError(f"{log} is of another search. Give the same data and options, or delete it to start again.")
-    log.write_text("".join(line + "\n" for line in [json.dumps(header), *lines]), encoding="utf-8")
-    return [json.loads(line) for line in lines]
 
 
 def train_lorahub(
@@ -149,18 +58,11 @@ def train_lorahub(
         on_step: called with (evaluation, loss).
     """
     entries, drawn = draw_members(pool, recipe), draw(tasks, recipe.per_task, recipe.seed)
-    log = pool.path / TRAINED / ".training-lorahub.jsonl"
+    log = part_work(pool, "lorahub.jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
     weights = _searched(pool, entries, drawn, recipe, model, tokenizer, log, on_step)
-    path = Trained(
-        "lorahub",
-        {"weights": torch.tensor(weights)},
-        {entry.name: entry.hash for entry in entries},
-        {},
-        pool.version,
-        hash_tasks(drawn),
-        asdict(recipe) | {"drawn": [entry.name for entry in entries]},
-    ).save(pool.path)
+    names = [entry.name for entry in entries]
+    path = save_part(pool, "lorahub", {"weights": torch.tensor(weights)}, entries, drawn, recipe, drawn=names)
     log.replace(path.with_suffix(".jsonl"))
     return path
 
@@ -190,16 +92,13 @@ def make_adapter(
     Raises:
         InputError: the folder exists; too few adapters are left.
     """
-    if out.exists():
-        raise InputError(f"{out} exists. Choose another --out, or delete it to search again.")
+    refuse_existing(out, "search")
     entries, drawn = draw_members(pool, recipe, without), draw({out.name: rows}, recipe.per_task, recipe.seed)
-    work = out.with_name(out.name + ".training")
-    work.mkdir(parents=True, exist_ok=True)
-    weights = _searched(pool, entries, drawn, recipe, model, tokenizer, work / "training.jsonl", on_step)
+    work = work_folder(out)
+    weights = _searched(pool, entries, drawn, recipe, model, tokenizer, work / LOG, on_step)
     merged = combine([pool.factors(entry.hash) for entry in entries], weights)
     write_peft(work, merged, pool.base.name)
-    about = asdict(recipe) | {"weights": dict(zip([entry.name for entry in entries], weights, strict=True))}
-    (work / "recipe.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_recipe(work, recipe, weights=dict(zip([entry.name for entry in entries], weights, strict=True)))
     write_samples(drawn[out.name], work / "samples.jsonl", recipe.per_task, recipe.seed)
     return work.rename(out)
 
@@ -239,8 +138,7 @@ def _searched(
             on_step(count, value)
         return value
 
-    key = " ".join([hash_tasks(drawn), *(entry.hash for entry in entries)])
-    return search(watched, len(entries), recipe, log, key)[0]
+    return search(watched, len(entries), recipe, log, run_key(drawn, entries))[0]
 
 
 def hub_loss(
@@ -262,8 +160,7 @@ def hub_loss(
         rank = max(len(down) for down, _ in merged.values())
         sites, total, tokens = stack_sites([merged], where), 0.0, 0
         for group in groups:
-            ones = torch.ones(len(group), 1)
-            plan = Plan((0,), torch.tensor([rank]), ones, ones.long() * rank, torch.ones(len(group)), whole=True)
+            plan = whole_plan([0], [rank], torch.ones(len(group), 1, dtype=torch.bool))
             count = sum(len(example.completion) for example in group)
             with torch.inference_mode(), attach(model, sites, plan, Weighted()):
                 total += float(completion_loss(model, group, pad)) * count

@@ -55,3 +55,61 @@ class Recipe(Schedule):
     rank: int = 8
     alpha: int = 16
     num_samples: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateRecipe(Shared):
+    """How gates are trained.
+
+    Attributes:
+        per_task: examples of each task.
+        rank, alpha: of RouterLoRA.
+        dropout: share of the adapters that each row does without, for RouterLoRA; never all.
+        share: of the tasks, for RouterLoRA.
+        temperature: tau of the Gumbel softmax of sparse mixtures.
+    """
+
+    steps: int = 200
+    batch: int = 8
+    lr: float = 1e-3
+    per_task: int = 20
+    rank: int = 6
+    alpha: int = 12
+    dropout: float = 0.5
+    share: float = 0.4
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is a share of the adapters: got {self.dropout}, expected 0 <= dropout < 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubRecipe:
+    """How the weights are searched.
+
+    Attributes:
+        members: adapters that are drawn.
+        evaluations: of the loss.
+        l1: weight of the mean |w_i|.
+        bound: largest |w_i|.
+        sigma: first step size.
+        per_task: examples of each task.
+        batch, max_tokens: of the loss.
+        seed: of the draw and of the search.
+    """
+
+    members: int = 20
+    evaluations: int = 40
+    l1: float = 0.05
+    bound: float = 1.5
+    sigma: float = 0.5
+    per_task: int = 20
+    batch: int = 32
+    max_tokens: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.members < 2 or self.evaluations < 1:
+            raise InputError("LoRAHub needs at least 2 members and 1 evaluation.")

@@ -12,10 +12,9 @@ Only the few samples that stand for each adapter are used: nobody's training dat
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from hilora.base.embed import BATCH, DEFAULT_EMBEDDER, INSTRUCTION, embedder_pat
 from hilora.base.models import default_dtype, quiet_loading
 from hilora.errors import InputError, ModelError
 from hilora.train.loop import OnStep, optimise
+from hilora.train.outcome import finish, refuse_existing, work_folder, write_recipe
 from hilora.train.recipe import Shared
 from hilora.train.tasks import hash_tasks, tasks_of
 
@@ -86,8 +86,7 @@ def check_training(samples: Mapping[str, Sequence[str]], out: Path) -> None:
     Raises:
         InputError: `out` exists, or there are too few tasks or samples.
     """
-    if out.exists():
-        raise InputError(f"{out} exists. Choose another --out, or delete it to train again.")
+    refuse_existing(out)
     few = [name for name, texts in samples.items() if len(set(texts)) < 2]
     if len(samples) < 2 or few:
         what = f"{few[0]!r} has fewer than two different samples" if len(samples) > 1 else "there is only one task"
@@ -117,8 +116,7 @@ def train_retriever(
     pooling, longest = pooling_of(source), min(recipe.max_tokens, longest_text(source) or recipe.max_tokens)
     if pooling is None:
         raise ModelError(f"The embedder at {source} is no encoder with mean or first-token pooling; choose another.")
-    work = out.with_name(out.name + ".training")
-    work.mkdir(parents=True, exist_ok=True)
+    work = work_folder(out)
     torch.manual_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(source)
     with quiet_loading():
@@ -150,8 +148,5 @@ def train_retriever(
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted here
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.bin", "*.onnx", "*.safetensors", "openvino"))
     model.save_pretrained(folder)
-    (folder / "recipe.json").write_text(json.dumps(asdict(recipe) | {"tasks": names}, indent=1) + "\n")
-    shutil.copy(work / "training.jsonl", folder / "training.jsonl")
-    folder.rename(out)
-    shutil.rmtree(work)
-    return out
+    write_recipe(folder, recipe, tasks=names)
+    return finish(folder, out)

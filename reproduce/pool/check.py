@@ -17,9 +17,10 @@ import numpy as np
 from hilora import Pool
 from hilora.base.embed import Embedder
 from hilora.base.models import load_base
+from hilora.evaluate.job import Bench, Job
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.rows import choose_rows, load_rows
-from hilora.evaluate.run import Bench, Job, run_job
+from hilora.evaluate.run import run_job
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table

@@ -22,7 +22,8 @@ from hilora.base.models import load_base
 from hilora.evaluate.rows import choose_rows, load_rows
 from hilora.pool.source import samples_for
 from hilora.train.data import read_lines
-from hilora.train.lorahub import HubRecipe, make_adapter
+from hilora.train.lorahub import make_adapter
+from hilora.train.recipe import HubRecipe
 
 TEST = "ramole48/test_half.jsonl"
 RECIPE = HubRecipe(per_task=8, max_tokens=256)

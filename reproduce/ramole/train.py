@@ -26,8 +26,9 @@ from hilora import Pool
 from hilora.base.models import load_base
 from hilora.pool.trained import load_trained, trained_path
 from hilora.train.data import batches
-from hilora.train.gates import MOES, GateRecipe, Trainer
-from hilora.train.lorahub import HubRecipe, train_lorahub
+from hilora.train.gates import MOES, Trainer
+from hilora.train.lorahub import train_lorahub
+from hilora.train.recipe import GateRecipe, HubRecipe
 from hilora.train.tasks import draw, encode_tasks, read_clusters, read_tasks
 
 HERE = Path(__file__).parent

@@ -16,10 +16,11 @@ import torch
 from tokenizers.decoders import Fuse
 
 from hilora import HiLoRA, Pool
+from hilora.base.embed import describe_embedder
 from hilora.base.fingerprint import describe_model
 from hilora.errors import HiloraError, InputError, UnknownNameError
 from hilora.methods.lookup import get_method
-from hilora.planner import Planner, describe_embedder
+from hilora.planner import Planner
 
 pytest.importorskip("lm_eval")
 

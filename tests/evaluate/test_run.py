@@ -14,10 +14,12 @@ import pytest
 
 from hilora import METHODS, HiLoRA, Pool, get_method
 from hilora.errors import HiloraError, InputError
+from hilora.evaluate.batches import answer_limits, schedule
+from hilora.evaluate.job import Bench, Job
 from hilora.evaluate.metrics import exact_match
 from hilora.evaluate.report import Results, summarise
 from hilora.evaluate.rows import Row, answer_hash
-from hilora.evaluate.run import Bench, Job, answer_limits, route_cases, run_job, schedule
+from hilora.evaluate.run import route_cases, run_job
 from hilora.evaluate.served import served_digests
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.tables import TABLES, markdown_table

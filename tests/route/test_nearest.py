@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hilora.errors import HiloraError, InputError, UnknownNameError
 from hilora.methods.lookup import get_method
-from hilora.route import nearest
+from hilora.route import indexed, nearest
 from hilora.route.features import Features
 from hilora.route.nearest import Exact, Indexed, make_search
 from hilora.route.router import Query
@@ -138,7 +138,7 @@ def test_an_index_under_a_mask_that_leaves_few_is_exact() -> None:
 
 def test_two_halves_find_almost_all(monkeypatch: Any) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(nearest, "WHOLE_UP_TO", 3000)
+    monkeypatch.setattr(indexed, "WHOLE_UP_TO", 3000)
     means, prompts = world(4000, 24, 100)
     search = Indexed(means)
     assert len(search.parts) == 2

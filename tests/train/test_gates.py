@@ -23,9 +23,9 @@ from hilora.engine.attach import attach
 from hilora.errors import InputError, MismatchError, PoolError
 from hilora.planner import Planner
 from hilora.pool.trained import load_trained, trained_path
-from hilora.train.gates import MOES, GateRecipe, Trainer
+from hilora.train.gates import MOES, Trainer
 from hilora.train.loop import optimise
-from hilora.train.recipe import Schedule
+from hilora.train.recipe import GateRecipe, Schedule
 from hilora.train.tasks import draw, read_clusters, read_tasks
 from hilora.types import Factors, Plan, Site
 

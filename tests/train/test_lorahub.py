@@ -1,11 +1,9 @@
-"""LoRAHub: the search finds a minimum, goes on from its log, and what it finds is what is served."""
+"""LoRAHub: the loss is that of the merged adapter, and what the search finds is what is served."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +20,11 @@ from hilora.planner import Planner
 from hilora.pool.source import samples_for
 from hilora.pool.trained import load_trained
 from hilora.train.data import completion_loss
-from hilora.train.lorahub import HubRecipe, hub_loss, make_adapter, search, train_lorahub
+from hilora.train.lorahub import hub_loss, make_adapter, train_lorahub
+from hilora.train.recipe import HubRecipe
 from hilora.train.tasks import encode_tasks
 
 pytest.importorskip("cma")
-TARGET = [0.5, -1.0, 0.25]
-
-
-def bowl(weights: Sequence[float]) -> float:
-    return sum((w - t) ** 2 for w, t in zip(weights, TARGET, strict=True))
-
-
-def test_the_search_finds_a_minimum_within_the_bounds_and_pays_for_size() -> None:
-    found, lowest = search(bowl, 3, HubRecipe(evaluations=400, l1=0.0))
-    assert found == pytest.approx(TARGET, abs=0.02)
-    assert lowest == pytest.approx(bowl(found))
-    small, _ = search(bowl, 3, HubRecipe(evaluations=400, l1=3.0))
-    # minimum of (w - t)^2 + |w| for each w: t moved towards 0 by a half
-    assert small == pytest.approx([0.0, -0.5, 0.0], abs=0.05)
-    edge, _ = search(lambda w: -sum(w), 3, HubRecipe(evaluations=200, bound=0.7, l1=0.0))
-    assert max(abs(w) for w in edge) <= 0.7
-
-
-def test_the_first_guess_is_the_base_model_and_every_evaluation_counts() -> None:
-    asked: list[list[float]] = []
-    search(lambda w: asked.append(list(w)) or 1.0, 4, HubRecipe(evaluations=13))  # type: ignore[func-returns-value]
-    assert asked[0] == [0.0] * 4
-    assert len(asked) == 13
-
-
-def test_a_search_goes_on_from_its_log(tmp_path: Path) -> None:
-    recipe, log = HubRecipe(evaluations=30), tmp_path / "log.jsonl"
-    whole = search(bowl, 3, recipe, log)
-    lines = log.read_text().splitlines()
-    assert len(lines) == 1 + 30
-    log.write_text("\n".join(lines[:18]) + '\n{"weights": [0.1')  # the last line was cut off
-    calls: list[int] = []
-    assert search(lambda w: calls.append(1) or bowl(w), 3, recipe, log) == whole  # type: ignore[func-returns-value]
-    assert len(calls) == 13
-    for other, key in ((replace(recipe, l1=0.2), ""), (recipe, "other data")):
-        with pytest.raises(InputError, match="another search"):
-            search(bowl, 3, other, log, key)
 
 
 def test_merged_parameters_are_weighted_sums_of_a_and_of_b(shared_pool: Any) -> None:
@@ -153,8 +115,3 @@ def test_an_adapter_is_made_of_others_and_can_be_added(
         make_adapter(
             pool, rows, tmp_path / "other", recipe, **common | {"without": ["alpha", "beta", "gamma", "made"]}
         )
-
-
-def test_a_search_without_members_makes_no_sense() -> None:
-    with pytest.raises(InputError, match="at least 2 members"):
-        HubRecipe(members=1)

@@ -1,0 +1,56 @@
+"""hilora figures selection, retrieval: what results files of hilora evaluate say, drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hilora.cli.options import FiguresOut, split_names
+from hilora.cli.show import show_files
+from hilora.jsonl import write_entries
+
+
+def selection(
+    *,
+    rows: Annotated[list[Path], typer.Option(help="Results of hilora evaluate tasks (may be repeated).")],
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="A method of the results, as labelled there.")
+    ] = "hilora",
+    setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
+    out: FiguresOut = Path("figures"),
+) -> None:
+    """How many adapters and ROCs a method selects, for seen and for unseen prompts."""
+    from hilora.analyse import figures
+    from hilora.analyse.selection import count_selected, read_results
+
+    figures.need_matplotlib()
+    found = count_selected(read_results(rows), method, setting)
+    name = "selection_" + "".join(c if c.isalnum() or c in "-." else "_" for c in method)
+    files = [write_entries({"method": method, "groups": found}, out / f"{name}.json")]
+    files += figures.save(figures.selections(found, method), out / name)
+    show_files(files)
+
+
+def retrieval(
+    *,
+    results: Annotated[list[Path], typer.Option("--json", help="Of hilora evaluate routing (may be repeated).")],
+    samples: Annotated[
+        str | None, typer.Option(help="Draw against these numbers of samples per adapter, one a file, e.g. 5,10,20")
+    ] = None,
+    k: Annotated[int, typer.Option(help="With --samples: the top k to draw.")] = 1,
+    method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Keep to this one.")] = None,
+    out: FiguresOut = Path("figures"),
+) -> None:
+    """How often the right adapter is among the best k, against k or against the number of samples."""
+    from hilora.analyse import figures
+    from hilora.analyse.retrieval import against_k, against_samples, read_routing
+
+    figures.need_matplotlib()
+    read = {path: read_routing(path) for path in results}
+    if samples is None:
+        drawn = figures.retrieval(**against_k(read, method))
+    else:
+        drawn = figures.retrieval(**against_samples(read, split_names(samples), k, method))
+    show_files(figures.save(drawn, out / ("retrieval" if samples is None else "retrieval_samples")))

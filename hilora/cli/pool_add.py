@@ -1,0 +1,119 @@
+"""hilora pool add, add-all: adapters are checked, embedded and put into a pool, which is made if there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hilora.cli.options import AdapterName, PoolFolder, quiet_transformers
+from hilora.cli.show import console, errors, progress, status
+from hilora.errors import HiloraError, InputError, PoolError
+
+Base = Annotated[str, typer.Option(help="Base model of a new pool: a name or a path.")]
+EmbedderOption = Annotated[str | None, typer.Option(help="Embedder of a new pool.")]
+NoTerms = Annotated[bool, typer.Option("--no-terms", help="Keep no hashed n-grams of the samples.")]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept adapters whose config names another base.")]
+DEFAULT_BASE = "smollm2-135m"
+
+
+def add(
+    name: AdapterName,
+    source: Annotated[str, typer.Argument(help="PEFT folder, or repository on the Hugging Face Hub.")],
+    *,
+    samples: Annotated[Path | None, typer.Option(help="About 20 lines of its training data (JSON Lines).")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Or 5 and more prompts that you wrote for it.")] = None,
+    describe: Annotated[str | None, typer.Option(help="Or what it does, in a few sentences.")] = None,
+    pool: PoolFolder = "./pool",
+    base: Base = DEFAULT_BASE,
+    embedder: EmbedderOption = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of an adapter of that name.")] = False,
+    any_base: AnyBase = False,
+    no_terms: NoTerms = False,
+) -> None:
+    """Check an adapter and put it into a pool; the pool is made if there is none."""
+    from hilora.pool.described import DESCRIPTION, description_texts
+    from hilora.pool.source import adapter_folder, samples_for
+    from hilora.route.gaussian import MIN_SAMPLES
+
+    if sum(given is not None for given in (samples, prompts, describe)) > 1:
+        raise InputError("Give one of --samples, --prompts and --describe.")
+    folder = adapter_folder(source)
+    if describe is not None:
+        origin, texts = DESCRIPTION, description_texts(describe)
+    else:
+        origin, texts = "prompts" if prompts else "samples", samples_for(name, folder, prompts or samples)
+    opened, embed = _open_or_create(pool, base, embedder)
+    with status(f"Adding {name}"):
+        entry = opened.add(
+            name, folder, texts, embed, replace=replace, any_base=any_base, terms=not no_terms, origin=origin
+        )
+        opened.tune()
+    if origin == DESCRIPTION:
+        errors.print(
+            f"[yellow]{name} is known by a description only, and will often be missed. "
+            f"Five prompts written for it (--prompts FILE --replace) do much better.[/]"
+        )
+    elif entry.num_samples < MIN_SAMPLES:
+        errors.print(
+            f"[yellow]{name} has {entry.num_samples} samples: it is routed by a diagonal Gaussian. "
+            f"Give {MIN_SAMPLES} or more, 20 is good.[/]"
+        )
+    console.print(
+        f"{name}: rank {entry.rank}, {entry.num_sites} sites, {entry.num_samples} samples ({entry.origin}), "
+        f"{entry.hash[:12]}"
+    )
+
+
+def add_all(
+    folder: Annotated[Path, typer.Argument(help="A folder of PEFT folders, each with its samples.jsonl.")],
+    *,
+    pool: PoolFolder = "./pool",
+    base: Base = DEFAULT_BASE,
+    embedder: EmbedderOption = None,
+    any_base: AnyBase = False,
+    no_terms: NoTerms = False,
+) -> None:
+    """Add every PEFT folder inside a folder under its own name; what is there already is left."""
+    from hilora.pool.source import samples_for
+
+    found = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    if not found:
+        raise InputError(f"{folder} holds no PEFT folders (none of its folders has an adapter_config.json).")
+    opened, embed = _open_or_create(pool, base, embedder)
+    new = [path for path in found if path.name not in opened.names]
+    refused = []
+    with progress(len(new), "adapters") as advance:
+        for number, path in enumerate(new, start=1):
+            try:
+                texts = samples_for(path.name, path, None)
+                opened.add(path.name, path, texts, embed, any_base=any_base, terms=not no_terms)
+            except HiloraError as error:
+                refused.append(f"{path.name}: {error}")
+            advance(number)
+    opened.tune()
+    console.print(f"{len(new) - len(refused)} added, {len(found) - len(new)} there before, {len(refused)} refused")
+    if refused:
+        raise PoolError("; ".join(refused))
+
+
+def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, Any]:
+    """The pool, made if there is none, and its embedder."""
+    from hilora.base.embed import DEFAULT_EMBEDDER, Embedder, describe_embedder
+    from hilora.base.fingerprint import describe_base
+    from hilora.pool import Pool
+    from hilora.pool.store import BASE, MANIFEST
+
+    if (Path(path) / MANIFEST).exists():
+        pool = Pool.open(path)
+        found = Embedder(embedder or pool.embedder.name, instruction=pool.embedder.instruction)
+        pool.embedder.check(describe_embedder(found), pool.path)
+        return pool, found
+    left = {BASE} if Path(path).is_dir() else set()  # what a crash may leave of a pool that was being made
+    if Path(path).exists() and (not left or {p.name for p in Path(path).iterdir() if p.name[0] != "."} - left):
+        raise PoolError(f"{path} exists and is no pool. Choose an empty or a new folder for a new pool.")
+    quiet_transformers()
+    with status(f"Making a pool for {base}"):
+        found = Embedder(embedder or DEFAULT_EMBEDDER)
+        return Pool.create(path, describe_base(base), describe_embedder(found)), found
