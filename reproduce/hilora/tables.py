@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import paper
 from experiments import section, tables_main
+from stored import runs_in
 
 from hilora.evaluate.report import RESAMPLES, Results, Summary, cluster_means, summarise
 from hilora.evaluate.statistics import Scored, paired_difference
@@ -244,13 +245,10 @@ def gamma_figure(results: Results, out: Path) -> str:
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
-    files = {
-        name: rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
-    }
     read = {
-        name: finished(Results([path, *(rows.glob(f"phatgoose-{name}.jsonl"))]))
-        for name, path in files.items()
-        if path.exists()
+        name: finished(Results(runs_in(rows, name, f"phatgoose-{name}")))
+        for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
+        if runs_in(rows, name)
     }
     read = {name: results for name, results in read.items() if is_ready(results, NEEDED.get(name))}
     main = {name: read[name] for name in ("iid", "within", "cross") if name in read}

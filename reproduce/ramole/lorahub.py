@@ -4,8 +4,8 @@
 
 DATA holds flan_mini/train/<task>.jsonl and ramole48/test_half.jsonl. The task's own adapter is never among the
 twenty. Adapters go to runs/lorahub, where an interrupted search goes on; rows of `oracle` over them to
-rows/lorahub.jsonl, for tables.py. The original has 20 examples of each task; here it is 8 of at most 256 tokens, and
-40 evaluations as there.
+rows/lorahub.jsonl.gz, for tables.py. The original has 20 examples of each task; here it is 8 of at most 256 tokens,
+and 40 evaluations as there.
 """
 
 import argparse

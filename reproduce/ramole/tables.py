@@ -11,6 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments import section, tables_main
+from stored import runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.tables import by_method, markdown_table
@@ -114,27 +115,26 @@ def number_figure(results: Results, out: Path) -> str:
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# RAMoLE's experiments, measured here\n\nMade by `python reproduce/ramole/tables.py`.\n"]
-    if (rows / "mixed.jsonl").exists():
-        parts = [rows / "mixed.jsonl", rows / "trained.jsonl"]
-        results = Results([path for path in parts if path.exists()])
+    if runs_in(rows, "mixed"):
+        results = Results(runs_in(rows, "mixed", "trained"))
         found = {setting: {s.method: s for s in summarise(results, setting)} for setting in results.settings}
         text += [section("Table I: training-free columns", mixed_table(found, COLUMNS, PAPER, MORE))]
         if all(method in found[setting] for method, setting in TRAINED_COLUMNS):
             text += [section("Table I: trained columns", mixed_table(found, TRAINED_COLUMNS, TRAINED))]
         for setting, of in found.items():
             text += [section(f"All tasks, {setting.upper()}", markdown_table(*by_method(list(of.values()))))]
-    if (rows / "lorahub.jsonl").exists():
-        found = summarise(Results([rows / "lorahub.jsonl"]), "iid", reference="base")
+    if lorahub := runs_in(rows, "lorahub"):
+        found = summarise(Results(lorahub), "iid", reference="base")
         title = "LoRAHub, an adapter made for each task (`oracle` over those; the task's own is never a part)"
         text += [section(title, markdown_table(*by_method(found)))]
-    if (rows / "dropout.jsonl").exists():
-        results = Results([rows / "dropout.jsonl"])
+    if dropout := runs_in(rows, "dropout"):
+        results = Results(dropout)
         for setting in results.settings:
             cells = by_method(summarise(results, setting, reference="ramole"))
             title = f"Fig. 6: RouterLoRA trained in other ways, {setting.upper()}"
             text += [section(title, OTHER_WAYS, markdown_table(*cells))]
-    if (rows / "number.jsonl").exists():
-        table = number_figure(Results([rows / "number.jsonl"]), out / "fig7a.svg")
+    if number := runs_in(rows, "number"):
+        table = number_figure(Results(number), out / "fig7a.svg")
         text += [section("Fig. 7a: number of retrieved adapters", "![Fig. 7a](fig7a.svg)", table)]
     return text
 
