@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from charts import chart
+
 from hilora import HiLoRA, Pool
 from hilora.base.embed import Embedder
 from hilora.bench.rounds import turns
@@ -90,29 +92,24 @@ def lines_of(took: Mapping[str, Sequence[float]], at: int, tokens: int) -> list[
 
 def draw(lines: Sequence[Line], across: str, out: Path) -> str:
     """A curve for each method; returns the table."""
-    import matplotlib.pyplot as plt
-
     methods = list(dict.fromkeys(line["method"] for line in lines))
     places = sorted({line["at"] for line in lines})
-    figure, axes = plt.subplots(figsize=(6, 3.6))
     cells = {place: [str(place)] for place in places}
-    for name in methods:
-        own = {line["at"]: line for line in lines if line["method"] == name}
-        values = [own[place]["tokens_per_s"] for place in places]
-        spread = [
-            [v - own[p]["least"] for p, v in zip(places, values, strict=True)],
-            [own[p]["most"] - v for p, v in zip(places, values, strict=True)],
-        ]
-        axes.errorbar(places, values, yerr=spread, marker="o", capsize=3, label=name)
-        for place, value in zip(places, values, strict=True):
-            cells[place].append(f"{value:.1f}")
-    axes.set_xlabel(across)
-    axes.set_ylabel("tokens per second")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    with chart(out, 6, 3.6) as axes:
+        for name in methods:
+            own = {line["at"]: line for line in lines if line["method"] == name}
+            values = [own[place]["tokens_per_s"] for place in places]
+            spread = [
+                [v - own[p]["least"] for p, v in zip(places, values, strict=True)],
+                [own[p]["most"] - v for p, v in zip(places, values, strict=True)],
+            ]
+            axes.errorbar(places, values, yerr=spread, marker="o", capsize=3, label=name)
+            for place, value in zip(places, values, strict=True):
+                cells[place].append(f"{value:.1f}")
+        axes.set_xlabel(across)
+        axes.set_ylabel("tokens per second")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7)
     return markdown_table((across, *methods), list(cells.values()))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from charts import chart
 from experiments import section, tables_main
 from stored import runs_in
 
@@ -88,27 +89,22 @@ def mixed_table(
 
 def number_figure(results: Results, out: Path) -> str:
     """Average by number of retrieved adapters (Fig. 7a)."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.4))
     rows = []
-    for setting, style in (("iid", "-"), ("ood", "--")):
-        found = {s.method: s.average for s in summarise(results, setting, reference="mixture:k=3")}
-        for method, colour in (("mixture", "#4c72b0"), ("fusion", "#dd8452")):
-            points = {int(label.split("=")[1]): a for label, a in found.items() if label.startswith(f"{method}:k=")}
-            spread = [[p.value - p.low for p in points.values()], [p.high - p.value for p in points.values()]]
-            values = [p.value for p in points.values()]
-            name = f"{method}, {setting}"
-            axes.errorbar(
-                list(points), values, yerr=spread, ls=style, color=colour, marker="o", capsize=3, label=name
-            )
-            rows += [[name, str(k), f"{p.value:.1f} ({p.low:.1f} to {p.high:.1f})"] for k, p in points.items()]
-    axes.set_xlabel("retrieved adapters")
-    axes.set_ylabel("average score")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    with chart(out, 6, 3.4) as axes:
+        for setting, style in (("iid", "-"), ("ood", "--")):
+            found = {s.method: s.average for s in summarise(results, setting, reference="mixture:k=3")}
+            for method, colour in (("mixture", "#4c72b0"), ("fusion", "#dd8452")):
+                label = f"{method}:k="
+                points = {int(name.removeprefix(label)): a for name, a in found.items() if name.startswith(label)}
+                spread = [[p.value - p.low for p in points.values()], [p.high - p.value for p in points.values()]]
+                look = {"ls": style, "color": colour, "marker": "o", "capsize": 3, "label": f"{method}, {setting}"}
+                axes.errorbar(list(points), [p.value for p in points.values()], yerr=spread, **look)
+                rows += [
+                    [look["label"], str(k), f"{p.value:.1f} ({p.low:.1f} to {p.high:.1f})"] for k, p in points.items()
+                ]
+        axes.set_xlabel("retrieved adapters")
+        axes.set_ylabel("average score")
+        axes.legend()
     return markdown_table(("curve", "k", "average"), rows)
 
 
