@@ -18,6 +18,7 @@ from hilora.bench.rounds import turns
 from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
+from hilora.jsonl import read_lines
 from hilora.methods.table import get_method
 from hilora.planner import Planner
 from hilora.pool import store
@@ -152,7 +153,7 @@ def speed_main(
             with numbers.open("a") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
             print(*lines, sep="\n", flush=True)
-    first, *lines = [json.loads(line) for line in numbers.read_text().splitlines()]
+    first, *lines = read_lines(numbers)
     table = draw(lines, across, args.out.with_suffix(".svg"))
     title = (doc or "").splitlines()[0]
     picture = f"![{across}]({args.out.name}.svg)"
@@ -163,5 +164,5 @@ def _measured(numbers: Path, header: Line) -> list[Line]:
     """What an earlier sitting has measured in the same way."""
     if not numbers.exists():
         return []
-    first, *lines = [json.loads(line) for line in numbers.read_text().splitlines()]
+    first, *lines = read_lines(numbers)
     return lines if first == header else []

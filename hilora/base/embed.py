@@ -78,13 +78,20 @@ class Embedder:
         return out
 
 
-class Remembering(Embedder):
+class StandIn(Embedder):
+    """Embeds in another's place, under all that a pool checks it by; how is its subclass's affair."""
+
+    def __init__(self, like: Embedder) -> None:
+        self.name, self.instruction = like.name, like.instruction
+        self.dim, self.fingerprint = like.dim, like.fingerprint
+
+
+class Remembering(StandIn):
     """An embedder that embeds each text once."""
 
     def __init__(self, inner: Embedder) -> None:
+        super().__init__(inner)
         self.inner, self.vectors = inner, dict[str, Tensor]()
-        self.name, self.instruction = inner.name, inner.instruction
-        self.dim, self.fingerprint = inner.dim, inner.fingerprint
 
     def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
         """Embed those texts that are new."""
