@@ -20,6 +20,7 @@ import torch
 
 from hilora.bench.rounds import stopwatch
 from hilora.evaluate.tables import markdown_table
+from hilora.jsonl import read_lines
 
 HERE = Path(__file__).parent
 BYTES = 2  # of bf16
@@ -215,7 +216,7 @@ def main() -> None:
     if args.measure:
         numbers.write_text(json.dumps(measured_device(), indent=1) + "\n")
     here = Device("two cores", **json.loads(numbers.read_text()))
-    lines = [json.loads(line) for line in (HERE / "throughput.jsonl").read_text().splitlines()]
+    lines = read_lines(HERE / "throughput.jsonl")
     (args.out / "cost.md").write_text(page(here, lines))
 
 

@@ -9,15 +9,15 @@ once instead of 16. Run it with nothing else on the machine. Without --data only
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from lines import Line, write
 from runtimes import Other, runtimes
 from torch import Tensor
 
@@ -35,7 +35,7 @@ PAUSE = 0.3
 Embed = Callable[[list[str]], Tensor]
 
 
-def times(embedders: dict[str, Embed], rounds: int, pause: float) -> Iterator[dict[str, Any]]:
+def times(embedders: dict[str, Embed], rounds: int, pause: float) -> Iterator[Line]:
     """Milliseconds for a batch of prompts."""
     for batch in BATCHES:
         work = make_workload(["one"], batch=batch, adapters=1, share="identical", words=60, new_tokens=2)
@@ -49,7 +49,7 @@ def times(embedders: dict[str, Embed], rounds: int, pause: float) -> Iterator[di
         yield {"batch": batch, "ms": {name: round(statistics.median(values), 2) for name, values in took.items()}}
 
 
-def retrieval(embedders: dict[str, Embedder], data: Path) -> Iterator[dict[str, Any]]:
+def retrieval(embedders: dict[str, Embedder], data: Path) -> Iterator[Line]:
     """Percent of prompts whose own adapter is among the best 1, 3, 5, 8."""
     samples, test = (read_samples(data / name) for name in ("samples.jsonl", "test_half.jsonl"))
     names = sorted(samples)
@@ -73,16 +73,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         others = {name: Other(embedders["fp32"], run) for name, run in runtimes(Path(folder)).items()}
     embedders |= others
-    lines = [setup("benchmarks/embedding.py", rounds=args.rounds)]
     by_32 = {"bf16 by 32": lambda texts: embedders["bf16"](texts, 32)}
-    for line in times(embedders | by_32, args.rounds, PAUSE if others else 0):
-        print(line, flush=True)
-        lines.append(line)
-    for line in retrieval(embedders, args.data) if args.data else ():
-        print(line, flush=True)
-        lines.append(line)
-    if args.json:
-        args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    header = setup("benchmarks/embedding.py", rounds=args.rounds)
+    timed = times(embedders | by_32, args.rounds, PAUSE if others else 0)
+    write(args.json, chain([header], timed, retrieval(embedders, args.data) if args.data else ()))
 
 
 if __name__ == "__main__":

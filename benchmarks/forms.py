@@ -11,7 +11,6 @@ Run it with nothing else on the machine.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lines import Line, write
 from torch import Tensor
 
 from hilora import HiLoRA, Pool, get_method
@@ -178,6 +178,17 @@ def forms(width: int, batch: int, adapters: int, used: int, each: int, rounds: i
     return about | {"spared": spared} | {form: spread(times, 3) for form, times in took.items()}
 
 
+def measure(pool: Pool, model: Any, tokenizer: Any, args: argparse.Namespace) -> Iterator[Line]:
+    """All lines of results."""
+    for batch in args.batches:
+        work = make_workload(alike(pool), batch=batch, adapters=min(8, batch), share="zipf", words=60, new_tokens=2)
+        header = setup("forms", dtype=str(model.dtype).removeprefix("torch."))
+        yield header | steps(pool, model, tokenizer, work, args.rounds)
+    for adapters, used in ((8, 1), (8, 3), (32, 1)):
+        for each in args.tokens:
+            yield forms(model.config.hidden_size, 32, adapters, used, each, args.rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pool", default="pools/flan-mini")
@@ -188,19 +199,7 @@ def main() -> None:
     args = parser.parse_args()
     pool = Pool.open(find_pool(args.pool))
     model, tokenizer = load_base(pool.base.name)
-    with args.json.open("w") as file:
-        for batch in args.batches:
-            work = make_workload(
-                alike(pool), batch=batch, adapters=min(8, batch), share="zipf", words=60, new_tokens=2
-            )
-            line = steps(pool, model, tokenizer, work, args.rounds)
-            print(line, flush=True)
-            file.write(json.dumps(setup("forms", dtype=str(model.dtype).removeprefix("torch.")) | line) + "\n")
-        for adapters, used in ((8, 1), (8, 3), (32, 1)):
-            for each in args.tokens:
-                line = forms(model.config.hidden_size, 32, adapters, used, each, args.rounds)
-                print(line, flush=True)
-                file.write(json.dumps(line) + "\n")
+    write(args.json, measure(pool, model, tokenizer, args))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lines import Line, add
 
 from hilora import HiLoRA, Pool, get_method
-from hilora.base.embed import Embedder
 from hilora.base.models import default_dtype, load_base
 from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.workload import Workload, make_workload
@@ -115,8 +116,7 @@ def throughput(
     """
     some = next(iter(pools.values()))
     model, tokenizer = load_base(some.base.name, dtype="bf16")
-    wanted = some.embedder
-    embedder = Embedder(wanted.name, instruction=wanted.instruction, dtype=default_dtype())
+    embedder = some.embedder.load(some.path, default_dtype())
     places = [str(i) for i in range(distinct)]
     work = make_workload(places, batch=batch, adapters=distinct, share="zipf", words=words, new_tokens=new_tokens)
     routers, fits = {}, {}
@@ -151,6 +151,19 @@ def _answer(router: HiLoRA, work: Workload, allow: list[list[str]]) -> object:
     return router.generate(list(work.prompts), batch_size=len(work.prompts), allow=allow, **fixed)
 
 
+def measure(source: Pool, args: argparse.Namespace) -> Iterator[Line]:
+    """All lines of results."""
+    yield setup("benchmarks/pool.py", rounds=args.rounds, dtype="bf16")
+    yield cold(source)
+    # beside the source: hard links do not cross file systems
+    with tempfile.TemporaryDirectory(dir=source.path.parent, prefix=".bench-") as folder:
+        pools = {count: make_pool(source, count, Path(folder) / str(count)) for count in args.registered}
+        timed = {count: pool for count, pool in pools.items() if count <= LOADED}
+        yield from throughput(timed, args.rounds, args.batch, args.distinct, args.words, args.new_tokens)
+        for count, pool in pools.items():
+            yield {"registered": count, **changes(source, pool)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
@@ -162,24 +175,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    source = Pool.open(args.pool)
-
-    def report(line: dict[str, Any]) -> None:
-        print(line, flush=True)
-        if args.json:
-            with args.json.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    report(setup("benchmarks/pool.py", rounds=args.rounds, dtype="bf16"))
-    report(cold(source))
-    # beside the source: hard links do not cross file systems
-    with tempfile.TemporaryDirectory(dir=source.path.parent, prefix=".bench-") as folder:
-        pools = {count: make_pool(source, count, Path(folder) / str(count)) for count in args.registered}
-        timed = {count: pool for count, pool in pools.items() if count <= LOADED}
-        for line in throughput(timed, args.rounds, args.batch, args.distinct, args.words, args.new_tokens):
-            report(line)
-        for count, pool in pools.items():
-            report({"registered": count, **changes(source, pool)})
+    add(args.json, measure(Pool.open(args.pool), args))
 
 
 if __name__ == "__main__":

@@ -16,24 +16,20 @@ import torch
 from torch import Tensor
 
 from hilora.base.bert import Reader
-from hilora.base.embed import DEFAULT_EMBEDDER, Embedder, embedder_path, longest_text, pooled, pooling_of
+from hilora.base.embed import DEFAULT_EMBEDDER, Embedder, StandIn, embedder_path
+from hilora.base.encoders import longest_text, pooled, pooling_of
 
 Run = Callable[[Tensor, Tensor], Tensor]
 """Token ids and mask (text, seq), int64 -> hidden states (text, seq, dim)."""
 
 
-class Other(Embedder):
+class Other(StandIn):
     """The default embedder with its encoder run by something else."""
 
     def __init__(self, like: Embedder, run: Run) -> None:
+        super().__init__(like)
         path = embedder_path(DEFAULT_EMBEDDER)
         read, pooling = Reader.open(path, longest_text(path) or 512, 0, "cpu"), pooling_of(path) or "mean"
-        self.name, self.instruction, self.dim, self.fingerprint = (
-            like.name,
-            like.instruction,
-            like.dim,
-            like.fingerprint,
-        )
 
         def encode(texts: list[str]) -> Tensor:
             ids, mask = read(texts)

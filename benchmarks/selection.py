@@ -12,7 +12,6 @@ samples of the pool drawn again.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from lines import Line, add
 from torch import Tensor
 
 from hilora import Pool
-from hilora.base.embed import Embedder
 from hilora.base.models import default_dtype
 from hilora.evaluate.setup import setup
 from hilora.route.features import Features
@@ -157,6 +156,21 @@ def _route(router: Gaussian | Posterior, texts: list[str], asked: Tensor, mask: 
     return router(Query(texts[i : i + 1], asked[i : i + 1]), mask)
 
 
+def measure(pool: Pool, adapters: list[int], rounds: int, prompts: int) -> Iterator[Line]:
+    """All lines of results."""
+    yield setup("benchmarks/selection.py", rounds=rounds, best=BEST)
+    embedder = pool.embedder.load(pool.path, default_dtype())
+    texts = [f"Is the sentiment of this review positive or negative? Number {i} was a delight." for i in range(200)]
+    yield {"what": "embedding one prompt of 20 tokens", **timed(lambda i: embedder(texts[i : i + 1]), len(texts))}
+    for count in adapters:
+        for search in ("exact", "indexed"):
+            if search == "exact" or count >= INDEX_FROM:
+                found = tied(count, search, pool, rounds, prompts)
+                yield {"what": f"tied, {search}", "adapters": count, **found}
+        if count <= SMALL:
+            yield from sampled(count, pool, texts, rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
@@ -165,27 +179,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=5000, help="for the agreement")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    pool = Pool.open(args.pool)
-    header = setup("benchmarks/selection.py", rounds=args.rounds, best=BEST)
-
-    def report(line: dict[str, Any]) -> None:
-        print(line, flush=True)
-        if args.json:
-            with args.json.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    report(header)
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction, dtype=default_dtype())
-    texts = [f"Is the sentiment of this review positive or negative? Number {i} was a delight." for i in range(200)]
-    report({"what": "embedding one prompt of 20 tokens", **timed(lambda i: embedder(texts[i : i + 1]), len(texts))})
-    for count in args.adapters:
-        for search in ("exact", "indexed"):
-            if search == "exact" or count >= INDEX_FROM:
-                found = tied(count, search, pool, args.rounds, args.prompts)
-                report({"what": f"tied, {search}", "adapters": count, **found})
-        if count <= SMALL:
-            for line in sampled(count, pool, texts, args.rounds):
-                report(line)
+    add(args.json, measure(Pool.open(args.pool), args.adapters, args.rounds, args.prompts))
 
 
 if __name__ == "__main__":

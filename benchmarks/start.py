@@ -8,15 +8,16 @@ first. Run it with nothing else on the machine.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from lines import Line, write
 
 from hilora.bench.rounds import spread
 from hilora.evaluate.setup import setup
@@ -51,22 +52,22 @@ def imports(log: str) -> list[tuple[str, float]]:
     return [(name, round(micro / 1000, 1)) for name, micro in took.most_common(SHOWN)]
 
 
+def measure(pool: str, runs: int) -> Iterator[Line]:
+    """All lines of results."""
+    yield setup("benchmarks/start.py", runs=runs)
+    for name, arguments in COMMANDS.items():
+        run(arguments, pool)
+        yield {"command": name, "seconds": spread([run(arguments, pool)[0] for _ in range(runs)], 2)}
+    yield {"imports_ms": imports(run(COMMANDS["route"], pool, "-X", "importtime")[1])}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pool", default="pools/flan-mini")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    lines: list[dict[str, Any]] = [setup("benchmarks/start.py", runs=args.runs)]
-    for name, arguments in COMMANDS.items():
-        run(arguments, args.pool)
-        took = [run(arguments, args.pool)[0] for _ in range(args.runs)]
-        lines.append({"command": name, "seconds": spread(took, 2)})
-        print(lines[-1], flush=True)
-    lines.append({"imports_ms": imports(run(COMMANDS["route"], args.pool, "-X", "importtime")[1])})
-    print(lines[-1])
-    if args.json:
-        args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(args.json, measure(args.pool, args.runs))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python benchmarks/targets.py
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from hilora.bench.rounds import in_rounds, seconds_of
 from hilora.evaluate.tables import markdown_table
+from hilora.jsonl import read_lines
 
 HERE = Path(__file__).parent
 Line = dict[str, Any]
@@ -52,7 +52,7 @@ MISSED = """## What is missed, and why
 def read(home: Path, name: str) -> list[Line]:
     """The lines of one benchmark; none if it has not run."""
     path = home / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(path) if path.exists() else []
 
 
 def pick(lines: Sequence[Line], **wanted: Any) -> Line | None:

@@ -8,18 +8,19 @@ rank are random, as are base models "as wide as Llama-2-7B" (two layers). Run it
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lines import append
 from made import random_pool, wide_base
 
 from hilora import Pool
 from hilora.bench.run import Settings, prepared
 from hilora.evaluate.setup import setup
+from hilora.jsonl import read_lines
 from hilora.pool.source import find_pool
 
 QV, ALL = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -107,16 +108,14 @@ def main() -> None:
     args = parser.parse_args()
     done = set()
     if args.json.exists():
-        lines = map(json.loads, args.json.read_text().splitlines())
-        done = {line["case"] for line in lines if line["device"] == setup("")["device"]}
+        here = setup("")["device"]
+        done = {line["case"] for line in read_lines(args.json) if line["device"] == here}
     for one in CASES:
         if one.name in done or (args.only and one.name not in args.only):
             continue
         print(one.name, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(one, args.pool, Path(folder))
-        with args.json.open("a") as file:
-            file.write(json.dumps(found) + "\n")
+            append(args.json, measure(one, args.pool, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ they take.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stored import runs_in, unpacked
+
 from hilora import Pool
-from hilora.base.embed import Embedder
 from hilora.base.models import load_base
 from hilora.cli.evaluate import parse_methods
 from hilora.evaluate.job import Bench, Job
@@ -22,6 +22,7 @@ from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.run import run_job
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.tables import markdown_table
+from hilora.jsonl import plain_path, read_lines
 
 BATCH = 64
 """Rows of a batch; the answers depend on it by rounding only."""
@@ -32,7 +33,7 @@ class Run:
     """One results file.
 
     Args:
-        name: of the file, without .jsonl.
+        name: of the file, without .jsonl or .jsonl.gz.
         settings: one after another.
         methods: as for `--methods`.
         data: name of the folder or file below the data folder.
@@ -50,25 +51,25 @@ class Run:
 
 
 def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype: str, only: Sequence[str]) -> None:
-    """Do what is not done yet; prints a line per batch."""
+    """Do what is not done yet; prints a line per batch. A run's rows are packed once it has ended well."""
     pool = Pool.open(pool_path)
     model, tokenizer = load_base(pool.base.name, dtype=dtype)
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    embedder = pool.embedder.load(pool.path)
     out.mkdir(parents=True, exist_ok=True)
     for run in runs:
         if only and run.name not in only:
             continue
         rows = load_rows(data / run.data)
         chosen = choose_rows(rows, part=run.part, per_task=run.per_task, clusters=run.clusters)
-        for setting in run.settings:
-            cases = make_cases(setting, chosen, pool.names, clusters=cluster_of(rows), halves=run.halves)
-            job = Job(setting, cases, parse_methods(",".join(run.methods)), batch_size=BATCH)
-            bench = Bench(pool, model, tokenizer, embedder, job)
-            log = _Log(f"{run.name} {setting}", len(cases))
-            header = bench.header(run.name, part=run.part, per_task=run.per_task)
-            path = out / f"{run.name}.jsonl"
-            also = [each for each in sorted(out.glob("*.jsonl")) if each != path]
-            run_job(bench, path, header=header, also=also, on_rows=log)
+        with unpacked(out / f"{run.name}.jsonl") as path:
+            for setting in run.settings:
+                cases = make_cases(setting, chosen, pool.names, clusters=cluster_of(rows), halves=run.halves)
+                job = Job(setting, cases, parse_methods(",".join(run.methods)), batch_size=BATCH)
+                bench = Bench(pool, model, tokenizer, embedder, job)
+                log = _Log(f"{run.name} {setting}", len(cases))
+                header = bench.header(run.name, part=run.part, per_task=run.per_task)
+                also = [each for each in runs_in(out) if each != path]
+                run_job(bench, path, header=header, also=also, on_rows=log)
 
 
 class _Log:
@@ -101,7 +102,7 @@ def tables_main(doc: str | None, folder: str, sections: Callable[[Path, Path], l
     parser.add_argument("--out", type=Path, default=Path(folder))
     args = parser.parse_args()
     text = sections(args.rows, args.out)
-    text += [section("Time", times_table(sorted(args.rows.glob("*.jsonl"))))]
+    text += [section("Time", times_table(runs_in(args.rows)))]
     (args.out / "results.md").write_text("\n".join(text))
 
 
@@ -115,12 +116,12 @@ def times_table(paths: Sequence[Path]) -> str:
     minutes: dict[str, float] = {}
     for path in paths:
         known = set()  # older rows do not say whether they share an answer
-        for row in map(json.loads, path.read_text().splitlines()):
+        for row in read_lines(path):
             if "method" not in row or row.get("shared"):
                 continue
             if (measured := (row["method"], row["id"], row["seconds"])) not in known:
                 known.add(measured)
-                name = f"{path.stem} ({row['setting']})"
+                name = f"{plain_path(path).stem} ({row['setting']})"
                 minutes[name] = minutes.get(name, 0.0) + row["seconds"] / 60
     rows = [(name, f"{m:.0f}") for name, m in minutes.items()] + [("all", f"{sum(minutes.values()):.0f}")]
     return markdown_table(("run", "minutes"), rows)

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from charts import chart
+
 from hilora import HiLoRA, Pool
 from hilora.base.embed import Embedder
 from hilora.bench.rounds import turns
 from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
+from hilora.jsonl import read_lines
 from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 from hilora.pool import store
@@ -91,29 +94,24 @@ def lines_of(took: Mapping[str, Sequence[float]], at: int, tokens: int) -> list[
 
 def draw(lines: Sequence[Line], across: str, out: Path) -> str:
     """A curve for each method; returns the table."""
-    import matplotlib.pyplot as plt
-
     methods = list(dict.fromkeys(line["method"] for line in lines))
     places = sorted({line["at"] for line in lines})
-    figure, axes = plt.subplots(figsize=(6, 3.6))
     cells = {place: [str(place)] for place in places}
-    for name in methods:
-        own = {line["at"]: line for line in lines if line["method"] == name}
-        values = [own[place]["tokens_per_s"] for place in places]
-        spread = [
-            [v - own[p]["least"] for p, v in zip(places, values, strict=True)],
-            [own[p]["most"] - v for p, v in zip(places, values, strict=True)],
-        ]
-        axes.errorbar(places, values, yerr=spread, marker="o", capsize=3, label=name)
-        for place, value in zip(places, values, strict=True):
-            cells[place].append(f"{value:.1f}")
-    axes.set_xlabel(across)
-    axes.set_ylabel("tokens per second")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    with chart(out, 6, 3.6) as axes:
+        for name in methods:
+            own = {line["at"]: line for line in lines if line["method"] == name}
+            values = [own[place]["tokens_per_s"] for place in places]
+            spread = [
+                [v - own[p]["least"] for p, v in zip(places, values, strict=True)],
+                [own[p]["most"] - v for p, v in zip(places, values, strict=True)],
+            ]
+            axes.errorbar(places, values, yerr=spread, marker="o", capsize=3, label=name)
+            for place, value in zip(places, values, strict=True):
+                cells[place].append(f"{value:.1f}")
+        axes.set_xlabel(across)
+        axes.set_ylabel("tokens per second")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7)
     return markdown_table((across, *methods), list(cells.values()))
 
 
@@ -156,7 +154,7 @@ def speed_main(
             with numbers.open("a") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
             print(*lines, sep="\n", flush=True)
-    first, *lines = [json.loads(line) for line in numbers.read_text().splitlines()]
+    first, *lines = read_lines(numbers)
     table = draw(lines, across, args.out.with_suffix(".svg"))
     title = (doc or "").splitlines()[0]
     picture = f"![{across}]({args.out.name}.svg)"
@@ -167,5 +165,5 @@ def _measured(numbers: Path, header: Line) -> list[Line]:
     """What an earlier sitting has measured in the same way."""
     if not numbers.exists():
         return []
-    first, *lines = [json.loads(line) for line in numbers.read_text().splitlines()]
+    first, *lines = read_lines(numbers)
     return lines if first == header else []

@@ -22,10 +22,12 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5
 MARKERS = "os^DvPX*"
 GREY, INK = "#8a8a8a", "#222222"
 SEEN, UNSEEN = COLOURS[0], COLOURS[1]
+IDS: dict[str, Any] = {"svg.hashsalt": "hilora"}
+"""Ids within an SVG are drawn by this, not by chance."""
 STYLE: dict[str, Any] = {
+    **IDS,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    "svg.hashsalt": "hilora",
     "text.parse_math": False,  # names and tokens may hold dollar signs
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -44,8 +46,8 @@ LONGEST = 32
 
 
 @contextmanager
-def drawing() -> Iterator[Any]:
-    """matplotlib's `Figure` class, in our style, whatever the user's settings are.
+def drawing(look: Mapping[str, Any] = STYLE) -> Iterator[Any]:
+    """matplotlib's `Figure` class, in our style or another, whatever the user's settings are.
 
     Raises:
         HiloraError: matplotlib is not installed.
@@ -55,7 +57,7 @@ def drawing() -> Iterator[Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise HiloraError("Figures need matplotlib. Run: pip install 'hilora[reproduce]'") from error
-    with style.context(["default", STYLE]), warnings.catch_warnings():
+    with style.context(["default", dict(look)]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a token may be in any script
         yield Figure
 
@@ -79,9 +81,13 @@ def save(figure: Any, path: Path, formats: Sequence[str] = FORMATS, dpi: int = D
         figure.set_layout_engine("none")  # laid out once; each format would do it again
         box = figure.get_tightbbox().padded(0.1)
         for file in files:
-            metadata = {"Software": None} if file.suffix == ".png" else {"Date": None, "Creator": "hilora"}
-            figure.savefig(file, dpi=dpi, metadata=metadata, bbox_inches=box)
+            figure.savefig(file, dpi=dpi, metadata=metadata_of(file), bbox_inches=box)
     return files
+
+
+def metadata_of(file: Path) -> dict[str, str | None]:
+    """What a PNG or SVG says of itself: neither when it was made nor by which version."""
+    return {"Software": None} if file.suffix == ".png" else {"Date": None, "Creator": "hilora"}
 
 
 def shown(text: str, longest: int = LONGEST) -> str:

@@ -40,7 +40,6 @@ def tasks(
     dtype: Dtype = None,
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
-    from hilora.base.embed import Embedder
     from hilora.base.models import load_base
     from hilora.evaluate.job import Bench, Job
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
@@ -56,7 +55,7 @@ def tasks(
     quiet_transformers()
     with status("Loading the models"):
         model, tokenizer = load_base(base or opened.base.name, dtype=dtype)
-        embedder = Embedder(opened.embedder.name, instruction=opened.embedder.instruction)
+        embedder = opened.embedder.load(opened.path)
     bench = Bench(opened, model, tokenizer, embedder, job)
     header = bench.header("hilora evaluate tasks", part=part, per_task=per_task)
     before = {label: number * len(cases) for number, label in enumerate(job.methods)}

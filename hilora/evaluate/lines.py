@@ -15,6 +15,7 @@ from hilora.errors import InputError
 from hilora.evaluate.metrics import METRICS, most_frequent
 from hilora.evaluate.rows import Row, answer_hash, short_hash
 from hilora.evaluate.settings import Case
+from hilora.jsonl import PACKED, plain_path, read_text
 from hilora.methods.method import Method
 from hilora.types import Choice, Completion
 
@@ -69,7 +70,7 @@ def read_answers(paths: Iterable[Path]) -> dict[str, Line]:
     """Digest of what a row was served with (`evaluate.served`) -> what its line says of the answer."""
     found = {}
     for path in paths:
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in read_text(path).splitlines():
             if '"served"' in text and text.endswith("}"):  # not a line that was cut off
                 line = json.loads(text)
                 if "method" in line and "served" in line:
@@ -82,6 +83,20 @@ def answer_part(line: Line) -> Line:
     return {key: line[key] for key in ANSWER} | {"shared": True}
 
 
+def check_plain(out: Path) -> None:
+    """Refuse to append to an archive: a run that is killed must have lost nothing.
+
+    Raises:
+        InputError: the name is that of a packed file.
+    """
+    if out.suffix == PACKED:
+        plain = plain_path(out)
+        raise InputError(
+            f"Rows cannot be appended to {out}, an archive by its name; they are written as plain lines, batch by "
+            f"batch. Give --json {plain}, unpack what is there with gunzip first, and pack it when the run is done."
+        )
+
+
 def read_done(out: Path, header: Line) -> tuple[dict[Key, Line], set[str]]:
     """What a file holds: its rows by (method, setting, split, id), and the ids of its items.
 
@@ -90,9 +105,10 @@ def read_done(out: Path, header: Line) -> tuple[dict[Key, Line], set[str]]:
     Raises:
         InputError: the file is something else, or was made with other adapters, models or generation settings.
     """
+    check_plain(out)
     if not out.exists():
         return {}, set()
-    text = out.read_text(encoding="utf-8")
+    text = read_text(out)
     if text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
         out.write_text(text, encoding="utf-8")

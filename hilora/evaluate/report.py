@@ -6,7 +6,6 @@ worked out from results files alone (`hilora.evaluate.run`), in percent.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from hilora.evaluate.statistics import (
     task_scores,
     task_seed,
 )
+from hilora.jsonl import read_lines
 
 RESAMPLES = 2000
 
@@ -64,14 +64,13 @@ class Summary:
 
 
 class Results:
-    """A results file, read once."""
+    """Results files, plain or packed, read once."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.items: dict[str, dict[str, Any]] = {}
         self.rows: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
         for path in paths:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
+            for row in read_lines(path):
                 if "item" in row:
                     self.items[row["item"]] = row
                 elif "method" in row:

@@ -20,7 +20,7 @@ from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import normalise
 from hilora.evaluate.statistics import task_seed
 from hilora.evaluate.tasks import metrics_for
-from hilora.jsonl import numbered_lines
+from hilora.jsonl import numbered_lines, plain_path
 
 PARTS = ("all", "first", "second")
 
@@ -132,7 +132,7 @@ def _read_file(file: Path) -> list[Row]:
     for number, line in numbered_lines(file):
         try:
             fields: Mapping[str, Any] = json.loads(line)
-            task = str(fields.get("task") or file.stem)
+            task = str(fields.get("task") or plain_path(file).stem)
             place = lines_of.get(task, 0)
             row = Row(
                 id=f"{task}/{place}",

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hilora.base.embed import BATCH, DEFAULT_EMBEDDER, INSTRUCTION, embedder_path, longest_text, pooled, pooling_of
+from hilora.base.embed import BATCH, DEFAULT_EMBEDDER, INSTRUCTION, embedder_path
+from hilora.base.encoders import longest_text, pooled, pooling_of
 from hilora.base.models import default_dtype, quiet_loading
 from hilora.errors import InputError, ModelError
 from hilora.train.loop import OnStep, optimise

@@ -38,7 +38,7 @@ def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
             {"activation.png": "activation.png"},
         ),
         "selection": (
-            ["selection", "--rows", "reproduce/hilora/rows/within.jsonl", "--method", "hilora"],
+            ["selection", "--rows", "reproduce/hilora/rows/within.jsonl.gz", "--method", "hilora"],
             {"selection_hilora.png": "selection.png"},
         ),
         "retrieval": (

@@ -18,7 +18,7 @@ from hilora.analyse.figures import save
 from hilora.analyse.heatmaps import similarity
 from hilora.analyse.similarity import SCORES, K, against_prompts
 from hilora.base import embed
-from hilora.base.embed import DEFAULT_EMBEDDER, INSTRUCTION, Remembering, describe_embedder
+from hilora.base.embed import DEFAULT_EMBEDDER, INSTRUCTION, Remembering
 from hilora.evaluate.routing import look_at, read_samples
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.setup import setup
@@ -33,8 +33,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows = choose_rows(load_rows(args.data), part=args.part, per_task=args.per_task)
     if args.pool:
         pool = Pool.open(find_pool(args.pool))
-        embedder = embed.Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
-        pool.check_embedder(describe_embedder(embedder))
+        embedder = pool.embedder.load(pool.path)
         names, known, ridge = pool.names, pool.samples(), pool.ridge
     else:
         embedder = Remembering(embed.Embedder(args.embedder, instruction=INSTRUCTION))

@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
+from stored import stored
 
 from hilora import Pool, get_method
 from hilora.base.embed import Embedder, Remembering
@@ -60,7 +61,7 @@ def leads_of(setting: str, planner: Planner, data: Path) -> dict[tuple[str, str]
 
 def policies(setting: str, lead: dict[tuple[str, str], float], cuts: dict[str, float]) -> dict[str, Any]:
     """Policy -> share of rows left to base, average, its difference to hilora-plus with 95 %, harm."""
-    results = Results([ROWS / f"{setting}.jsonl"])
+    results = Results([stored(ROWS / f"{setting}.jsonl")])
     held = {method: results.rows[setting, method] for method in ("base", "oracle", "hilora", "hilora-plus")}
     for key in [key for key in results.rows if key[0] == setting]:
         del results.rows[key]

@@ -13,7 +13,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import paper
+from charts import chart
 from experiments import section, tables_main
+from stored import runs_in
 
 from hilora.evaluate.report import RESAMPLES, Results, Summary, cluster_means, summarise
 from hilora.evaluate.statistics import Scored, paired_difference
@@ -199,43 +201,33 @@ def lead_table(read: Mapping[str, Results]) -> str:
 
 def bars(summaries: Summaries, title: str, out: Path) -> None:
     """Average of each method with its interval (the paper's Fig. 1)."""
-    import matplotlib.pyplot as plt
-
     ordered = sorted(summaries, key=lambda s: s.average.value)
     colours = ["#c44e52" if s.method.startswith("hilora") else "#8c8c8c" for s in ordered]
     colours = ["#55a868" if s.method == "oracle" else c for s, c in zip(ordered, colours, strict=True)]
     errors = np.array([[s.average.value - s.average.low, s.average.high - s.average.value] for s in ordered]).T
-    figure, axes = plt.subplots(figsize=(7, 0.32 * len(ordered) + 1))
-    axes.barh([s.method for s in ordered], [s.average.value for s in ordered], xerr=errors, color=colours)
-    axes.set_xlabel("average score, with 95 % interval")
-    axes.set_title(title)
-    figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    with chart(out, 7, 0.32 * len(ordered) + 1) as axes:
+        axes.barh([s.method for s in ordered], [s.average.value for s in ordered], xerr=errors, color=colours)
+        axes.set_xlabel("average score, with 95 % interval")
+        axes.set_title(title)
 
 
 def gamma_figure(results: Results, out: Path) -> str:
     """Average by gamma in both settings (the paper's Fig. 6)."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.4))
     rows: dict[int, list[str]] = {g: [f"{g} %"] for g in paper.FIGURE_6}
-    for column, setting in enumerate(("within", "cross")):
-        if setting not in results.settings:
-            continue
-        found = {s.method: s.average for s in summarise(results, setting, reference="hilora:gamma=0.4")}
-        points = {g: found[f"hilora:gamma={g / 100}"] for g in paper.FIGURE_6}
-        values = [points[g].value for g in points]
-        spread = [[p.value - p.low for p in points.values()], [p.high - p.value for p in points.values()]]
-        axes.errorbar(list(points), values, yerr=spread, marker="o", capsize=3, label=setting)
-        for g, p in points.items():
-            rows[g] += [f"{paper.FIGURE_6[g][column]:.1f}", f"{p.value:.1f} ({p.low:.1f} to {p.high:.1f})"]
-    axes.set_xlabel("gamma (%)")
-    axes.set_ylabel("average score")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    with chart(out, 6, 3.4) as axes:
+        for column, setting in enumerate(("within", "cross")):
+            if setting not in results.settings:
+                continue
+            found = {s.method: s.average for s in summarise(results, setting, reference="hilora:gamma=0.4")}
+            points = {g: found[f"hilora:gamma={g / 100}"] for g in paper.FIGURE_6}
+            values = [points[g].value for g in points]
+            spread = [[p.value - p.low for p in points.values()], [p.high - p.value for p in points.values()]]
+            axes.errorbar(list(points), values, yerr=spread, marker="o", capsize=3, label=setting)
+            for g, p in points.items():
+                rows[g] += [f"{paper.FIGURE_6[g][column]:.1f}", f"{p.value:.1f} ({p.low:.1f} to {p.high:.1f})"]
+        axes.set_xlabel("gamma (%)")
+        axes.set_ylabel("average score")
+        axes.legend()
     width = max(map(len, rows.values()))
     heading = ["gamma", "within: paper", "within: ours", "cross: paper", "cross: ours"][:width]
     return markdown_table(heading, list(rows.values()))
@@ -244,13 +236,10 @@ def gamma_figure(results: Results, out: Path) -> str:
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
-    files = {
-        name: rows / f"{name}.jsonl" for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
-    }
     read = {
-        name: finished(Results([path, *(rows.glob(f"phatgoose-{name}.jsonl"))]))
-        for name, path in files.items()
-        if path.exists()
+        name: finished(Results(runs_in(rows, name, f"phatgoose-{name}")))
+        for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
+        if runs_in(rows, name)
     }
     read = {name: results for name, results in read.items() if is_ready(results, NEEDED.get(name))}
     main = {name: read[name] for name in ("iid", "within", "cross") if name in read}

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import Line, lines_of, prompts_of, routers_of, speed_main, timed_rounds, with_adapters
 
 from hilora import Pool
-from hilora.base.embed import Embedder
 from hilora.base.models import load_base
 
 METHODS = ("base", "hilora", "hilora-plus", "mixture", "arrow", "phatgoose")
@@ -30,7 +29,7 @@ TESTED = 5
 
 def measure(args: argparse.Namespace, pool: Pool, places: Sequence[int]) -> Iterator[list[Line]]:
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction, dtype="bf16")
+    embedder = pool.embedder.load(pool.path, "bf16")
     order = np.random.default_rng(0).permutation(sorted(pool.names)).tolist()
     unseen, seen = order[:TESTED], order[TESTED:]
     prompts = prompts_of(args.data / "flan_mini/val", [*unseen, *seen[:TESTED]], -(-args.batch // (2 * TESTED)))

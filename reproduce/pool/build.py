@@ -8,9 +8,12 @@ come from tasks.py. `--keep` leaves out what `check.py` found to be of no use.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tasks import DATA
+from training_log import logged
 
 from hilora.base.embed import Embedder, describe_embedder
 from hilora.base.fingerprint import describe_base
@@ -21,7 +24,7 @@ from hilora.pool.store import MANIFEST
 
 def card(name: str, folder: Path) -> str:
     r = json.loads((folder / "recipe.json").read_text())
-    losses = [json.loads(line)["loss"] for line in (folder / "training.jsonl").read_text().splitlines()]
+    losses = logged(folder / "training.jsonl", "loss")
     first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
     task, data, licence = DATA[name]
     return f"""# {name}

@@ -3,16 +3,20 @@
     python reproduce/pool/check.py --data FLAN_MINI/val --pool runs/candidates --out reproduce/pool
 
 Measured on the first half of each validation file (the second half is for reporting). An adapter is kept if it
-beats both. Writes check.jsonl (rows, resumable), check.md (the table) and verdicts.json. The table alone, from
-committed rows: python reproduce/pool/check.py --out reproduce/pool
+beats both. Writes check.jsonl.gz (rows; check.jsonl while it runs, which can be resumed), check.md (the table) and
+verdicts.json. The table alone, from committed rows: python reproduce/pool/check.py --out reproduce/pool
 """
 
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from stored import stored, unpacked
 
 from hilora import Pool
 from hilora.base.embed import Embedder
@@ -24,6 +28,7 @@ from hilora.evaluate.run import run_job
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
+from hilora.jsonl import read_lines
 
 METHODS = ("base", "constant", "oracle")
 REASONS = {
@@ -55,7 +60,7 @@ def measure(data: Path, pool: Pool, out: Path, per_task: int | None, dtype: str)
 
 def measured(out: Path) -> set[str]:
     """Ids of the rows that all methods were measured on."""
-    lines = map(json.loads, out.read_text().splitlines()) if out.exists() else ()
+    lines = read_lines(out) if out.exists() else ()
     count = Counter(line["id"] for line in lines if "method" in line)
     return {row for row, times in count.items() if times == len(METHODS)}
 
@@ -91,8 +96,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = args.out / "check.jsonl"
     if args.data is not None:
-        measure(args.data, Pool.open(args.pool), rows, args.per_task, args.dtype)
-    results = Results([rows])
+        with unpacked(rows):
+            measure(args.data, Pool.open(args.pool), rows, args.per_task, args.dtype)
+    results = Results([stored(rows)])
     scores: dict[str, Summary] = {s.method: s for s in summarise(results, "iid", reference="base")}
     cells, verdicts = [], {}
     cluster_of = results.clusters

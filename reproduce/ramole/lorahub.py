@@ -4,8 +4,8 @@
 
 DATA holds flan_mini/train/<task>.jsonl and ramole48/test_half.jsonl. The task's own adapter is never among the
 twenty. Adapters go to runs/lorahub, where an interrupted search goes on; rows of `oracle` over them to
-rows/lorahub.jsonl, for tables.py. The original has 20 examples of each task; here it is 8 of at most 256 tokens, and
-40 evaluations as there.
+rows/lorahub.jsonl.gz, for tables.py. The original has 20 examples of each task; here it is 8 of at most 256 tokens,
+and 40 evaluations as there.
 """
 
 import argparse
@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments import Run, carry_out
 
 from hilora import Pool
-from hilora.base.embed import Embedder
 from hilora.base.models import load_base
 from hilora.evaluate.rows import choose_rows, load_rows
 from hilora.pool.source import samples_for
@@ -37,7 +36,7 @@ def tasks_of(pool: Pool, data: Path) -> list[str]:
 def make_pool(pool: Pool, data: Path, work: Path, recipe: HubRecipe) -> Path:
     """A pool of made adapters, one for each task, under the tasks' names."""
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    embedder = pool.embedder.load(pool.path)
     work.mkdir(parents=True, exist_ok=True)
     path = work / "pool"
     made = Pool.open(path) if path.exists() else Pool.create(path, pool.base, pool.embedder)

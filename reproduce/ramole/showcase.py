@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import routers_of
 
 from hilora import HiLoRA, Pool
-from hilora.base.embed import Embedder
 from hilora.base.models import load_base
 from hilora.evaluate.tables import markdown_table
 
@@ -81,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     pool = Pool.open(args.pool)
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction)
+    embedder = pool.embedder.load(pool.path)
     methods = ("base", "selection", "mixture", "hilora-plus", "ramole")
     routers = routers_of(pool, methods, model, tokenizer, embedder)
     text = ["# Prompts that need two adapters (RAMoLE Fig. 8)\n\nMade by `python reproduce/ramole/showcase.py`.\n"]

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from charts import chart
 from experiments import section, tables_main
+from stored import runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.tables import by_method, markdown_table
@@ -87,54 +89,48 @@ def mixed_table(
 
 def number_figure(results: Results, out: Path) -> str:
     """Average by number of retrieved adapters (Fig. 7a)."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.4))
     rows = []
-    for setting, style in (("iid", "-"), ("ood", "--")):
-        found = {s.method: s.average for s in summarise(results, setting, reference="mixture:k=3")}
-        for method, colour in (("mixture", "#4c72b0"), ("fusion", "#dd8452")):
-            points = {int(label.split("=")[1]): a for label, a in found.items() if label.startswith(f"{method}:k=")}
-            spread = [[p.value - p.low for p in points.values()], [p.high - p.value for p in points.values()]]
-            values = [p.value for p in points.values()]
-            name = f"{method}, {setting}"
-            axes.errorbar(
-                list(points), values, yerr=spread, ls=style, color=colour, marker="o", capsize=3, label=name
-            )
-            rows += [[name, str(k), f"{p.value:.1f} ({p.low:.1f} to {p.high:.1f})"] for k, p in points.items()]
-    axes.set_xlabel("retrieved adapters")
-    axes.set_ylabel("average score")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    with chart(out, 6, 3.4) as axes:
+        for setting, style in (("iid", "-"), ("ood", "--")):
+            found = {s.method: s.average for s in summarise(results, setting, reference="mixture:k=3")}
+            for method, colour in (("mixture", "#4c72b0"), ("fusion", "#dd8452")):
+                label = f"{method}:k="
+                points = {int(name.removeprefix(label)): a for name, a in found.items() if name.startswith(label)}
+                spread = [[p.value - p.low for p in points.values()], [p.high - p.value for p in points.values()]]
+                look = {"ls": style, "color": colour, "marker": "o", "capsize": 3, "label": f"{method}, {setting}"}
+                axes.errorbar(list(points), [p.value for p in points.values()], yerr=spread, **look)
+                rows += [
+                    [look["label"], str(k), f"{p.value:.1f} ({p.low:.1f} to {p.high:.1f})"] for k, p in points.items()
+                ]
+        axes.set_xlabel("retrieved adapters")
+        axes.set_ylabel("average score")
+        axes.legend()
     return markdown_table(("curve", "k", "average"), rows)
 
 
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# RAMoLE's experiments, measured here\n\nMade by `python reproduce/ramole/tables.py`.\n"]
-    if (rows / "mixed.jsonl").exists():
-        parts = [rows / "mixed.jsonl", rows / "trained.jsonl"]
-        results = Results([path for path in parts if path.exists()])
+    if runs_in(rows, "mixed"):
+        results = Results(runs_in(rows, "mixed", "trained"))
         found = {setting: {s.method: s for s in summarise(results, setting)} for setting in results.settings}
         text += [section("Table I: training-free columns", mixed_table(found, COLUMNS, PAPER, MORE))]
         if all(method in found[setting] for method, setting in TRAINED_COLUMNS):
             text += [section("Table I: trained columns", mixed_table(found, TRAINED_COLUMNS, TRAINED))]
         for setting, of in found.items():
             text += [section(f"All tasks, {setting.upper()}", markdown_table(*by_method(list(of.values()))))]
-    if (rows / "lorahub.jsonl").exists():
-        found = summarise(Results([rows / "lorahub.jsonl"]), "iid", reference="base")
+    if lorahub := runs_in(rows, "lorahub"):
+        found = summarise(Results(lorahub), "iid", reference="base")
         title = "LoRAHub, an adapter made for each task (`oracle` over those; the task's own is never a part)"
         text += [section(title, markdown_table(*by_method(found)))]
-    if (rows / "dropout.jsonl").exists():
-        results = Results([rows / "dropout.jsonl"])
+    if dropout := runs_in(rows, "dropout"):
+        results = Results(dropout)
         for setting in results.settings:
             cells = by_method(summarise(results, setting, reference="ramole"))
             title = f"Fig. 6: RouterLoRA trained in other ways, {setting.upper()}"
             text += [section(title, OTHER_WAYS, markdown_table(*cells))]
-    if (rows / "number.jsonl").exists():
-        table = number_figure(Results([rows / "number.jsonl"]), out / "fig7a.svg")
+    if number := runs_in(rows, "number"):
+        table = number_figure(Results(number), out / "fig7a.svg")
         text += [section("Fig. 7a: number of retrieved adapters", "![Fig. 7a](fig7a.svg)", table)]
     return text
 

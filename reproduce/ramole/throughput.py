@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import Line, lines_of, prompts_of, routers_of, speed_main, timed_rounds, with_adapters
 
 from hilora import Pool
-from hilora.base.embed import Embedder
 from hilora.base.models import load_base
 from hilora.base.prompts import encode_prompts
 
@@ -27,7 +26,7 @@ PROMPTS = 64
 
 def measure(args: argparse.Namespace, pool: Pool, places: Sequence[int]) -> Iterator[list[Line]]:
     model, tokenizer = load_base(pool.base.name, dtype="bf16")
-    embedder = Embedder(pool.embedder.name, instruction=pool.embedder.instruction, dtype="bf16")
+    embedder = pool.embedder.load(pool.path, "bf16")
     prompts = prompts_of(args.data / "flan_mini/val", pool.names, 2)[:PROMPTS]
     tokens = sum(map(len, encode_prompts(prompts, tokenizer))) + args.new_tokens * len(prompts)
     routers = routers_of(pool, METHODS, model, tokenizer, embedder)

@@ -15,12 +15,14 @@ times.json beside this file; --minutes works those of mixtures out again from th
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from training_log import minutes_of
 
 from hilora import Pool
 from hilora.base.models import load_base
@@ -84,18 +86,14 @@ def is_done(pool: Pool, kind: str) -> bool:
     return same and found.adapters.items() <= there.items() and (kind != "phatgoose" or found.adapters == there)
 
 
-def minutes_of(kind: str, trainer: Trainer) -> float:
+def minutes(kind: str, trainer: Trainer) -> float:
     """Minutes that a mixture's steps took, from the speed of each in its log: the batches follow from the recipe."""
     recipe = recipe_of(kind)
     assert isinstance(recipe, GateRecipe)
     drawn = draw(trainer.tasks, recipe.per_task, recipe.seed)
     examples = encode_tasks(drawn, trainer.tokenizer, recipe.max_tokens)
-    log = trained_path(trainer.pool.path, kind).with_suffix(".jsonl").read_text().splitlines()
-    speeds = [json.loads(line)["tokens_per_s"] for line in log]
-    usual = statistics.median(speeds)
-    speeds = [usual if speed < usual / 10 else speed for speed in speeds]  # a process that was stopped for a while
-    steps = zip(batches(examples, recipe), speeds, strict=False)
-    return round(sum(sum(map(len, batch)) / speed for batch, speed in steps) / 60, 1)
+    sizes = (sum(map(len, batch)) for batch in batches(examples, recipe))
+    return minutes_of(trained_path(trainer.pool.path, kind).with_suffix(".jsonl"), sizes, least=0.1)
 
 
 def main() -> None:
@@ -118,15 +116,14 @@ def main() -> None:
         if args.minutes:
             if kind not in MOES or not trained_path(pool.path, kind).exists():
                 continue
-            took = minutes_of(kind, trainer)
+            took = minutes(kind, trainer)
         elif is_done(pool, kind):
             continue
         else:
             train(trainer, kind, data)
             took = round((time.perf_counter() - began) / 60, 1)
-        minutes = json.loads(times.read_text()) if times.exists() else {}
-        minutes[kind] = took
-        times.write_text(json.dumps(minutes, indent=1) + "\n")
+        known = json.loads(times.read_text()) if times.exists() else {}
+        times.write_text(json.dumps(known | {kind: took}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -517,8 +517,7 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def fake(llama: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model and the fake embedder wherever commands load one."""
-    for place in ("hilora.planner.Embedder", "hilora.base.embed.Embedder"):
-        monkeypatch.setattr(place, lambda name="fake", **_: embedder)
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name="fake", **_: embedder)
     monkeypatch.setattr("hilora.engine.generate.load_base", lambda *_, **__: (llama[0], tokenizer))
 
 

@@ -64,15 +64,15 @@ def test_throughput_times_each_case_once(
 
 
 def test_forms_times_the_pieces_of_a_step_and_both_forms(
-    scripts: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+    bench_scripts: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     model, pool = shared_pool("llama")
-    script = scripts.load("benchmarks/forms.py")
+    script = bench_scripts.load("benchmarks/forms.py")
     changed = copy.deepcopy(model)
     monkeypatch.setattr(script, "load_base", lambda name: (changed, tokenizer))
     monkeypatch.setattr(script, "Planner", lambda opened, method: Planner(opened, method, embedder))
     small = ("--rounds", 1, "--batches", 2, "--tokens", 3)
-    scripts.run(script, "--pool", pool.path, *small, "--json", tmp_path / "out.jsonl")
+    bench_scripts.run(script, "--pool", pool.path, *small, "--json", tmp_path / "out.jsonl")
     steps, *forms = lines(tmp_path / "out.jsonl")
     assert all(
         steps[name]["of_base"] > 0 for name in ("base", *script.PIECES, script.PACKED, "hilora", "hilora, hooks")
@@ -102,37 +102,43 @@ def test_embeddings_are_compared_in_both_precisions(
     assert all(tops["fp32", method] == tops["bf16", method] for method in script.METHODS)  # the same embedder here
 
 
-def test_start_counts_imports_by_package_and_runs_commands(scripts: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    script = scripts.load("benchmarks/start.py")
+def test_start_counts_imports_by_package_and_runs_commands(
+    bench_scripts: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    script = bench_scripts.load("benchmarks/start.py")
     log = "import time: self [us] | cumulative | imported package\nimport time:      1500 |   2000 | torch._C\n"
     assert script.imports(log + "import time:       500 |    500 |   torch\n") == [("torch", 2.0)]
     monkeypatch.setattr(script, "COMMANDS", {"help": ["--help"], "route": ["--help"]})
-    scripts.run(script, "--runs", 1, "--json", tmp_path / "start.jsonl")
+    bench_scripts.run(script, "--runs", 1, "--json", tmp_path / "start.jsonl")
     assert [line["command"] for line in lines(tmp_path / "start.jsonl") if "command" in line] == ["help", "route"]
     assert lines(tmp_path / "start.jsonl")[-1]["imports_ms"]
 
 
-def test_selection_agrees_with_the_exact_best(scripts: Any, shared_pool: Any, embedder: Any, tmp_path: Path) -> None:
+def test_selection_agrees_with_the_exact_best(
+    bench_scripts: Any, shared_pool: Any, embedder: Any, tmp_path: Path
+) -> None:
     pytest.importorskip("faiss", reason="needs hilora[index]")
     _, pool = shared_pool("llama")
-    script = scripts.load("benchmarks/selection.py")
-    scripts.monkeypatch.setattr(script, "Embedder", lambda name, instruction, dtype: embedder)
-    scripts.run(script, "--pool", pool.path, "--adapters", 4, 20, "--prompts", 8, "--json", tmp_path / "s.jsonl")
+    script = bench_scripts.load("benchmarks/selection.py")
+    bench_scripts.monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, instruction, dtype: embedder)
+    bench_scripts.run(
+        script, "--pool", pool.path, "--adapters", 4, 20, "--prompts", 8, "--json", tmp_path / "s.jsonl"
+    )
     found = lines(tmp_path / "s.jsonl")
     assert {line["adapters"] for line in found if "adapters" in line} >= {4, 20}
 
 
 def test_pools_of_any_size_are_opened_changed_and_timed(
-    scripts: Any, tiny: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+    bench_scripts: Any, tiny: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     model, pool = shared_pool("llama")
-    script = scripts.load("benchmarks/pool.py")
+    script = bench_scripts.load("benchmarks/pool.py")
     monkeypatch.setattr(script, "CHANGES", 2)
-    monkeypatch.setattr(script, "Embedder", lambda name, instruction, dtype: embedder)
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, instruction, dtype: embedder)
     monkeypatch.setattr(script, "load_base", lambda name, dtype: (model, tokenizer))
     source = Pool.open(pool.path)
     options = ["--registered", 4, 9, "--batch", 2, "--distinct", 2, "--words", 3, "--new-tokens", 2, "--rounds", 1]
-    scripts.run(script, "--pool", source.path, *options, "--json", tmp_path / "pool.jsonl")
+    bench_scripts.run(script, "--pool", source.path, *options, "--json", tmp_path / "pool.jsonl")
     found = lines(tmp_path / "pool.jsonl")
     assert [line["registered"] for line in found if "tokens_per_s" in line] == [4, 9]
     assert all(line["add_s"]["median"] > 0 for line in found if "add_s" in line)

@@ -78,7 +78,6 @@ def fake(embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         assert name == "fake"
         return embedder
 
-    monkeypatch.setattr("hilora.planner.Embedder", load)
     monkeypatch.setattr("hilora.base.embed.Embedder", load)
     return embedder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hilora import METHODS, HiLoRA, Pool, get_method
 from hilora.errors import HiloraError, InputError
 from hilora.evaluate.batches import answer_limits, schedule
 from hilora.evaluate.job import Bench, Job
+from hilora.evaluate.lines import read_answers
 from hilora.evaluate.metrics import exact_match
 from hilora.evaluate.report import Results, summarise
 from hilora.evaluate.rows import Row, answer_hash
@@ -319,6 +321,26 @@ def test_a_method_with_fewer_rows_is_compared_on_the_rows_that_all_have(run: Run
     out.write_text("".join(lines[:-4]))
     for s in summarise(Results([out]), "iid"):
         assert s.num_rows == 8
+
+
+def test_rows_are_not_appended_to_an_archive(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl.gz"
+    with pytest.raises(InputError, match=r"appended to .*out\.jsonl\.gz.* plain lines.* --json .*out\.jsonl, unpack"):
+        run(out)
+    assert not out.exists()
+
+
+def test_packed_results_are_the_plain_ones(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run(out, "within", "base,hilora")
+    packed = tmp_path / "out.jsonl.gz"
+    packed.write_bytes(gzip.compress(out.read_bytes()))
+    assert summarise(Results([packed]), "within") == summarise(Results([out]), "within")
+    assert read_answers([packed]) == read_answers([out])
+    packed.write_bytes(packed.read_bytes()[:-5])
+    for read in (Results, read_answers):
+        with pytest.raises(InputError, match="Expected a whole gzip archive"):
+            read([packed])
 
 
 def test_no_results_are_refused(tmp_path: Path) -> None:

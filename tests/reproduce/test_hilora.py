@@ -12,6 +12,7 @@ import pytest
 
 from hilora import Pool
 from hilora.evaluate.rows import choose_rows, load_rows
+from hilora.jsonl import read_lines, read_text
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = {"alpha": "nli", "beta": "nli", "gamma": "closed_book QA", "delta": "closed_book QA"}
@@ -41,7 +42,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pool: Any, tin
 
 def use_tiny(module: Any, model: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "load_base", lambda *a, **k: (model, tokenizer))
-    monkeypatch.setattr(module, "Embedder", lambda *a, **k: embedder)
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda *a, **k: embedder)
+
+
+def measured(rows: Path) -> dict[str, int]:
+    """File -> how many rows of methods it has."""
+    return {path.name: sum("method" in row for row in read_lines(path)) for path in rows.glob("*.jsonl*")}
 
 
 @pytest.mark.parametrize("name", ["hilora", "ramole"])
@@ -66,12 +72,16 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     rows = tmp_path / "rows"
     options = ["--data", tmp_path / "data", "--pool", pool.path, "--out", rows, "--dtype", "fp32"]
     scripts.run(script, *options, "--only", runs[0].name)
-    assert [p.name for p in rows.glob("*.jsonl")] == [f"{runs[0].name}.jsonl"]
+    first = rows / f"{runs[0].name}.jsonl.gz"
+    assert list(rows.iterdir()) == [first]
     scripts.run(script, *options)
-    before = {p.name: len([r for r in p.read_text().splitlines() if '"method"' in r]) for p in rows.glob("*.jsonl")}
+    before = measured(rows)
+    assert before.keys() == {f"{run.name}.jsonl.gz" for run in runs}
+    lines = read_text(first).splitlines(keepends=True)
+    (rows / f"{runs[0].name}.jsonl").write_text("".join(lines[: len(lines) // 2]))  # as an interrupted run leaves it
+    assert measured(rows) != before
     scripts.run(script, *options)
-    after = {p.name: len([r for r in p.read_text().splitlines() if '"method"' in r]) for p in rows.glob("*.jsonl")}
-    assert before == after
+    assert measured(rows) == before
     scripts.run(scripts.load(f"reproduce/{name}/tables.py"), "--rows", rows, "--out", tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "| hilora |" in text
@@ -112,7 +122,7 @@ def test_throughput_is_measured_and_drawn(
     assert len(resumed) == len(lines)
     made = {kind: out.with_suffix(kind).read_bytes() for kind in (".md", ".svg")}
     scripts.run(script, "--out", out)
-    assert out.with_suffix(".md").read_bytes() == made[".md"]
+    assert made == {kind: out.with_suffix(kind).read_bytes() for kind in (".md", ".svg")}
 
 
 def test_lorahub_makes_an_adapter_for_each_task_of_the_others(
@@ -149,10 +159,10 @@ def test_lorahub_makes_an_adapter_for_each_task_of_the_others(
     assert set(made.names) == set(pool.names)
     for task in made.names:
         assert task not in json.loads((tmp_path / "work" / task / "recipe.json").read_text())["weights"]
-    found = (tmp_path / "rows/lorahub.jsonl").read_text()
+    before = measured(tmp_path / "rows")
     monkeypatch.setattr(script, "make_adapter", None)  # what is made is not made again, nor asked
     scripts.run(script, *options)
-    assert (tmp_path / "rows/lorahub.jsonl").read_text().count('"method"') == found.count('"method"') == 2 * 32
+    assert measured(tmp_path / "rows") == before == {"lorahub.jsonl.gz": 2 * 32}
     scripts.run(scripts.load("reproduce/ramole/tables.py"), "--rows", tmp_path / "rows", "--out", tmp_path)
     assert "an adapter made for each task" in (tmp_path / "results.md").read_text()
 
@@ -195,15 +205,18 @@ def test_adapters_are_checked_and_those_trained_anew_checked_again(
     assert set(verdicts.values()) <= set(check.REASONS)
     table = (out / "check.md").read_text()
     assert all(f"| {task} |" in table for task in CLUSTERS)
-    lines = (out / "check.jsonl").read_text().splitlines(keepends=True)
+    text = read_text(out / "check.jsonl.gz")
+    assert not (out / "check.jsonl").exists()
     scripts.run(check, "--out", out)  # from the rows alone
     assert (out / "check.md").read_text() == table
     own = next(entry.hash[:16] for entry in pool.entries if entry.name == "alpha")
-    (out / "check.jsonl").write_text("".join(lines).replace(own, "another"))
+    (out / "check.jsonl").write_text(text.replace(own, "another"))
     check.forget_changed(out / "check.jsonl", {entry.name: entry.hash[:16] for entry in pool.entries})
-    left = [json.loads(line) for line in (out / "check.jsonl").read_text().splitlines()]
+    left = read_lines(out / "check.jsonl")
     assert {r["id"].split("/")[0] for r in left if r.get("method") == "oracle"} == set(CLUSTERS) - {"alpha"}
     assert len([r for r in left if r.get("method") == "base"]) == 16
+    scripts.run(check, *options)  # what was taken out is measured again, from the plain file that counts first
+    assert measured(out)["check.jsonl.gz"] == text.count('"method"')
 
 
 def test_verdicts_ask_for_more_than_base_and_the_constant_answer(scripts: Any) -> None:

@@ -1,0 +1,56 @@
+"""Laws of reading by the line: packed or plain, the text is the same; what is no whole archive is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from hilora.errors import InputError
+from hilora.evaluate.rows import load_rows
+from hilora.jsonl import numbered_lines, plain_path, read_lines, read_text
+
+TEXTS = ("", '{"a": 1}\n\n{"b": "ü\u2028"}', '{"a": 1}\r\n{"b": 2}\r\n', "not JSON")
+
+
+def packed(path: Path, text: str) -> Path:
+    path = path.with_name(f"{path.name}.gz")
+    path.write_bytes(gzip.compress(text.encode()))
+    return path
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_packed_file_reads_as_the_plain_one(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(text.encode())
+    archive = packed(path, text)
+    assert plain_path(archive) == plain_path(path) == path
+    assert read_text(archive) == read_text(path)
+    assert numbered_lines(archive) == numbered_lines(path)
+
+
+def test_the_lines_of_a_packed_file_are_those_of_the_plain_one(tmp_path: Path) -> None:
+    lines = [{"a": n, "b": "\u2028"} for n in range(3)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "rows.jsonl").write_text(text)
+    assert read_lines(tmp_path / "rows.jsonl") == read_lines(packed(tmp_path / "rows.jsonl", text)) == lines
+
+
+def test_packed_data_have_the_tasks_and_rows_of_plain_data(tmp_path: Path) -> None:
+    text = '{"inputs": "a", "targets": "b"}\n'
+    (tmp_path / "copa.jsonl").write_text(text)
+    assert load_rows(packed(tmp_path / "copa.jsonl", text)) == load_rows(tmp_path / "copa.jsonl")
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "plain", "empty"])
+def test_a_damaged_archive_is_refused_with_a_remedy(damage: str, tmp_path: Path) -> None:
+    path = packed(tmp_path / "rows.jsonl", '{"a": 1}\n' * 99)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    changed = whole[:middle] + bytes(255 - byte for byte in whole[middle:])
+    path.write_bytes({"cut": whole[:middle], "changed": changed, "plain": b'{"a": 1}\n', "empty": b""}[damage])
+    for read in (read_text, read_lines, numbered_lines):
+        with pytest.raises(InputError, match=r"Cannot read .*rows\.jsonl\.gz: .*Get the file again"):
+            read(path)
