@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hilora.analyse.figures import IDS, drawing, metadata_of
+from hilora.analyse.look import IDS, drawing, metadata_of
 
 
 @contextmanager

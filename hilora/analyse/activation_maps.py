@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from hilora.analyse.activation import Activation
-from hilora.analyse.figures import GREY, INK, drawing, short_site, shown
 from hilora.analyse.heatmaps import CELL, CELLS, FONT, name_ticks
+from hilora.analyse.look import GREY, INK, drawing, short_site, shown
 from hilora.evaluate.metrics import Floats
 
 USED: dict[str, Any] = CELLS | {"cmap": "Blues", "vmin": 0}

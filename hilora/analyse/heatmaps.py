@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hilora.analyse.figures import drawing, short_site, shown
+from hilora.analyse.look import drawing, short_site, shown
 from hilora.analyse.similarity import PROMPTS
 from hilora.errors import UnknownNameError
 from hilora.evaluate.metrics import Floats

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hilora.analyse.figures import COLOURS, GREY, drawing, need_matplotlib, save
+from hilora.analyse.look import COLOURS, GREY, drawing, need_matplotlib, save
 from hilora.bench.rounds import decode
 from hilora.errors import InputError
 

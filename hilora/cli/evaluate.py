@@ -42,10 +42,12 @@ def tasks(
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.base.models import load_base
     from hilora.evaluate.job import Bench, Job
+    from hilora.evaluate.lines import check_plain
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
     from hilora.evaluate.run import run_job
     from hilora.evaluate.settings import make_cases
 
+    check_plain(json_out)
     opened = open_pool(pool)
     rows = load_rows(data)
     keep_tasks, keep_clusters = (None if names is None else split_names(names) for names in (task, cluster))

@@ -40,13 +40,13 @@ def activation(
     out: FiguresOut = Path("figures"),
 ) -> None:
     """Answer a prompt, and draw which ROCs each token used."""
-    from hilora.analyse import activation_maps, figures
+    from hilora.analyse import activation_maps, look
     from hilora.analyse.activation import record
     from hilora.analyse.rocs import choose_sites
     from hilora.engine.generate import HiLoRA
     from hilora.evaluate.setup import setup
 
-    figures.need_matplotlib()
+    look.need_matplotlib()
     _, settings = choose_method(method, option)
     quiet_transformers()
     with status("Loading the base model, and answering"):
@@ -55,8 +55,8 @@ def activation(
     chosen = choose_sites(list(found.used), site) if site else list(found.used)
     header = setup("hilora figures activation", method=method, seed=seed, sites=chosen)
     files = [write_entries({"setup": header, **found.numbers(chosen)}, out / "activation.json")]
-    files += figures.save(activation_maps.by_token(found, chosen, method), out / "activation")
-    files += figures.save(activation_maps.by_site(found, method), out / "activation_layers")
+    files += look.save(activation_maps.by_token(found, chosen, method), out / "activation")
+    files += look.save(activation_maps.by_site(found, method), out / "activation_layers")
     show_files(files)
 
 
@@ -75,7 +75,7 @@ def weights(
     out: FiguresOut = Path("figures"),
 ) -> None:
     """How a method that weighs adapters token by token does so, layer by layer."""
-    from hilora.analyse import figures, heatmaps
+    from hilora.analyse import heatmaps, look
     from hilora.analyse.rocs import choose_sites
     from hilora.analyse.similarity import read_tasks
     from hilora.analyse.weights import weights_by_site
@@ -83,7 +83,7 @@ def weights(
     from hilora.errors import UnknownNameError
     from hilora.evaluate.setup import setup
 
-    figures.need_matplotlib()
+    look.need_matplotlib()
     _, settings = choose_method(method, option)
     texts, _ = read_tasks(test)
     if unknown := [name for name in task or () if name not in texts]:
@@ -107,6 +107,4 @@ def weights(
             }
     header = setup("hilora figures weights", method=method, seed=seed)
     numbers = {"setup": header, "sites": shown, "tasks": tasks}
-    show_files(
-        [write_entries(numbers, out / "weights.json"), *figures.save(heatmaps.weights(numbers), out / "weights")]
-    )
+    show_files([write_entries(numbers, out / "weights.json"), *look.save(heatmaps.weights(numbers), out / "weights")])

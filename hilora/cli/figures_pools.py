@@ -27,12 +27,12 @@ def rocs(
     out: FiguresOut = Path("figures"),
 ) -> None:
     """ROCs of all adapters in the plane, and the paper's three observations about them in numbers."""
-    from hilora.analyse import figures, heatmaps
+    from hilora.analyse import figures, heatmaps, look
     from hilora.analyse.observations import observe
     from hilora.analyse.rocs import FORMS, PARTS, canonical_at, choose_sites, stack
     from hilora.evaluate.setup import setup
 
-    figures.need_matplotlib()
+    look.need_matplotlib()
     if not site and not sites:
         raise InputError("Which sites? Give --site model.layers.3.self_attn.q_proj, or --sites q_proj,v_proj.")
     opened = open_pool(pool)
@@ -45,13 +45,13 @@ def rocs(
         found = observe(factors, measured, permutations=permutations, seed=seed, on_site=advance)
     header = setup("hilora figures rocs", pool_version=opened.version, permutations=permutations, seed=seed)
     files = [write_entries({"setup": header, **found}, out / "rocs.json")]
-    files += figures.save(figures.roc_scores(found), out / "rocs_scores")
-    files += figures.save(heatmaps.overlap(found), out / "rocs_overlap")
+    files += look.save(figures.roc_scores(found), out / "rocs_scores")
+    files += look.save(heatmaps.overlap(found), out / "rocs_overlap")
     for name in dict.fromkeys([*single, *_spread(many, draw)]):
         having = {own: of for own, of in factors.items() if name in of}
         forms = dict(zip(FORMS, ([*having.values()], canonical_at([*having.values()], name)), strict=True))
         kinds = {(form, part): stack(forms[form], name, part) for form in FORMS for part in PARTS}
-        files += figures.save(figures.roc_planes(kinds, list(having), name), out / f"rocs_{name}")
+        files += look.save(figures.roc_planes(kinds, list(having), name), out / f"rocs_{name}")
     _show_observations(found)
     show_files(files)
 
@@ -66,12 +66,12 @@ def similarity(
     out: FiguresOut = Path("figures"),
 ) -> None:
     """How similar each task's prompts are to each adapter, as heatmaps."""
-    from hilora.analyse import figures, heatmaps
+    from hilora.analyse import heatmaps, look
     from hilora.analyse.similarity import SCORES, against_prompts, against_samples, read_tasks
     from hilora.evaluate.routing import look_at
     from hilora.evaluate.setup import setup
 
-    figures.need_matplotlib()
+    look.need_matplotlib()
     opened = open_pool(pool)
     if test is None:
         found = against_samples(opened.names, opened.samples(), opened.ridge)
@@ -85,7 +85,7 @@ def similarity(
     header = setup("hilora figures similarity", ridge=opened.ridge)
     files = [write_entries({"setup": header, **found}, out / "similarity.json")]
     for name in SCORES:
-        files += figures.save(heatmaps.similarity(found, name), out / f"similarity_{name}")
+        files += look.save(heatmaps.similarity(found, name), out / f"similarity_{name}")
     show_files(files)
 
 

@@ -22,14 +22,14 @@ def selection(
     out: FiguresOut = Path("figures"),
 ) -> None:
     """How many adapters and ROCs a method selects, for seen and for unseen prompts."""
-    from hilora.analyse import figures
+    from hilora.analyse import figures, look
     from hilora.analyse.selection import count_selected, read_results
 
-    figures.need_matplotlib()
+    look.need_matplotlib()
     found = count_selected(read_results(rows), method, setting)
     name = "selection_" + "".join(c if c.isalnum() or c in "-." else "_" for c in method)
     files = [write_entries({"method": method, "groups": found}, out / f"{name}.json")]
-    files += figures.save(figures.selections(found, method), out / name)
+    files += look.save(figures.selections(found, method), out / name)
     show_files(files)
 
 
@@ -44,13 +44,13 @@ def retrieval(
     out: FiguresOut = Path("figures"),
 ) -> None:
     """How often the right adapter is among the best k, against k or against the number of samples."""
-    from hilora.analyse import figures
+    from hilora.analyse import figures, look
     from hilora.analyse.retrieval import against_k, against_samples, read_routing
 
-    figures.need_matplotlib()
+    look.need_matplotlib()
     read = {path: read_routing(path) for path in results}
     if samples is None:
         drawn = figures.retrieval(**against_k(read, method))
     else:
         drawn = figures.retrieval(**against_samples(read, split_names(samples), k, method))
-    show_files(figures.save(drawn, out / ("retrieval" if samples is None else "retrieval_samples")))
+    show_files(look.save(drawn, out / ("retrieval" if samples is None else "retrieval_samples")))

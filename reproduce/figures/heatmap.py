@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hilora.analyse.figures import save
 from hilora.analyse.heatmaps import similarity
+from hilora.analyse.look import save
 from hilora.analyse.similarity import SCORES, K, against_prompts
 from hilora.base import embed
 from hilora.base.embed import DEFAULT_EMBEDDER, INSTRUCTION, Remembering

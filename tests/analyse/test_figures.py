@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from hilora.analyse import figures, heatmaps
+from hilora.analyse import figures, heatmaps, look
 from hilora.analyse.activation import Recorder, record
 from hilora.analyse.explain import Explanation, explain, explain_answer
 from hilora.analyse.observations import observe, table
@@ -483,7 +483,7 @@ def draw_planes(adapters: list[Factors], out: Path) -> list[bytes]:
     kinds = {("raw", part): stack(adapters, SITE, part) for part in PARTS}
     kinds |= {("canonical", part): stack(canonical_at(adapters, SITE), SITE, part) for part in PARTS}
     names = ["$x_1$ <b>", "\u4f60\u597d\n", "c" * 90]  # as labels they are what they are
-    return [path.read_bytes() for path in figures.save(figures.roc_planes(kinds, names, SITE), out / "planes")]
+    return [path.read_bytes() for path in look.save(figures.roc_planes(kinds, names, SITE), out / "planes")]
 
 
 def test_pictures_are_the_same_bytes_every_time(tmp_path: Path) -> None:
@@ -498,17 +498,17 @@ def test_pictures_are_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 def test_no_two_names_look_alike_and_too_many_are_refused() -> None:
-    most = len(figures.COLOURS) * len(figures.MARKERS)
-    found = figures.looks([str(i) for i in range(most)])
+    most = len(look.COLOURS) * len(look.MARKERS)
+    found = look.looks([str(i) for i in range(most)])
     assert len({tuple(look.values()) for look in found}) == most
     with pytest.raises(InputError, match=f"{most + 1} names"):
-        figures.looks([str(i) for i in range(most + 1)])
+        look.looks([str(i) for i in range(most + 1)])
 
 
 def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(HiloraError, match=r"need matplotlib.*pip install"):
-        figures.need_matplotlib()
+        look.need_matplotlib()
 
 
 # --- commands -----------------------------------------------------------------------------------------
@@ -631,5 +631,5 @@ def test_weights_are_drawn_with_a_panel_for_each_task(tmp_path: Path) -> None:
         "tasks": {t: {"adapters": [f"a{i}" for i in range(20)], "weights": numbers} for t in "xy"},
     }
     found["tasks"]["x"]["adapters"][3] = "x"
-    files = figures.save(heatmaps.weights(found), tmp_path / "weights")
+    files = look.save(heatmaps.weights(found), tmp_path / "weights")
     assert all(file.stat().st_size > 1000 for file in files)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hilora.base import embed
+from hilora.base import encoders
 from hilora.base.bert import can_read
 from hilora.base.embed import Embedder
 
@@ -25,7 +25,7 @@ def folder(request: Any, tmp_path: Path, tiny: Any) -> Path:
 def test_embeddings_are_those_of_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_read(folder, json.loads((folder / "config.json").read_text()))
     ours = Embedder(str(folder), instruction="say")(TEXTS)
-    monkeypatch.setattr(embed, "can_read", lambda *_: False)
+    monkeypatch.setattr(encoders, "can_read", lambda *_: False)
     theirs = Embedder(str(folder), instruction="say")(TEXTS)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(ours.norm(dim=1), torch.ones(len(TEXTS)))
@@ -50,5 +50,5 @@ def test_other_encoders_are_left_to_transformers(folder: Path, other: dict[str, 
 def test_the_default_embedder_is_that_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["Translate to German: the cat sat.", "Is this review positive? " + "A delight. " * 90, "2 + 2?"]
     ours = Embedder()(texts)
-    monkeypatch.setattr(embed, "can_read", lambda *_: False)
+    monkeypatch.setattr(encoders, "can_read", lambda *_: False)
     torch.testing.assert_close(ours, Embedder()(texts), rtol=1e-4, atol=1e-5)

@@ -43,6 +43,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pool: Any, tin
 def use_tiny(module: Any, model: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "load_base", lambda *a, **k: (model, tokenizer))
     monkeypatch.setattr("hilora.base.embed.Embedder", lambda *a, **k: embedder)
+    monkeypatch.setattr(module, "Embedder", lambda *a, **k: embedder, raising=False)
 
 
 def measured(rows: Path) -> dict[str, int]:
