@@ -277,6 +277,7 @@ class Tiny:
     texts = staticmethod(task_texts)
     tokenizer = staticmethod(tiny_tokenizer)
     bert = staticmethod(tiny_bert)
+    embedder = FakeEmbedder
     tasks = tuple(WORDS)
 
 
