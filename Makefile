@@ -10,7 +10,7 @@ demo: .venv/.demo
 	$(BIN)/hilora demo --pool pools/flan-mini
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -232,7 +232,8 @@ def make_trained(pool: Pool, sites: dict[str, tuple[int, int]]) -> None:
 
 
 def default_weights(patch: pytest.MonkeyPatch) -> None:
-    """Pools are tuned to the default weights of the witnesses, at once; fitting them takes seconds."""
+    """Pools are tuned to the default weights of the witnesses and to one of two ridges; more takes seconds."""
+    patch.setattr("hilora.route.ridge.GRID", (1e-4, 1e-3))
     for place in ("hilora.pool.pool", "hilora.route.apart"):
         patch.setattr(f"{place}.calibrate", lambda samples: Calibration(dict(WEIGHTS)))
 
@@ -276,6 +277,7 @@ class Tiny:
     texts = staticmethod(task_texts)
     tokenizer = staticmethod(tiny_tokenizer)
     bert = staticmethod(tiny_bert)
+    embedder = FakeEmbedder
     tasks = tuple(WORDS)
 
 
