@@ -160,4 +160,4 @@ def test_a_module_is_one_noun(name: str) -> None:
 
 def test_tests_stand_in_the_folders_of_what_they_test() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name[0] not in "._"}
-    assert folders <= set(FLOORS) | {"reproduce"}
+    assert folders <= set(FLOORS) | {"reproduce", "checks"}
