@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
-from hilora.compose.rocs import by_pairs
+from hilora.engine.ranked import by_pairs
 
 checked = jaxtyped(typechecker=remembered.beartype)
 
