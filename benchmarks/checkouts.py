@@ -36,6 +36,12 @@ def bench(checkout: Path, pool: Path, options: Sequence[str]) -> dict[str, float
         return ratios_of(json.loads(out.read_text()))
 
 
+def commit_of(checkout: Path) -> str:
+    """Which commit lies there; "" outside of git."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
+    return asked.stdout.strip()[:12]
+
+
 def ratios_of(line: Mapping[str, Any]) -> dict[str, float]:
     """What a line of `hilora bench` says of hilora beside the base, part by part."""
     return {"whole": line[RATIO], "prefill": line["prefill"][RATIO], "decode": line["decode"][RATIO]}
@@ -69,7 +75,8 @@ def main() -> None:
     change = statistics.median(a["whole"] / b["whole"] for a, b in zip(found["after"], found["before"], strict=True))
     print(f"after / before, whole: {change:.3f}")
     if args.json:
-        header = setup("benchmarks/checkouts.py", rounds=args.rounds, turns=args.turns)
+        commits = {name: commit_of(checkout) for name, checkout in checkouts.items()}
+        header = setup("benchmarks/checkouts.py", rounds=args.rounds, turns=args.turns, commits=commits)
         lines = [header, *({"checkout": name, **turn} for name, turns in found.items() for turn in turns)]
         args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

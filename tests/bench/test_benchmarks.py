@@ -166,7 +166,7 @@ def test_costs_grow_with_what_is_used_and_hardly_with_what_is_registered(scripts
 def test_two_checkouts_take_turns_and_are_compared_by_their_ratios(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, asked = scripts.load("benchmarks/checkouts.py"), []
+    module, asked = scripts.load("benchmarks/checkouts.py"), list[Path]()
 
     def run(command: list[str], *, cwd: Path, env: dict[str, str], check: bool) -> None:
         asked.append(cwd)
@@ -176,6 +176,7 @@ def test_two_checkouts_take_turns_and_are_compared_by_their_ratios(
         Path(command[command.index("--json") + 1]).write_text(json.dumps(line) + "\n")
 
     monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module, "commit_of", lambda checkout: "0" * 12)
     out = tmp_path / "found.jsonl"
     scripts.run(module, "--before", tmp_path, "--turns", 2, "--json", out)
     assert asked == [tmp_path, ROOT, ROOT, tmp_path]  # every other turn the other way round
