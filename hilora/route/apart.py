@@ -7,20 +7,18 @@ that remain, and tuned to them where a pool that lost so many would be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hilora.route.experts import Calibration, calibrate
-from hilora.route.features import Features
 from hilora.route.ridge import choose_ridge
 from hilora.route.router import Known, Query, Router
-from hilora.route.samples import Sampled, sampled
+from hilora.route.samples import Held, Sampled, sampled
 from hilora.types import Route
 
 GROWTH = 1.25
@@ -32,24 +30,13 @@ def has_grown(size: int, tuned_on: int) -> bool:
     return min(size, tuned_on) * GROWTH < max(size, tuned_on)
 
 
-class Remaining:
+class Remaining(Held):
     """Some of a pool's adapters, for a router to learn from."""
 
     def __init__(self, known: Sampled, kept: Int[Tensor, " kept"]) -> None:
         everyone = known.samples()
         self.known, self.held = known, [everyone[i] for i in kept.tolist()]
         self.tune = has_grown(len(self.held), len(known))
-
-    def __len__(self) -> int:
-        return len(self.held)
-
-    def samples(self) -> Sequence[Features]:
-        """Each remaining adapter's samples."""
-        return self.held
-
-    def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
-        """The embeddings of each remaining adapter's samples."""
-        return [own.embeddings for own in self.held]
 
     @cached_property
     def ridge(self) -> float:

@@ -28,13 +28,10 @@ class Sampled(Known, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Collection:
-    """Samples by adapter that lie in no pool."""
+class Held:
+    """Samples by adapter that are held in memory."""
 
     held: Sequence[Features]
-    ridge: float = RIDGE
-    calibration: Calibration | None = None
 
     def __len__(self) -> int:
         return len(self.held)
@@ -46,6 +43,15 @@ class Collection:
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """The embeddings of each adapter's samples."""
         return [own.embeddings for own in self.held]
+
+
+@dataclass(frozen=True)
+class Collection(Held):
+    """Samples by adapter that lie in no pool."""
+
+    held: Sequence[Features]
+    ridge: float = RIDGE
+    calibration: Calibration | None = None
 
 
 def sampled(known: Known) -> Sampled:
