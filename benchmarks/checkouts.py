@@ -3,82 +3,141 @@
     git worktree add ../before COMMIT
     python benchmarks/checkouts.py --before ../before --json benchmarks/checkouts.jsonl
 
-They take turns, each in a process of its own: a `hilora bench` of hilora beside the base model. What is compared
-are ratios to the base, which each process measures for itself. Run it with nothing else on the machine.
+Both are loaded into this process, each with a copy of the base model, and answer the same batch in turn; every other
+round goes the other way round. Beside the wall clock it tells the processor's seconds, which others on the machine
+disturb less.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from hilora.bench.rounds import spread
+from hilora.bench.rounds import turns
+from hilora.bench.workload import make_workload
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 
 HERE = Path(__file__).parents[1]
-PARTS = ("whole", "prefill", "decode")
-RATIO = "hilora_over_base"
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+PARTS = ("prefill", "whole")
 
 
-def bench(checkout: Path, pool: Path, options: Sequence[str]) -> dict[str, float]:
-    """Part -> hilora's speed over the base's, by the code of a checkout."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "bench.jsonl"
-        command = [sys.executable, "-m", "hilora", "bench", "--pool", str(pool), "--json", str(out), *options]
-        subprocess.run(command, cwd=checkout, env=os.environ | {"PYTHONPATH": str(checkout)}, check=True)
-        return ratios_of(json.loads(out.read_text()))
+@dataclass
+class Checkout:
+    """A copy of the package in this process, beside others of the same name.
+
+    Args:
+        folder: where it lies.
+    """
+
+    folder: Path
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """While the context is open, `hilora` is this one, for whatever is imported meanwhile."""
+        others = _ours()
+        for name in others:
+            del sys.modules[name]
+        sys.modules.update(self.modules)
+        sys.path.insert(0, str(self.folder))
+        try:
+            yield
+        finally:
+            sys.path.remove(str(self.folder))
+            self.modules = _ours()
+            for name in self.modules:
+                del sys.modules[name]
+            sys.modules.update(others)
 
 
-def commit_of(checkout: Path) -> str:
-    """Which commit lies there; "" outside of git."""
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False)
-    return asked.stdout.strip()[:12]
+def _ours() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.split(".")[0] == "hilora"}
 
 
-def ratios_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """What a line of `hilora bench` says of hilora beside the base, part by part."""
-    return {"whole": line[RATIO], "prefill": line["prefill"][RATIO], "decode": line["decode"][RATIO]}
+def load(checkout: Checkout, pool: Path, dtype: str) -> Any:
+    """Its router."""
+    with checkout():
+        import hilora
+
+        assert hilora.__file__ is not None
+        assert Path(hilora.__file__).is_relative_to(checkout.folder)
+        return hilora.HiLoRA.from_pretrained(pool=pool, dtype=dtype)
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A line for each checkout: median and range over its turns."""
+def measure(
+    checkouts: Mapping[str, Checkout], routers: Mapping[str, Any], prompts: Sequence[str], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """A line for each turn that counts."""
+    done, new_tokens = dict.fromkeys(checkouts, 0), args.new_tokens
+    for name, counts in turns(list(checkouts), args.rounds):
+        line: dict[str, Any] = {"checkout": name, "round": done[name]}
+        for part, tokens in zip(PARTS, (1, new_tokens), strict=True):
+            began = {clock: read() for clock, read in CLOCKS.items()}
+            with checkouts[name]():
+                routers[name].generate(list(prompts), max_new_tokens=tokens, min_new_tokens=tokens)
+            line[part] = {clock: round(read() - began[clock], 4) for clock, read in CLOCKS.items()}
+        if counts:
+            done[name] += 1
+            yield line
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds of both, and the speed of the second over the first, round by round: median and quartiles."""
     rows = []
-    for name, turns in found.items():
-        spreads = [spread([turn[part] for turn in turns], 3) for part in PARTS]
-        rows.append((name, *("{median} ({least} to {most})".format(**each) for each in spreads)))
-    return markdown_table(("checkout", *(f"of base, {part}" for part in PARTS)), rows)
+    for part in PARTS:
+        for clock in CLOCKS:
+            before, after = (
+                [line[part][clock] for line in lines if line["checkout"] == name] for name in ("before", "after")
+            )
+            low, middle, high = statistics.quantiles([b / a for b, a in zip(before, after, strict=True)], n=4)
+            seconds = (f"{statistics.median(before):.3f}", f"{statistics.median(after):.3f}")
+            rows.append((part, clock, *seconds, f"{middle:.3f} ({low:.3f} to {high:.3f})"))
+    return markdown_table(("part", "clock", "before, s", "after, s", "speed, after / before"), rows)
+
+
+def commit_of(folder: Path) -> str:
+    """Which commit lies there; "" outside of git."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    return asked.stdout.strip()[:12]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--before", type=Path, required=True, help="another checkout; this one is `after`")
     parser.add_argument("--pool", type=Path, default=HERE / "pools" / "flan-mini")
-    parser.add_argument("--turns", type=int, default=4, help="of each")
-    parser.add_argument("--rounds", type=int, default=3, help="of each turn")
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    checkouts = {"before": args.before.resolve(), "after": HERE}
-    options = ["--contenders", "base,hilora", "--rounds", str(args.rounds), "--new-tokens", "16"]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
-    for turn in range(args.turns):
-        for name in list(checkouts)[:: 1 if turn % 2 == 0 else -1]:
-            found[name].append(bench(checkouts[name], args.pool.resolve(), options))
-            print(name, found[name][-1], flush=True)
-    print(table(found))
-    change = statistics.median(a["whole"] / b["whole"] for a, b in zip(found["after"], found["before"], strict=True))
-    print(f"after / before, whole: {change:.3f}")
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds}: quartiles need 2 and more")
+    checkouts = {"before": Checkout(args.before.resolve()), "after": Checkout(HERE)}
+    routers = {name: load(each, args.pool.resolve(), args.dtype) for name, each in checkouts.items()}
+    words, sizes = {"share": "zipf", "words": 60, "new_tokens": args.new_tokens}, {"batch": args.batch}
+    work = make_workload([str(i) for i in range(8)], adapters=min(8, args.batch), **words, **sizes)
+    lines = []
+    for line in measure(checkouts, routers, work.prompts, args):
+        print(line, flush=True)
+        lines.append(line)
+    print(table(lines))
     if args.json:
-        commits = {name: commit_of(checkout) for name, checkout in checkouts.items()}
-        header = setup("benchmarks/checkouts.py", rounds=args.rounds, turns=args.turns, commits=commits)
-        lines = [header, *({"checkout": name, **turn} for name, turns in found.items() for turn in turns)]
-        args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        commits = {name: commit_of(each.folder) for name, each in checkouts.items()}
+        header = setup(
+            "benchmarks/checkouts.py", dtype=args.dtype, new_tokens=args.new_tokens, commits=commits, **sizes
+        )
+        args.json.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
 
 
 if __name__ == "__main__":

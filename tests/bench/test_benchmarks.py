@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -163,22 +165,28 @@ def test_costs_grow_with_what_is_used_and_hardly_with_what_is_registered(scripts
     assert all(value > 0 for value in measured.values())
 
 
-def test_two_checkouts_take_turns_and_are_compared_by_their_ratios(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_checkouts_stand_side_by_side_and_take_turns(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module, asked = scripts.load("benchmarks/checkouts.py"), list[Path]()
-
-    def run(command: list[str], *, cwd: Path, env: dict[str, str], check: bool) -> None:
-        asked.append(cwd)
-        assert env["PYTHONPATH"] == str(cwd)
-        ratio = 0.8 if cwd == tmp_path else 0.9
-        line = {name: {"hilora_over_base": ratio} for name in ("prefill", "decode")} | {"hilora_over_base": ratio}
-        Path(command[command.index("--json") + 1]).write_text(json.dumps(line) + "\n")
-
-    monkeypatch.setattr(module.subprocess, "run", run)
-    monkeypatch.setattr(module, "commit_of", lambda checkout: "0" * 12)
+    module = scripts.load("benchmarks/checkouts.py")
+    here, asked = sys.modules["hilora"], list[str]()
+    package = (
+        "from hilora.inner import name\nclass HiLoRA:\n"
+        "    @classmethod\n    def from_pretrained(cls, **_):\n        return cls()\n"
+        "    def generate(self, prompts, **_):\n        from hilora.inner import name\n        LOG.append(name)\n"
+    )
+    for name in ("before", "after"):
+        (tmp_path / name / "hilora").mkdir(parents=True)
+        (tmp_path / name / "hilora" / "__init__.py").write_text(package)
+        (tmp_path / name / "hilora" / "inner.py").write_text(f"name = {name!r}")
+    monkeypatch.setattr("builtins.LOG", asked, raising=False)
+    monkeypatch.setattr(module, "HERE", tmp_path / "after")
+    monkeypatch.setattr(module, "commit_of", lambda folder: "0" * 12)
     out = tmp_path / "found.jsonl"
-    scripts.run(module, "--before", tmp_path, "--turns", 2, "--json", out)
-    assert asked == [tmp_path, ROOT, ROOT, tmp_path]  # every other turn the other way round
-    _, *lines = map(json.loads, out.read_text().splitlines())
-    assert [(line["checkout"], line["whole"]) for line in lines] == [("before", 0.8)] * 2 + [("after", 0.9)] * 2
+    scripts.run(module, "--before", tmp_path / "before", "--pool", tmp_path, "--rounds", 3, "--json", out)
+    assert asked[:4] == ["before", "before", "after", "after"]  # one token, then all
+    assert Counter(asked) == {"before": 8, "after": 8}
+    found = lines(out)[1:]
+    assert Counter(line["checkout"] for line in found) == {"before": 3, "after": 3}
+    assert sys.modules["hilora"] is here
+    assert "after / before" in capsys.readouterr().out

@@ -17,7 +17,22 @@ from hilora.types import Factors, Plan, Site
 
 CPU = torch.device("cpu")
 IN, RANKS, OUT = 12, [4, 2, 4, 8, 2, 4], {"q": 10, "v": 6}
-GATES = (TopRocs(), TopRocs("contribution"), TopRocs("magnitude", weighted=True), Weighted(), Fused(), PoolTopRocs(3))
+
+
+class Likewise(TopRocs):
+    """A composer that the engine does not know: it is served as it is."""
+
+
+GATES = (
+    TopRocs(),
+    Likewise("contribution"),
+    Likewise(),
+    TopRocs("contribution"),
+    TopRocs("magnitude", weighted=True),
+    Weighted(),
+    Fused(),
+    PoolTopRocs(3),
+)
 
 
 def sites(dtype: torch.dtype = torch.float64) -> list[Site]:
