@@ -49,9 +49,9 @@ def read_entry(raw: Any) -> Entry:
     Raises:
         TypeError, ValueError: a field is missing, or an optional one is not of its type.
     """
+    if isinstance(raw, dict) and raw.keys() <= _FIELDS:  # nearly all of them, of very many
+        return Entry(**raw)
     found = known(raw, _FIELDS)
-    if len(found) == len(raw):
-        return Entry(**found)
     for key, default in OPTIONAL.items():
         if not isinstance(raw.get(key, default), type(default)):
             raise ValueError(

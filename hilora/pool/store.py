@@ -125,7 +125,7 @@ def write_manifest(pool: Path, head: Mapping[str, Any], entries: Iterable[Entry]
 
     One adapter a line: the encoder that indents takes ten times as long, and pools may be large.
     """
-    lines = ",\n".join(_line(entry, ENCODE(entry.extra) if entry.extra else "") for entry in entries)
+    lines = ",\n".join(_line(entry, repr(entry.extra)) for entry in entries)
     text = f'{ENCODE(head)[:-1]}, "adapters": [\n{lines}\n]}}\n'.encode()
     write_whole(pool / MANIFEST, text)
     return text
@@ -133,9 +133,12 @@ def write_manifest(pool: Path, head: Mapping[str, Any], entries: Iterable[Entry]
 
 @lru_cache(maxsize=20_000)
 def _line(entry: Entry, extra: str) -> str:
-    """An adapter's line; a change of a large pool leaves nearly all of them as they were."""
-    line = ENCODE({key: value for key, value in vars(entry).items() if key != "extra"})
-    return f"{line[:-1]}, {extra[1:]}" if extra else line
+    """An adapter's line; a change of a large pool leaves nearly all of them as they were.
+
+    Optional fields are part of the key as they are spelled: 1, 1.0 and True are equal, and an object may be changed.
+    """
+    known = {key: value for key, value in vars(entry).items() if key != "extra"}
+    return ENCODE({**known, **entry.extra})
 
 
 def keep_manifest(pool: Path, number: int, text: bytes) -> None:
