@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from hilora.evaluate.setup import setup
 from hilora.planner import Planner
 from hilora.pool import store
 from hilora.pool.export import export_adapter
+from hilora.pool.folder import in_order
 from hilora.route.features import Features
 
 seconds = stopwatch(torch.device("cpu"))
@@ -46,7 +48,6 @@ def make_pool(source: Pool, count: int, folder: Path) -> Pool:
     """A pool of so many adapters, all with contents of the source's."""
     stream = np.random.default_rng(0)
     samples, manifest = source.samples(), json.loads((source.path / store.MANIFEST).read_text())
-    entries = {entry["name"]: entry for entry in manifest["adapters"]}
     for name in (store.ADAPTERS, store.SAMPLES):
         (folder / name).mkdir(parents=True)
     os.link(source.path / store.BASE, folder / store.BASE)
@@ -60,9 +61,9 @@ def make_pool(source: Pool, count: int, folder: Path) -> Pool:
         looked = Features(known.embeddings + noise, known.terms)
         path = folder / store.SAMPLES / f"{looked.content_hash()}.safetensors"
         path.write_bytes(_packed(looked))
-        made.append({**entries[own.name], "name": name, "hash": content, "samples": path.stem})
-    manifest["adapters"] = sorted(made, key=lambda entry: (entry["hash"], entry["name"]))
-    store.write_manifest(folder, manifest)
+        made.append(replace(own, name=name, hash=content, samples=path.stem))
+    del manifest["adapters"]
+    store.write_manifest(folder, manifest, in_order(made))
     return Pool.open(folder)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -87,16 +87,23 @@ class EmbedderInfo:
         return f"{self.name!r} (dim {self.dim}, instruction {self.instruction!r}, {self.fingerprint})"
 
     def check(self, found: EmbedderInfo, pool: Path) -> None:
-        """Refuse another embedder than this one of a pool.
+        """Refuse another embedder than this one of a pool; a folder may lie elsewhere meanwhile.
 
         Raises:
             MismatchError: says which model built the pool, and how to rebuild it.
         """
-        if found != self:
+        if found != self and not self._is_folder(found):
             raise MismatchError(
                 f"The pool was embedded with {self}, not with {found}. Use that embedder, or run: "
                 f"hilora pool reembed --pool {pool} --embedder {found.name} --samples DIR"
             )
+
+    def _is_folder(self, found: EmbedderInfo) -> bool:
+        """Whether a folder is this embedder under another path: the same place, or the same weights moved."""
+        mine, other = Path(self.name), Path(found.name)
+        if not other.is_dir() or replace(found, name=self.name) != self:
+            return False
+        return mine.samefile(other) if mine.exists() else mine.is_absolute() and any(other.glob("*.safetensors"))
 
     def load(self, pool: Path, dtype: torch.dtype | str = torch.float32) -> Embedder:
         """Load this embedder of a pool.

@@ -5,6 +5,7 @@ A view keeps what it opened, whatever others do to the folder meanwhile; `reload
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hilora.base.embed import EmbedderInfo
 from hilora.base.fingerprint import BaseInfo
 from hilora.errors import PoolError
 from hilora.pool import store
+from hilora.pool.manifest import HEAD, read_entry
+from hilora.pool.place import read_base, read_embedder
 from hilora.pool.view import Entry, PoolView
 from hilora.route.experts import Calibration
 from hilora.route.features import Features
@@ -37,10 +39,13 @@ class PoolFolder(PoolView):
     Attributes:
         calibration: of the scores of `route.experts`, from the samples; None before the first tuning.
         tuned_on: the number of adapters at the last tuning.
+        extra: fields of the manifest that this version does not know; kept in every change.
     """
 
     calibration: Calibration | None
     tuned_on: int
+    extra: Mapping[str, Any]
+    _head: Mapping[str, Any]
     _text: bytes
 
     def __init__(self, path: Path, text: bytes) -> None:
@@ -52,20 +57,22 @@ class PoolFolder(PoolView):
 
         Args:
             text: as it is written.
-            manifest: what it says.
-            entries: its adapters in their order, where they are at hand.
+            manifest: what it says; its adapters may be left out where they are at hand.
+            entries: those, in their order.
         """
         try:
             if entries is None:
-                entries = in_order(Entry(**raw) for raw in manifest["adapters"])
+                entries = in_order(map(read_entry, manifest["adapters"]))
             found = manifest.get("calibration")
             state = {
                 "entries": tuple(entries),
-                "embedder": EmbedderInfo(**manifest["embedder"]),
+                "embedder": read_embedder(manifest["embedder"], self.path),
                 "ridge": float(manifest["ridge"]),
                 "calibration": None if found is None else Calibration.from_json(found),
                 "tuned_on": int(manifest["tuned_on"]),
                 "version": int(manifest["version"]),
+                "extra": {key: value for key, value in manifest.items() if key not in HEAD},
+                "_head": {key: value for key, value in manifest.items() if key != "adapters"},
                 "_positions": {entry.name: i for i, entry in enumerate(entries)},
                 "_enabled": torch.tensor([entry.enabled for entry in entries], dtype=torch.bool),
                 "_text": text,
@@ -94,7 +101,7 @@ class PoolFolder(PoolView):
     def base(self) -> BaseInfo:  # type: ignore[override]
         """The base model that the adapters were checked against."""
         try:
-            return BaseInfo.from_json((self.path / store.BASE).read_text(encoding="utf-8"))
+            return read_base(json.loads((self.path / store.BASE).read_bytes()), self.path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PoolError(f"{self.path / store.BASE} cannot be read: {error!r}. Restore it from a copy.") from error
 

@@ -6,6 +6,7 @@ leaves the old or the new state. Writers take turns by a lock file; readers neve
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,12 @@ from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
 from hilora.pool import store
 from hilora.pool.described import DESCRIPTION
 from hilora.pool.folder import PoolFolder, in_order
+from hilora.pool.manifest import OF_SAMPLES, inherit
 from hilora.pool.peft import content_hash, read_adapter
+from hilora.pool.place import write_base, write_embedder
 from hilora.pool.view import Entry
 from hilora.route.apart import has_grown
-from hilora.route.experts import Calibration, calibrate
+from hilora.route.experts import calibrate
 from hilora.route.features import Features, check_samples, hash_terms
 from hilora.route.gaussian import RIDGE
 from hilora.route.ridge import choose_ridge
@@ -41,22 +44,7 @@ class _Draft:
     """What a change works on: the object itself changes only when the manifest has been written."""
 
     entries: dict[str, Entry]
-    embedder: EmbedderInfo
-    ridge: float
-    calibration: Calibration | None
-    tuned_on: int
-
-    def manifest(self, version: int, entries: Sequence[Entry]) -> dict[str, Any]:
-        """As stored, with these entries in their order."""
-        return {
-            "format": store.FORMAT,
-            "version": version,
-            "embedder": asdict(self.embedder),
-            "ridge": self.ridge,
-            "calibration": None if self.calibration is None else asdict(self.calibration),
-            "tuned_on": self.tuned_on,
-            "adapters": [vars(entry) for entry in entries],
-        }
+    head: dict[str, Any]  # all else that the manifest says, as it is written there
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self.entries:
@@ -77,10 +65,18 @@ class Pool(PoolFolder):
         path = Path(path)
         if (path / store.MANIFEST).exists():
             raise PoolError(f"{path} holds a pool already. Open it, or choose another folder.")
-        manifest = _Draft({}, embedder, RIDGE, None, 0).manifest(0, ())
         with store.explained(f"make a pool at {path}"):
-            store.write_whole(path / store.BASE, base.to_json().encode())
-            text = store.write_manifest(path, manifest)
+            store.write_whole(path / store.BASE, json.dumps(write_base(base, path)).encode())
+            head = {
+                "format": store.FORMAT,
+                "version": 0,
+                "needs": [],
+                "embedder": write_embedder(embedder, path),
+                "ridge": RIDGE,
+                "calibration": None,
+                "tuned_on": 0,
+            }
+            text = store.write_manifest(path, head, ())
         return cls(path, text)
 
     @contextmanager
@@ -90,17 +86,13 @@ class Pool(PoolFolder):
 
         with store.explained(f"change the pool {self.path}"), FileLock(self.path / ".lock"):
             self.reload()
-            draft = _Draft(
-                {entry.name: entry for entry in self.entries},
-                self.embedder,
-                self.ridge,
-                self.calibration,
-                self.tuned_on,
-            )
+            draft = _Draft({entry.name: entry for entry in self.entries}, dict(self._head))
             yield draft
-            entries = in_order(draft.entries.values())
-            manifest = draft.manifest(self.version + 1, entries)
-            self._take(store.write_manifest(self.path, manifest), manifest, entries)
+            entries, written = in_order(draft.entries.values()), draft.head["format"]
+            head = draft.head | {"format": store.FORMAT, "version": self.version + 1}
+            if written < store.FORMAT:
+                store.keep_manifest(self.path, written, self._text)
+            self._take(store.write_manifest(self.path, head, entries), head, entries)
 
     def add(
         self,
@@ -121,7 +113,7 @@ class Pool(PoolFolder):
             folder: the PEFT folder.
             samples: a few texts of its training data (20 in the paper); kept are embeddings and hashed terms only.
             embed: the pool's embedder.
-            replace: take the place of an adapter of that name.
+            replace: take the place of an adapter of that name, whose tenant, state and note stay.
             any_base: accept an adapter whose config names another base model.
             terms: keep hashed n-grams of the samples too (see `route.features` for what they leak).
             origin: what the samples are: "samples" of its training data, "prompts" that somebody wrote for it, or
@@ -166,7 +158,7 @@ class Pool(PoolFolder):
                 raise taken
             self._write(store.ADAPTERS, entry.hash, tensors)
             self._write(store.SAMPLES, entry.samples, found.tensors())
-            draft.entries[name] = entry
+            draft.entries[name] = entry = inherit(entry, draft.entries.get(name))
         return entry
 
     def _write(self, folder: str, content: str, tensors: Mapping[str, Tensor]) -> None:
@@ -206,7 +198,7 @@ class Pool(PoolFolder):
             samples = self.samples()
             ridge, found = choose_ridge([own.embeddings for own in samples]), calibrate(samples)
             with self._edit() as draft:
-                draft.ridge, draft.calibration, draft.tuned_on = ridge, found, len(draft.entries)
+                draft.head |= {"ridge": ridge, "calibration": asdict(found), "tuned_on": len(draft.entries)}
         return self.ridge
 
     def reembed(self, samples: Mapping[str, Sequence[str]], embedder: EmbedderInfo, embed: Embed) -> None:
@@ -223,8 +215,8 @@ class Pool(PoolFolder):
             for name, entry in draft.entries.items():
                 new = replace(entry, samples=found[name].content_hash(), num_samples=len(found[name]))
                 self._write(store.SAMPLES, new.samples, found[name].tensors())
-                draft.entries[name] = new
-            draft.embedder = embedder
+                draft.entries[name] = inherit(new, entry, but=OF_SAMPLES)
+            draft.head["embedder"] = write_embedder(embedder, self.path)
         self.tune(always=True)
 
     def check(self) -> Iterator[tuple[Entry, str]]:

@@ -1,6 +1,7 @@
 """Files of a pool: each is written whole or not at all.
 
     POOL/pool.json                    the manifest: the only file that ever changes, replaced atomically
+    POOL/pool.json.format1            the last one that an older hilora could read, if it wrote one
     POOL/base.json                    the base model's modules and sketch, written when the pool is made
     POOL/adapters/<hash>.safetensors  one adapter's factors, named by content, never changed
     POOL/samples/<hash>.safetensors   embeddings of one adapter's samples, likewise
@@ -14,7 +15,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +24,12 @@ from typing import Any
 from torch import Tensor
 
 from hilora.errors import MismatchError, PoolError
+from hilora.pool.view import Entry
 
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode
-FORMAT = 1
+ENCODE = json.JSONEncoder().encode
+FORMAT = 2
+ABILITIES: frozenset[str] = frozenset()
+"""What a manifest may require of its readers, by words under "needs"; each is a promise that it is honoured."""
 MANIFEST = "pool.json"
 BASE = "base.json"
 ADAPTERS = "adapters"
@@ -99,33 +103,47 @@ def parse_manifest(pool: Path, text: bytes) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads(text)
-        version = int(manifest["format"])
+        version = manifest["format"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format {version!r:.60}")
+        needs = manifest.get("needs", []) if version <= FORMAT else []
+        if not (isinstance(needs, list) and all(isinstance(word, str) for word in needs)):
+            raise TypeError(f"needs: expected a list of words, got {needs!r:.60}")
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(pool, error) from error
     if version > FORMAT:
-        raise MismatchError(
-            f"{pool} was written by a newer hilora (format {version}, this version reads {FORMAT}). "
-            f"Run: pip install --upgrade hilora"
-        )
-    return manifest
+        why = f"format {version}, this version reads {FORMAT}"
+    elif unknown := sorted(set(needs) - ABILITIES):
+        why = f"it needs {', '.join(unknown)}, unknown to this version"
+    else:
+        return manifest
+    raise MismatchError(f"{pool} was written by a newer hilora ({why}). Run: pip install --upgrade hilora")
 
 
-def write_manifest(pool: Path, manifest: Mapping[str, Any]) -> bytes:
+def write_manifest(pool: Path, head: Mapping[str, Any], entries: Iterable[Entry]) -> bytes:
     """Replace the manifest: the one moment at which a change becomes true. Returns what was written.
 
     One adapter a line: the encoder that indents takes ten times as long, and pools may be large.
     """
-    head = ENCODE({key: value for key, value in manifest.items() if key != "adapters"})
-    lines = ",\n".join(_line(tuple(adapter.items())) for adapter in manifest["adapters"])
-    text = f'{head[:-1]}, "adapters": [\n{lines}\n]}}\n'.encode()
+    lines = ",\n".join(_line(entry, repr(entry.extra)) for entry in entries)
+    text = f'{ENCODE(head)[:-1]}, "adapters": [\n{lines}\n]}}\n'.encode()
     write_whole(pool / MANIFEST, text)
     return text
 
 
 @lru_cache(maxsize=20_000)
-def _line(adapter: tuple[tuple[str, Any], ...]) -> str:
-    """An adapter's line; a change of a large pool leaves nearly all of them as they were."""
-    return ENCODE(dict(adapter))
+def _line(entry: Entry, extra: str) -> str:
+    """An adapter's line; a change of a large pool leaves nearly all of them as they were.
+
+    Optional fields are part of the key as they are spelled: 1, 1.0 and True are equal, and an object may be changed.
+    """
+    known = {key: value for key, value in vars(entry).items() if key != "extra"}
+    return ENCODE({**known, **entry.extra})
+
+
+def keep_manifest(pool: Path, number: int, text: bytes) -> None:
+    """Keep a manifest of an older format beside the one that will replace it."""
+    write_whole(pool / f"{MANIFEST}.format{number}", text)
 
 
 def _unreadable(pool: Path, why: Exception) -> PoolError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +33,7 @@ class Entry:
     enabled: bool  # whether it may be routed to
     added: str  # UTC time
     origin: str = "samples"  # or "prompts" that somebody wrote, or a "description"
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # optional fields, see `manifest.OPTIONAL`
 
 
 @runtime_checkable
