@@ -119,9 +119,11 @@ def train_retriever(
         raise ModelError(f"The embedder at {source} is no encoder with mean or first-token pooling; choose another.")
     work = work_folder(out)
     torch.manual_seed(recipe.seed)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     with quiet_loading():
-        model = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModel.from_pretrained(
+            source, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+        )
     model.eval()  # no dropout: an interrupted run has to end as an uninterrupted one
 
     def embed(texts: Sequence[str]) -> Tensor:
