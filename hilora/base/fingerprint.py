@@ -59,19 +59,21 @@ class BaseInfo:
         return cls(**raw)
 
     def check_adapter(self, adapter: str, base_model: str) -> None:
-        """Refuse an adapter that says it was trained for another base.
-
-        Names are compared by their last part, letters and digits only.
+        """Refuse an adapter that says it was trained for another base, see `goes_by`.
 
         Raises:
             AdapterError: the names differ.
         """
-        known = {self.name, *(BASES[self.name].aliases if self.name in BASES else ())}
-        if base_model and _plain(base_model) not in {_plain(name) for name in known}:
+        if base_model and not self.goes_by(base_model):
             raise AdapterError(
                 f"Adapter {adapter!r} was trained for {base_model!r}, and this pool serves {self.name!r}. "
                 f"If both are the same weights, add it with --any-base."
             )
+
+    def goes_by(self, name: str) -> bool:
+        """Whether this base is called so: names are compared by their last part, letters and digits only."""
+        known = {self.name, *(BASES[self.name].aliases if self.name in BASES else ())}
+        return _plain(name) in {_plain(own) for own in known}
 
     def check_model(self, model: Any, template: str) -> None:
         """Refuse to use the pool with another model than it was made for.

@@ -209,9 +209,7 @@ def load_base(
         with quiet_loading():
             model = auto.from_pretrained(path, dtype=dtype, device_map=device_map, trust_remote_code=False)
     except UNREADABLE as error:
-        raise ModelError(
-            f"The base model {name!r} cannot be loaded: {first_line(error)} Check its files."
-        ) from error
+        raise ModelError(f"The base model {name!r} cannot be loaded: {first_line(error)} Check its files.") from error
     return model.eval(), tokenizer
 
 

@@ -96,7 +96,7 @@ class Stored:
         for part in self._open(name):
             if part.get_dtype() not in FLOATS:
                 return None
-            if part.get_shape() != copy.get_shape():
+            if copy.get_dtype() not in FLOATS or not part.get_shape() or part.get_shape() != copy.get_shape():
                 return False
             return all(
                 _same(part[at : at + ROWS], copy[at : at + ROWS]) for at in range(0, part.get_shape()[0], ROWS)
@@ -105,7 +105,7 @@ class Stored:
 
     def _open(self, name: str) -> Iterator[Any]:
         """The parameter's slice, open while it is looked at; nothing where it is not in the files."""
-        for each in self._layout.tied(name):
+        for each in self._layout.tied(self._layout.loaded(name) or name):
             if each in self._places:
                 path, key = self._places[each]
                 with safe_open(path, "pt") as file:
