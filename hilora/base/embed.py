@@ -17,8 +17,9 @@ from hilora.base.embedded import Embedded
 from hilora.base.encoders import plain_encoder, sentence_encoder
 from hilora.base.models import first_line, parse_dtype
 from hilora.base.pointers import refuse_pointers
+from hilora.base.prompts import half_pair
 from hilora.base.stored import PICKLED, hash_files
-from hilora.errors import MismatchError, ModelError
+from hilora.errors import InputError, MismatchError, ModelError
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
@@ -66,7 +67,17 @@ class Embedder:
         self.dim = int(self._encode(["a"]).shape[1])
 
     def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
-        """Embed texts; like lengths share a batch, the order is the caller's."""
+        """Embed texts; like lengths share a batch, the order is the caller's.
+
+        Raises:
+            InputError: a text has half a character, which no tokenizer reads.
+        """
+        for number, text in enumerate(texts):
+            if (place := half_pair(text)) is not None:
+                raise InputError(
+                    f"Text {number} has half a character ({text[place]!r}) at {place}: {text!r:.60} Give the whole "
+                    f"character, or leave it out."
+                )
         instructed = [f"{self.instruction}: {text}" if self.instruction else text for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
         out = torch.empty(len(texts), self.dim)

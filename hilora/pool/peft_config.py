@@ -143,8 +143,8 @@ def parse_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"is {'a file' if folder.exists() else 'missing'}; expected a PEFT folder. Check the path")
     if is_mlx(folder):
         raise AdapterError(
-            "is an MLX adapter, whose names, layout and scale are others than PEFT's. Convert it: lora_a and lora_b, "
-            "transposed, become lora_A.weight and lora_B.weight, lora_alpha is scale times rank; or train it with PEFT"
+            "is an MLX adapter, whose names, layout and scale are others than PEFT's. Convert it (lora_a and lora_b "
+            "transposed are lora_A.weight and lora_B.weight, scale times rank is lora_alpha), or train it with PEFT"
         )
     if not (path := inside(folder, CONFIG)).is_file():
         raise AdapterError(f"has no {CONFIG}; expected a folder written by PEFT's save_pretrained. Check the path")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from hilora.base.models import first_line
+from hilora.base.prompts import half_pair
 from hilora.errors import AdapterError, InputError
 from hilora.jsonl import numbered_lines
 from hilora.pool.peft import WEIGHTS, no_weights, only_pickled
@@ -44,16 +45,15 @@ def adapter_folder(source: str) -> Path:
 
 def _without_safetensors(source: str) -> str:
     """What is wrong with a repository that has none, by the list of its files; none of them is fetched."""
-    import httpx
-    from huggingface_hub import list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub import errors, list_repo_files
 
+    network = getattr(errors, "HTTPError", OSError)  # of whichever client this version uses
     try:
         names = list_repo_files(source)
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (network, OSError, ValueError) as error:
         return (
-            f"has no {WEIGHTS} in the cache, and the list of its files cannot be had ({first_line(error)}). If it has "
-            f"adapter_model.bin only: {only_pickled('adapter_model.bin')}"
+            f"has no {WEIGHTS} in the cache, and its list of files cannot be had ({first_line(error)}). If it has no "
+            f"other weights than adapter_model.bin, it {only_pickled('adapter_model.bin')}"
         )
     return no_weights(names)
 
@@ -73,6 +73,11 @@ def read_samples(path: Path) -> list[str]:
         text = next((row[f] for f in TEXT_FIELDS if f in row), None) if isinstance(row, dict) else row
         if not isinstance(text, str):
             raise InputError(f'{path}, line {number}: expected {{"inputs": "..."}} or a string, got {line:.60}')
+        if (place := half_pair(text)) is not None:
+            raise InputError(
+                f"{path}, line {number} has half a character ({text[place]!r}) at {place}: {text!r:.60} No tokenizer "
+                f"reads it. Give the whole character, or leave it out."
+            )
         texts.append(text)
     return texts
 
