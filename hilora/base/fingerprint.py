@@ -11,11 +11,12 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hilora.base.embedded import BASES
-from hilora.base.models import UNREADABLE, first_line, load_config, load_tokenizer
+from hilora.base.models import load_config, load_tokenizer, told_in_a_line
 from hilora.base.stored import Layout, Stored, hash_files, skeleton_of, stored_weights, weight_files
 from hilora.errors import AdapterError, MismatchError, ModelError
 
@@ -99,12 +100,12 @@ class BaseInfo:
 
     def _check_weights(self, model: Any) -> None:
         """Compare weights, else the files that they came from; says so where neither can be."""
-        source = str(getattr(model.config, "_name_or_path", ""))
+        source = _source(model)
         found = sketch_model(model, list(self.sketch))
         if self.sketch and not found and source:  # quantised or offloaded
             stored = stored_weights(source)
             found = _sketch(stored, list(self.sketch)) if stored else {}
-        files = _hash_source(source) if self.files and source else ""
+        files = _hash_source(source) if self.files else ""
         if found or files:
             if not same_sketch(self.sketch, found) or (files and files != self.files):
                 raise MismatchError(
@@ -140,32 +141,29 @@ def describe_base(name: str) -> BaseInfo:
     skeleton = skeleton_of(config, name)
     sites = linear_shapes(skeleton)
     template = template_id(load_tokenizer(name))
-    try:
+    with told_in_a_line(f"The weights of the base model {name!r} cannot be read", "Fetch its files again."):
         stored = Stored(weight_files(name), Layout(skeleton))
         sketch = _sketch(stored, _spread(list(sites)))
         files = "" if sketch else _hash_source(name)
-    except UNREADABLE as error:
-        raise ModelError(
-            f"The weights of the base model {name!r} cannot be read: {first_line(error)} Fetch its files again."
-        ) from error
     if not sketch:
-        _log.warning(
-            f"hilora: the weights of {name!r} cannot be sampled (they are pickled, quantised, or not there); "
-            + (
-                "the pool will know the base by its files' bytes alone."
-                if files
-                else "any base of its shape will pass."
-            )
-        )
+        _warn_unsampled(name, files)
     return BaseInfo(name, config.model_type, template, sites, sketch, files)
+
+
+def _warn_unsampled(name: str, files: str) -> None:
+    _log.warning(
+        f"hilora: the weights of {name!r} cannot be sampled (they are pickled, quantised, or not there); "
+        + ("the pool will know the base by its files' bytes alone." if files else "any base of its shape will pass.")
+    )
 
 
 def _hash_source(name: str) -> str:
     """What the weight files' bytes say of a base that cannot be sampled; "" where they are not here."""
-    try:
-        return hash_files(weight_files(name, local=True) or weight_files(name, local=True, pickled=True))
-    except OSError:
-        return ""
+    with suppress(ModelError), told_in_a_line(name, ""):
+        for pickled in (False, True) if name else ():
+            if files := weight_files(name, local=True, pickled=pickled):
+                return hash_files(files)
+    return ""
 
 
 def describe_model(name: str, model: Any, tokenizer: Any) -> BaseInfo:
@@ -175,7 +173,15 @@ def describe_model(name: str, model: Any, tokenizer: Any) -> BaseInfo:
 
     sites = linear_shapes(model)
     sketch = sketch_model(model, _spread(list(sites)))
-    return BaseInfo(name, model.config.model_type, template_id(tokenizer), sites, sketch)
+    files = "" if sketch else _hash_source(_source(model))
+    if not sketch:
+        _warn_unsampled(name, files)
+    return BaseInfo(name, model.config.model_type, template_id(tokenizer), sites, sketch, files)
+
+
+def _source(model: Any) -> str:
+    """Where a model was loaded from, "" where it does not say."""
+    return str(getattr(model.config, "_name_or_path", None) or "")
 
 
 def _spread(sites: Sequence[str]) -> list[str]:

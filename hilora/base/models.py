@@ -10,25 +10,41 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
 
 from hilora.base.embedded import BASES, Embedded, cache_dir
 from hilora.base.pointers import refuse_pointers
-from hilora.errors import ModelError
+from hilora.errors import HiloraError, ModelError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-UNREADABLE = (
-    *(OSError, ValueError, ImportError, SafetensorError, RuntimeError, KeyError, TypeError, AttributeError),
-    UnpicklingError,
+OWN_CODE = (
+    "it needs code of its own (auto_map in its files), which is never run. Choose a model that transformers itself "
+    "knows, or update transformers."
 )
-"""What transformers and its readers raise on a folder that is not what it should be."""
+
+
+@contextmanager
+def told_in_a_line(what: str, remedy: str) -> Iterator[None]:
+    """Make one line of whatever a reader of somebody's files raises.
+
+    Args:
+        what: is wrong, with the name of the model.
+        remedy: what to do.
+
+    Raises:
+        ModelError: the reader failed; or the model needs code of its own, which then is what is wrong.
+    """
+    try:
+        yield
+    except HiloraError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"{what}: {OWN_CODE}") from error
+        raise ModelError(f"{what}: {first_line(error).rstrip('.:')}. {remedy}") from error
 
 
 @contextmanager
@@ -122,22 +138,9 @@ def load_config(name: str, *, local: bool = False) -> Any:
 
     path = resolve_base(name)
     refuse_pointers(Path(path))
-    try:
+    remedy = f"Give a folder with a config.json, a name on the Hugging Face Hub, or one of {sorted(BASES)}."
+    with told_in_a_line(f"No base model {name!r}", remedy):
         return AutoConfig.from_pretrained(path, local_files_only=local, trust_remote_code=False)
-    except UNREADABLE as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(_own_code(name)) from error
-        raise ModelError(
-            f"No base model {name!r}: {first_line(error)} Give a folder with a config.json, a name on the "
-            f"Hugging Face Hub, or one of {sorted(BASES)}."
-        ) from error
-
-
-def _own_code(name: str) -> str:
-    return (
-        f"The base model {name!r} needs code of its own (auto_map in its config), which is never run. Choose a base "
-        f"that transformers itself knows, or update transformers."
-    )
 
 
 def auto_class(config: Any, name: str) -> Any:
@@ -150,12 +153,11 @@ def auto_class(config: Any, name: str) -> Any:
 
     found: Any = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
     if type(config) not in found._model_mapping:
-        own = found.__name__ in (getattr(config, "auto_map", None) or {})
+        if found.__name__ in (getattr(config, "auto_map", None) or {}):
+            raise ModelError(f"The base model {name!r} cannot be used: {OWN_CODE}")
         raise ModelError(
-            _own_code(name)
-            if own
-            else f"The base model {name!r} is a {config.model_type}, which transformers does not load as a causal or "
-            f"an encoder-decoder language model ({found.__name__}). Choose a language model."
+            f"The base model {name!r} is a {config.model_type}, which transformers does not load as a causal or an "
+            f"encoder-decoder language model ({found.__name__}). Choose a language model."
         )
     return found
 
@@ -168,18 +170,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            resolve_base(name), trust_remote_code=False
-        )
-    except UNREADABLE as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(_own_code(name)) from error
-        raise ModelError(
-            f"The base model {name!r} has no tokenizer that can be read: {first_line(error)} Put the tokenizer's "
-            f"files (tokenizer.json and tokenizer_config.json) beside its config.json."
-        ) from error
-    return tokenizer
+    remedy = "Put the tokenizer's files (tokenizer.json and tokenizer_config.json) beside its config.json."
+    with told_in_a_line(f"The base model {name!r} has no tokenizer that can be read", remedy):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_base(name), trust_remote_code=False)
+    return found
 
 
 def load_base(
@@ -197,19 +191,17 @@ def load_base(
     """
     import torch
 
-    auto = auto_class(load_config(name), name)
-    tokenizer = load_tokenizer(name)
     if device_map is None:
         device_map = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
         dtype = default_dtype("cuda" if torch.cuda.is_available() and device_map != "cpu" else "cpu")
     dtype = parse_dtype(dtype)
+    auto = auto_class(load_config(name), name)
+    tokenizer = load_tokenizer(name)
     path = resolve_base(name)
-    try:
-        with quiet_loading():
-            model = auto.from_pretrained(path, dtype=dtype, device_map=device_map, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise ModelError(f"The base model {name!r} cannot be loaded: {first_line(error)} Check its files.") from error
+    remedy = "Check its files, and that there is memory for it."
+    with told_in_a_line(f"The base model {name!r} cannot be loaded", remedy), quiet_loading():
+        model = auto.from_pretrained(path, dtype=dtype, device_map=device_map, trust_remote_code=False)
     return model.eval(), tokenizer
 
 

@@ -72,9 +72,9 @@ def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     for _, content in _turns(chat):
-        if half_pair(content) is not None:
+        if (place := half_pair(content)) is not None:
             raise InputError(
-                f"A prompt has half a character ({content[half_pair(content)]!r}), which no tokenizer reads, in "
+                f"A prompt has half a character ({content[place]!r}) at {place}, which no tokenizer reads, in "
                 f"{content!r:.80}. Give the whole character, or leave it out."
             )
     if tokenizer.chat_template:

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hilora.base.models import UNREADABLE, auto_class, first_line, load_config, resolve_base
+from hilora.base.models import auto_class, load_config, resolve_base, told_in_a_line
 from hilora.errors import ModelError
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -126,11 +126,8 @@ def skeleton_of(config: Any, name: str) -> Any:
     Raises:
         ModelError: transformers has no causal or encoder-decoder model for it.
     """
-    try:
-        with torch.device("meta"):
-            return auto_class(config, name).from_config(config, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise ModelError(f"The base model {name!r} cannot be made from its config: {first_line(error)}") from error
+    with told_in_a_line(f"The base model {name!r} cannot be made from its config", "Check it."), torch.device("meta"):
+        return auto_class(config, name).from_config(config, trust_remote_code=False)
 
 
 def layouts(name: str, model_type: str) -> Iterator[Layout]:
@@ -157,11 +154,10 @@ def layouts(name: str, model_type: str) -> Iterator[Layout]:
 
 def stored_weights(name: str) -> Stored | None:
     """A base's weights in files of this machine; None where there are none. Nothing is fetched."""
-    try:
-        files = weight_files(name, local=True)
-        return Stored(files, Layout(skeleton_of(load_config(name, local=True), name))) if files else None
-    except (ModelError, *UNREADABLE):
-        return None
+    with suppress(ModelError), told_in_a_line(name, ""):
+        if files := weight_files(name, local=True):
+            return Stored(files, Layout(skeleton_of(load_config(name, local=True), name)))
+    return None
 
 
 def weight_files(name: str, *, local: bool = False, pickled: bool = False) -> list[Path]:

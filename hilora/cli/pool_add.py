@@ -82,7 +82,7 @@ def add_all(
 
     Whatever is wrong with one, the others are added; each that was refused is a line on stderr at the end.
     """
-    from hilora.base.models import UNREADABLE, first_line
+    from hilora.base.models import first_line
     from hilora.pool.source import samples_for
 
     found = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
@@ -98,7 +98,7 @@ def add_all(
                 opened.add(path.name, path, texts, embed, any_base=any_base, terms=not no_terms)
             except HiloraError as error:
                 refused.append(f"{path.name}: {first_line(error)}")
-            except UNREADABLE as error:  # nothing that we thought of, and no reason to keep the others out
+            except Exception as error:  # noqa: BLE001  not thought of, and no reason to keep the others out
                 kind = type(error).__name__
                 refused.append(f"{path.name}: {kind}: {first_line(error)}. Check its files, or fetch them again.")
             advance(number)

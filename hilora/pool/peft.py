@@ -183,8 +183,8 @@ def _check(
     if isinstance(targets, list):
         matches = any(own == target or own.endswith(f".{target}") for target in targets for own in {saved, site})
     else:
-        matches = targets is None or targets.lower() == "all-linear"
-        matches = matches or any(matcher.fullmatch(targets, own) for own in {saved, site})
+        everywhere = targets is None or targets.lower() == "all-linear"
+        matches = everywhere or any(matcher.fullmatch(str(targets), own) for own in {saved, site})
     if not matches:
         raise AdapterError(f"has weights for {saved}, but target_modules is {show(targets)}; save the adapter again")
     for field in ("rank_pattern", "alpha_pattern"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -159,6 +160,20 @@ def no_language_model(folder: Path) -> None:
     )
 
 
+def change(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def index(text: str) -> Callable[[Path], None]:
+    """Weights in parts, by an index that says this."""
+
+    def spoil(base: Path) -> None:
+        (base / "model.safetensors").unlink()
+        (base / "model.safetensors.index.json").write_text(text)
+
+    return spoil
+
+
 SPOILT: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "weights are a pointer": (
         lambda base: (base / "model.safetensors").write_text(POINTER), "Git LFS pointer", "git lfs pull"
@@ -172,6 +187,11 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "no tokenizer": (no_tokenizer, "no tokenizer", "tokenizer.json"),
     "broken tokenizer": (lambda base: (base / "tokenizer.json").write_text("{"), "no tokenizer", "tokenizer.json"),
     "no language model": (no_language_model, "vit", "Choose a language model"),
+    "index of absent files": (index('{"weight_map": {"a": "absent.safetensors"}}'), "cannot be", "files"),
+    "broken index": (index("{"), "cannot be", "files"),
+    "index of nothing": (index("[]"), "cannot be", "files"),
+    "words for numbers": (lambda base: change(base / "config.json", hidden_size="big"), "base model", "config"),
+    "tokenizer of no kind": (lambda base: change(base / "tokenizer.json", model={}), "no tokenizer", "tokenizer"),
     "no config": (lambda base: (base / "config.json").unlink(), "No base model", "config.json"),
     "broken config": (lambda base: (base / "config.json").write_text("{"), "No base model", "config.json"),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from hilora.base.fingerprint import describe_base
 from hilora.base.models import load_base, load_config
 from hilora.cli import main
 from hilora.errors import ModelError
+from hilora.train.retriever import RetrieverRecipe, train_retriever
 
 PACKAGE = Path(__file__).parents[2] / "hilora"
 LOADERS = {"from_pretrained", "from_config"}
@@ -83,6 +84,13 @@ def in_one_line(caught: pytest.ExceptionInfo[ModelError], *words: str) -> None:
         assert word in message
 
 
+TASKS = {"one": ["a", "b"], "two": ["c", "d"]}
+
+
+def recipe(embedder: str) -> RetrieverRecipe:
+    return RetrieverRecipe(embedder=embedder, steps=1, batch=2)
+
+
 class Asked(io.StringIO):
     """Standard input that agrees to everything, and remembers that it was asked."""
 
@@ -138,6 +146,22 @@ def test_code_that_comes_with_an_embedder_is_not_run(tiny: Any, tmp_path: Path) 
     with pytest.raises(ModelError) as caught:
         Embedder(str(folder))
     in_one_line(caught, "mine.Transformer", "never run")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("use", [Embedder, lambda name: train_retriever(TASKS, Path(name) / "out", recipe(name))])
+def test_an_embedder_that_needs_code_of_its_own_is_one_line(
+    use: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.bert(tmp_path / "embedder")
+    change(folder / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Mine", "AutoModel": "mine.Mine"})
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    asked = Asked()
+    monkeypatch.setattr("sys.stdin", asked)
+    with pytest.raises(ModelError) as caught:
+        use(str(folder))
+    in_one_line(caught, "cannot be loaded", "code of its own")
+    assert asked.count == 0
     assert not (tmp_path / "ran").exists()
 
 
