@@ -32,7 +32,7 @@ def wide_base(folder: Path, layers: int) -> str:
     from hilora.base.models import resolve_base
 
     torch.manual_seed(0)
-    source = AutoTokenizer.from_pretrained(resolve_base(TOKENIZER))
+    source = AutoTokenizer.from_pretrained(resolve_base(TOKENIZER), trust_remote_code=False)
     ends = {
         "bos_token_id": source.bos_token_id,
         "eos_token_id": source.eos_token_id,

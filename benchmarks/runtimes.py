@@ -45,7 +45,8 @@ class Hidden(torch.nn.Module):
         from transformers import AutoModel
 
         super().__init__()
-        self.model = AutoModel.from_pretrained(embedder_path(DEFAULT_EMBEDDER), dtype=torch.float32).eval()
+        path = embedder_path(DEFAULT_EMBEDDER)
+        self.model = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(text, seq, dim)."""

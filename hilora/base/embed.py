@@ -5,7 +5,6 @@ Any sentence-transformers model will do; how one is run is `encoders`' affair.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.embedded import Embedded
 from hilora.base.encoders import plain_encoder, sentence_encoder
-from hilora.base.models import Embedded, first_line, parse_dtype
-from hilora.errors import MismatchError, ModelError
+from hilora.base.models import first_line, parse_dtype
+from hilora.base.pointers import refuse_pointers
+from hilora.base.prompts import half_pair
+from hilora.base.stored import PICKLED, hash_files
+from hilora.errors import InputError, MismatchError, ModelError
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
@@ -60,11 +63,21 @@ class Embedder:
         self.instruction = instruction
         path, dtype = embedder_path(name), parse_dtype(dtype)
         self._encode = plain_encoder(path, device, dtype) or sentence_encoder(path, device, dtype)
-        self.fingerprint = _fingerprint(path)
+        self.fingerprint = hash_files(_weights(path))
         self.dim = int(self._encode(["a"]).shape[1])
 
     def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
-        """Embed texts; like lengths share a batch, the order is the caller's."""
+        """Embed texts; like lengths share a batch, the order is the caller's.
+
+        Raises:
+            InputError: a text has half a character, which no tokenizer reads.
+        """
+        for number, text in enumerate(texts):
+            if (place := half_pair(text)) is not None:
+                raise InputError(
+                    f"Text {number} has half a character ({text[place]!r}) at {place}: {text!r:.60} Give the whole "
+                    f"character, or leave it out."
+                )
         instructed = [f"{self.instruction}: {text}" if self.instruction else text for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
         out = torch.empty(len(texts), self.dim)
@@ -157,6 +170,7 @@ def embedder_path(name: str) -> Path:
 def _download(name: str) -> Path:
     """A folder as it is, or the Hub's files in its cache (safetensors, never pickles)."""
     if Path(name).is_dir():
+        refuse_pointers(Path(name))
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -171,14 +185,7 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _fingerprint(path: Path) -> str:
-    """Hash of the weight files' sizes and of stretches spread over them: fast, and no two models share it."""
-    digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            for i in range(64):
-                stream.seek(size * i // 64)
-                digest.update(stream.read(1024))
-    return digest.hexdigest()[:16]
+def _weights(path: Path) -> list[Path]:
+    """The files that tell an embedder from another; of pickled ones only bytes are looked at."""
+    top = sorted(path.glob("*.safetensors"))
+    return top or sorted(file for pattern in ("*.safetensors", *PICKLED) for file in path.rglob(pattern))

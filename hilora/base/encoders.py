@@ -59,7 +59,14 @@ def longest_text(path: Path) -> int | None:
 
 
 def _parts(path: Path) -> list[str]:
-    return [module["type"].rsplit(".", 1)[-1] for module in _read_json(path / "modules.json")]
+    """The kinds of its parts; only those of sentence-transformers itself, which would also run others."""
+    types = [str(module["type"]) for module in _read_json(path / "modules.json")]
+    if own := [each for each in types if not each.startswith("sentence_transformers.")]:
+        raise ModelError(
+            f"The embedder at {path} has a part {own[0]!r} that is code of its own, which is never run. Choose one "
+            f"whose parts are all sentence-transformers' own."
+        )
+    return [each.rsplit(".", 1)[-1] for each in types]
 
 
 def _read_json(path: Path) -> Any:
@@ -93,14 +100,25 @@ def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str, 
     return hidden_states
 
 
-def _transformer(path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype) -> Any:
+def load_encoder(path: Path, **options: Any) -> tuple[Any, Any]:
+    """An encoder and its tokenizer by transformers, with options of `from_pretrained`.
+
+    Raises:
+        ModelError: one of them cannot be loaded.
+    """
     from transformers import AutoModel, AutoTokenizer
 
-    from hilora.base.models import quiet_loading
+    from hilora.base.models import quiet_loading, told_in_a_line
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    with quiet_loading():
-        model = AutoModel.from_pretrained(path, dtype=dtype).eval().to(device)
+    with told_in_a_line(f"The embedder at {path} cannot be loaded", "Check its files."), quiet_loading():
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModel.from_pretrained(path, trust_remote_code=False, **options)
+    return model, tokenizer
+
+
+def _transformer(path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype) -> Any:
+    model, tokenizer = load_encoder(path, dtype=dtype)
+    model.eval().to(device)
     cut = longest or tokenizer.model_max_length
 
     def hidden_states(texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -122,7 +140,10 @@ def sentence_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
         raise ModelError(
             f"The embedder at {path} has parts that need sentence-transformers. Run: pip install 'hilora[embedders]'"
         ) from error
-    model = SentenceTransformer(str(path), device=device).to(dtype)
+    from hilora.base.models import told_in_a_line
+
+    with told_in_a_line(f"The embedder at {path} cannot be loaded", "Check its files."):
+        model = SentenceTransformer(str(path), device=device, trust_remote_code=False).to(dtype)
 
     def encode(texts: list[str]) -> Tensor:
         vectors: Tensor = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)

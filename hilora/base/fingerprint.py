@@ -1,20 +1,26 @@
 """What a base model is, for a pool: its linear modules, its prompt template, and a sketch of its weights.
 
 The sketch is a few numbers out of a few weight matrices. It is compared with a tolerance rather than hashed,
-so that a base loaded in bf16 or fp16 is still the same base, and another model of the same shape is not.
+so that a base loaded in bf16 or fp16 is still the same base, and another model of the same shape is not. Where no
+weight can be sampled (pickled files, which are never read as such; quantised ones), the files' bytes stand for it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from hilora.base.models import BASES, load_config, resolve_base
-from hilora.errors import AdapterError, MismatchError
+from hilora.base.embedded import BASES
+from hilora.base.models import load_config, load_tokenizer, told_in_a_line
+from hilora.base.stored import Layout, Stored, hash_files, skeleton_of, stored_weights, weight_files
+from hilora.errors import AdapterError, MismatchError, ModelError
 
+_log = logging.getLogger(__name__)  # warnings go to standard error, unless the program around wants them elsewhere
 SKETCH_SITES = 8
 SKETCH_VALUES = 16
 
@@ -29,6 +35,7 @@ class BaseInfo:
         template: how prompts are rendered, see `prompts.template_id`.
         sites: (in, out) of each linear module.
         sketch: site name -> a few of its weights; empty where the weights could not be sampled.
+        files: where the sketch is empty, a hash of the weight files' bytes; "" if there are none.
     """
 
     name: str
@@ -36,10 +43,14 @@ class BaseInfo:
     template: str
     sites: dict[str, tuple[int, int]]
     sketch: dict[str, list[float]]
+    files: str = ""
 
     def to_json(self) -> str:
         """As stored in a pool."""
-        return json.dumps(asdict(self))
+        raw = asdict(self)
+        if not self.files:
+            del raw["files"]  # most pools do without, and earlier versions read them
+        return json.dumps(raw)
 
     @classmethod
     def from_json(cls, text: str) -> BaseInfo:
@@ -49,19 +60,21 @@ class BaseInfo:
         return cls(**raw)
 
     def check_adapter(self, adapter: str, base_model: str) -> None:
-        """Refuse an adapter that says it was trained for another base.
-
-        Names are compared by their last part, letters and digits only.
+        """Refuse an adapter that says it was trained for another base, see `goes_by`.
 
         Raises:
             AdapterError: the names differ.
         """
-        known = {self.name, *(BASES[self.name].aliases if self.name in BASES else ())}
-        if base_model and _plain(base_model) not in {_plain(name) for name in known}:
+        if base_model and not self.goes_by(base_model):
             raise AdapterError(
                 f"Adapter {adapter!r} was trained for {base_model!r}, and this pool serves {self.name!r}. "
                 f"If both are the same weights, add it with --any-base."
             )
+
+    def goes_by(self, name: str) -> bool:
+        """Whether this base is called so: names are compared by their last part, letters and digits only."""
+        known = {self.name, *(BASES[self.name].aliases if self.name in BASES else ())}
+        return _plain(name) in {_plain(own) for own in known}
 
     def check_model(self, model: Any, template: str) -> None:
         """Refuse to use the pool with another model than it was made for.
@@ -78,38 +91,79 @@ class BaseInfo:
                     f"The pool was made for {self.name!r} with {site} of shape {shape}, and this model has "
                     f"{shapes.get(site, 'no such module')}. Load that base, or make a new pool for this one."
                 )
-        if self.sketch and not same_sketch(self.sketch, sketch_model(model, list(self.sketch))):
-            raise MismatchError(
-                f"The pool was made for {self.name!r}; this model has the same shape and other weights. "
-                f"Load that base, or make a new pool for this one."
-            )
+        self._check_weights(model)
         if template != self.template:
             raise MismatchError(
                 f"The pool's adapters were added with prompt template {self.template}, and this tokenizer "
                 f"has {template}. Use the tokenizer of {self.name!r}."
             )
 
+    def _check_weights(self, model: Any) -> None:
+        """Compare weights, else the files that they came from; says so where neither can be."""
+        source = _source(model)
+        found = sketch_model(model, list(self.sketch))
+        if self.sketch and not found and source:  # quantised or offloaded
+            stored = stored_weights(source)
+            found = _sketch(stored, list(self.sketch)) if stored else {}
+        files = _hash_source(source) if self.files else ""
+        if found or files:
+            if not same_sketch(self.sketch, found) or (files and files != self.files):
+                raise MismatchError(
+                    f"The pool was made for {self.name!r}; this model has the same shape and other weights. "
+                    f"Load that base, or make a new pool for this one."
+                )
+            return
+        why = "this model's weights cannot be sampled" if self.sketch else "the pool has no sample of its weights"
+        _log.warning(
+            f"hilora: cannot check that this model is {self.name!r}, for which the pool was made: {why}. Any of "
+            f"the same shape would do; make sure that it is the right one."
+        )
+
 
 def _plain(name: str) -> str:
-    last = name.rstrip("/").rsplit("/", 1)[-1]
-    return "".join(c for c in last.lower() if c.isalnum())
+    """The last part of a name or path, of any system, letters and digits only; a Hub cache's folder by its model."""
+    parts = [part for part in re.split(r"[/\\]", name) if part]
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        parts = parts[-3].split("--")
+    return "".join(c for c in parts[-1].lower() if c.isalnum()) if parts else ""
 
 
 def describe_base(name: str) -> BaseInfo:
-    """Describe a base model by name or path from its config and files, without loading its weights."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    """Describe a base model by name or path from its config and files, without loading its weights.
 
+    Raises:
+        ModelError: there is no such model, it is no language model, has no tokenizer, or its files cannot be read.
+    """
     from hilora.base.modules import linear_shapes
     from hilora.base.prompts import template_id
 
     config = load_config(name)
-    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        skeleton = auto.from_config(config)
+    skeleton = skeleton_of(config, name)
     sites = linear_shapes(skeleton)
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base(name))
-    return BaseInfo(name, config.model_type, template_id(tokenizer), sites, _sketch_files(name, list(sites)))
+    template = template_id(load_tokenizer(name))
+    with told_in_a_line(f"The weights of the base model {name!r} cannot be read", "Fetch its files again."):
+        stored = Stored(weight_files(name), Layout(skeleton))
+        sketch = _sketch(stored, _spread(list(sites)))
+        files = "" if sketch else _hash_source(name)
+    if not sketch:
+        _warn_unsampled(name, files)
+    return BaseInfo(name, config.model_type, template, sites, sketch, files)
+
+
+def _warn_unsampled(name: str, files: str) -> None:
+    _log.warning(
+        f"hilora: the weights of {name!r} cannot be sampled (they are pickled, quantised, or not there); "
+        + ("the pool will know the base by its files' bytes alone." if files else "any base of its shape will pass.")
+    )
+
+
+def _hash_source(name: str) -> str:
+    """What the weight files' bytes say of a base that cannot be sampled; "" where they are not here."""
+    with suppress(ModelError), told_in_a_line(name, ""):
+        for pickled in (False, True) if name else ():
+            if files := weight_files(name, local=True, pickled=pickled):
+                return hash_files(files)
+    return ""
 
 
 def describe_model(name: str, model: Any, tokenizer: Any) -> BaseInfo:
@@ -119,7 +173,15 @@ def describe_model(name: str, model: Any, tokenizer: Any) -> BaseInfo:
 
     sites = linear_shapes(model)
     sketch = sketch_model(model, _spread(list(sites)))
-    return BaseInfo(name, model.config.model_type, template_id(tokenizer), sites, sketch)
+    files = "" if sketch else _hash_source(_source(model))
+    if not sketch:
+        _warn_unsampled(name, files)
+    return BaseInfo(name, model.config.model_type, template_id(tokenizer), sites, sketch, files)
+
+
+def _source(model: Any) -> str:
+    """Where a model was loaded from, "" where it does not say."""
+    return str(getattr(model.config, "_name_or_path", None) or "")
 
 
 def _spread(sites: Sequence[str]) -> list[str]:
@@ -139,43 +201,10 @@ def sketch_model(model: Any, sites: Sequence[str]) -> dict[str, list[float]]:
     return sketch
 
 
-def _sketch_files(name: str, sites: Sequence[str]) -> dict[str, list[float]]:
-    """The sketch from a base's safetensors files, reading only the slices it needs."""
-    from safetensors import safe_open
-
-    keys: dict[str, Path] = {}
-    for path in weight_files(name):
-        with safe_open(path, "pt") as file:
-            keys.update(dict.fromkeys(file.keys(), path))
-    sketch = {}
-    for site in _spread(sites):
-        key = _stored_key(f"{site}.weight", keys)
-        if key is not None:
-            with safe_open(keys[key], "pt") as file:
-                sketch[site] = file.get_slice(key)[0:1, :SKETCH_VALUES].float().flatten().tolist()
-    return sketch
-
-
-def _stored_key(key: str, keys: Mapping[str, Path]) -> str | None:
-    """Checkpoints of a bare backbone lack the first part of a module's name."""
-    shortened = key.split(".", 1)[-1]
-    return key if key in keys else shortened if shortened in keys else None
-
-
-def weight_files(name: str) -> list[Path]:
-    """The safetensors files of a base, from its folder or the Hub's cache; [] if it has none."""
-    path = Path(resolve_base(name))
-    if path.is_dir():
-        return sorted(path.glob("*.safetensors"))
-    from transformers.utils.hub import cached_file
-
-    found: Callable[..., Any] = cached_file
-    index = found(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    if index:
-        parts = set(json.loads(Path(index).read_text())["weight_map"].values())
-        return [Path(found(name, part)) for part in sorted(parts)]
-    single = found(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-    return [Path(single)] if single else []
+def _sketch(stored: Stored, sites: Sequence[str]) -> dict[str, list[float]]:
+    """The sketch from a base's files, reading only the slices it needs."""
+    found = {site: stored.first(f"{site}.weight", SKETCH_VALUES) for site in sites}
+    return {site: values for site, values in found.items() if values is not None}
 
 
 def same_sketch(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> bool:

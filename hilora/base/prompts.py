@@ -1,7 +1,7 @@
 """Prompts as the base model reads them: one place for train, generate, evaluate and serve.
 
 A prompt is a text, or chat messages as `[{"role": "user", "content": "..."}]`. The base model's chat
-template is applied (one user turn for a text); where it has none, the text goes in as it is. The router
+template is applied (one user turn for a text; see `chat`); where it has none, the text goes in as it is. The router
 sees only the raw text of the last user message.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hilora.base.models import first_line
+from hilora.base.chat import render
 from hilora.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,17 +55,31 @@ def _turns(chat: Messages) -> list[tuple[str, str]]:
     return turns
 
 
-def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the base model reads, ready to be tokenised without further special tokens if templated."""
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        from jinja2 import TemplateError
+def half_pair(text: str) -> int | None:
+    """Where a text has half of a surrogate pair (as an emoji's "\\ud83d"), which is no character; None if nowhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
-        try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
-            raise InputError(f"The base model's chat template refuses the chat: {first_line(error)}") from error
-    return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+
+def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the base model reads, ready to be tokenised without further special tokens if templated.
+
+    Raises:
+        InputError: the template refuses the chat or leaves out a message, or the prompt has half a character.
+    """
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    for _, content in _turns(chat):
+        if (place := half_pair(content)) is not None:
+            raise InputError(
+                f"A prompt has half a character ({content[place]!r}) at {place}, which no tokenizer reads, in "
+                f"{content!r:.80}. Give the whole character, or leave it out."
+            )
+    if tokenizer.chat_template:
+        return render(chat, tokenizer)
+    return "\n".join(content for _, content in _turns(chat))
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

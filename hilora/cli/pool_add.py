@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,12 +35,14 @@ def add(
 ) -> None:
     """Check an adapter and put it into a pool; the pool is made if there is none."""
     from hilora.pool.described import DESCRIPTION, description_texts
+    from hilora.pool.peft_config import read_config
     from hilora.pool.source import adapter_folder, samples_for
     from hilora.route.gaussian import MIN_SAMPLES
 
     if sum(given is not None for given in (samples, prompts, describe)) > 1:
         raise InputError("Give one of --samples, --prompts and --describe.")
     folder = adapter_folder(source)
+    read_config(folder)  # what is no adapter is said before samples are asked for
     if describe is not None:
         origin, texts = DESCRIPTION, description_texts(describe)
     else:
@@ -75,7 +78,11 @@ def add_all(
     any_base: AnyBase = False,
     no_terms: NoTerms = False,
 ) -> None:
-    """Add every PEFT folder inside a folder under its own name; what is there already is left."""
+    """Add every PEFT folder inside a folder under its own name; what is there already is left.
+
+    Whatever is wrong with one, the others are added; each that was refused is a line on stderr at the end.
+    """
+    from hilora.base.models import first_line
     from hilora.pool.source import samples_for
 
     found = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
@@ -90,12 +97,17 @@ def add_all(
                 texts = samples_for(path.name, path, None)
                 opened.add(path.name, path, texts, embed, any_base=any_base, terms=not no_terms)
             except HiloraError as error:
-                refused.append(f"{path.name}: {error}")
+                refused.append(f"{path.name}: {first_line(error)}")
+            except Exception as error:  # noqa: BLE001  not thought of, and no reason to keep the others out
+                kind = type(error).__name__
+                refused.append(f"{path.name}: {kind}: {first_line(error)}. Check its files, or fetch them again.")
             advance(number)
     opened.tune()
     console.print(f"{len(new) - len(refused)} added, {len(found) - len(new)} there before, {len(refused)} refused")
     if refused:
-        raise PoolError("; ".join(refused))
+        for line in refused:
+            print(f"hilora: {line.encode(errors='backslashreplace').decode()}", file=sys.stderr)
+        raise typer.Exit(2)
 
 
 def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, Any]:

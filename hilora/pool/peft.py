@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from hilora.base.fingerprint import BaseInfo
+from hilora.base.pointers import is_pointer
 from hilora.errors import AdapterError
+from hilora.pool.layout import check_copies, present_names
 from hilora.pool.patterns import Matcher
 from hilora.pool.peft_config import about, inside, parse_config, read_config, read_json, show
 from hilora.types import Adapter, Factors
@@ -33,6 +35,8 @@ MAX_TENSORS, MAX_SHARDS = 20_000, 100
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 LORA_KEY = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
+_SAVED = "lora_|modules_to_save|original_module|trainable_tokens|token_adapter"
+COPY_KEY = re.compile(rf"base_model\.model\.(?!.*(?:{_SAVED})).+\.(?:weight|bias)")
 # What else PEFT may have saved; the first that is found names it.
 FOREIGN_KEYS = {
     r"lora_embedding_[AB]": "an embedding LoRA; train linear modules only",
@@ -45,13 +49,17 @@ FOREIGN_KEYS = {
 }
 
 
-def read_adapter(folder: Path, *, name: str, sites: Mapping[str, tuple[int, int]]) -> Adapter:
+def read_adapter(
+    folder: Path, *, name: str, sites: Mapping[str, tuple[int, int]], base: BaseInfo | None = None
+) -> Adapter:
     """The adapter in `folder`, its scaling folded into `up` in fp32; dtypes are kept as stored.
 
     Args:
         folder: a PEFT folder; links may not leave it, except into the blobs of the Hub's own cache.
         name: how people will call the adapter.
         sites: linear module of the base model -> (in_features, out_features).
+        base: the base model, to find modules that were saved under names of another layout of it, and to tell
+            copies of its own weights from changed ones; without, both are refused.
 
     Raises:
         AdapterError: it is not a readable LoRA, has no exact rank-one form, or belongs to another base model.
@@ -59,13 +67,16 @@ def read_adapter(folder: Path, *, name: str, sites: Mapping[str, tuple[int, int]
     with about(folder), ExitStack() as stack:
         config = parse_config(folder)
         halves: dict[str, dict[str, _Half]] = {}
+        copies: dict[str, Any] = {}
         for path, expected in _weight_files(folder).items():
-            _collect(stack.enter_context(safe_open(path, framework="pt")), path.name, expected, halves)
+            _collect(stack.enter_context(safe_open(path, framework="pt")), path.name, expected, halves, copies)
         if not halves:
             raise AdapterError("has no LoRA weights; expected pairs of lora_A and lora_B. Save the adapter again")
+        names = present_names(halves, sites, base, config.get("base_model_name_or_path") or "")
+        check_copies(copies, base)
         matcher = Matcher()
-        scalings = {site: _check(site, found, sites, config, matcher) for site, found in halves.items()}
-        factors = {site: _load(site, halves[site], scaling) for site, scaling in scalings.items()}
+        scalings = {saved: _check(saved, names[saved], halves[saved], sites, config, matcher) for saved in halves}
+        factors = {names[saved]: _load(saved, halves[saved], scaling) for saved, scaling in scalings.items()}
     return Adapter(name, config.get("base_model_name_or_path") or "", factors, content_hash(factors))
 
 
@@ -89,18 +100,32 @@ class _Half:
     dtype: str
 
 
+def no_weights(names: Iterable[str]) -> str:
+    """What is wrong with a folder of these files, which has no weights that are read."""
+    pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
+    if any(name.startswith("adapter_model") for name in pickles):
+        pickles = [name for name in pickles if name.startswith("adapter_model")]
+    return only_pickled(pickles[0]) if pickles else f"has no {WEIGHTS} and no {INDEX}; save the adapter again"
+
+
+def only_pickled(name: str) -> str:
+    """Why a pickle is not read, and what to do."""
+    return (
+        f"has its weights only as a pickle ({show(name)}), which can run code when read; expected {WEIGHTS}. "
+        "Load it where you trust it, and save it with safe_serialization=True"
+    )
+
+
 def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     """File -> the keys that the shard index expects in it (None without an index)."""
     if (single := inside(folder, WEIGHTS)).is_file():
+        if is_pointer(single):
+            raise AdapterError(
+                f"has a Git LFS pointer for {WEIGHTS}, not the file; run there: git lfs install; git lfs pull"
+            )
         return {single: None}
     if not (index := inside(folder, INDEX)).is_file():
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        if pickles:
-            raise AdapterError(
-                f"has its weights only as a pickle ({show(pickles[0])}), which can run code when read; "
-                f"expected {WEIGHTS}. Save it with safe_serialization=True"
-            )
-        raise AdapterError(f"has no {WEIGHTS} and no {INDEX}; save the adapter again")
+        raise AdapterError(no_weights([path.name for path in folder.iterdir()]))
     shards: dict[str, set[str]] = {}
     weight_map = read_json(index).get("weight_map")
     for key, file in weight_map.items() if isinstance(weight_map, dict) else ():
@@ -112,14 +137,23 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     return {inside(folder, file): keys for file, keys in shards.items()}
 
 
-def _collect(handle: Any, file: str, expected: set[str] | None, halves: dict[str, dict[str, _Half]]) -> None:
-    """Adds the header's LoRA halves to `halves`; refuses every other tensor."""
+def _collect(
+    handle: Any,
+    file: str,
+    expected: set[str] | None,
+    halves: dict[str, dict[str, _Half]],
+    copies: dict[str, Any],
+) -> None:
+    """Adds the header's LoRA halves to `halves`, whole weights to `copies`; refuses every other tensor."""
     keys = handle.keys()
     if expected is not None and set(keys) != expected:
         raise AdapterError(f"{file} does not hold the tensors that {INDEX} lists; save the adapter again")
     if len(keys) + 2 * len(halves) > MAX_TENSORS:
         raise AdapterError(f"has more than {MAX_TENSORS} tensors; is it an adapter?")
     for key in keys:
+        if COPY_KEY.fullmatch(key):
+            copies[key] = handle.get_slice(key)
+            continue
         if (match := LORA_KEY.fullmatch(key)) is None:
             kind = next(kind for pattern, kind in FOREIGN_KEYS.items() if re.search(pattern, key))
             raise AdapterError(f"holds {show(key)}, {kind}")
@@ -131,30 +165,34 @@ def _collect(handle: Any, file: str, expected: set[str] | None, halves: dict[str
 
 
 def _check(
+    saved: str,
     site: str,
     found: dict[str, _Half],
     sites: Mapping[str, tuple[int, int]],
     config: dict[str, Any],
     matcher: Matcher,
 ) -> float:
-    """Scaling of a site whose name, rank, shapes and dtype are as config and base model say."""
-    base = f"it was trained for {show(config.get('base_model_name_or_path'))}: use it with that base model"
-    if ".experts." in site:
-        raise AdapterError(f"adapts {show(site)}, inside an expert layer, where tokens are reordered; train without")
-    if site not in sites:
-        near = get_close_matches(site[:200], sites, n=1, cutoff=0)
-        raise AdapterError(
-            f"adapts {show(site)}, which this base model does not have (nearest: {', '.join(near)}); {base}"
-        )
+    """Scaling of a site whose name, rank, shapes and dtype are as config and base model say.
+
+    The config's patterns were written for the names as they were saved, and PEFT applies them to the present ones.
+    """
     if missing := {"A", "B"} - found.keys():
-        raise AdapterError(f"{site} has no lora_{missing.pop()}; expected both halves. Save the adapter again")
+        raise AdapterError(f"{saved} has no lora_{missing.pop()}; expected both halves. Save the adapter again")
+    base = f"it was trained for {show(config.get('base_model_name_or_path'))}: use it with that base model"
     targets = config.get("target_modules")
     if isinstance(targets, list):
-        matches = any(site == target or site.endswith(f".{target}") for target in targets)
+        matches = any(own == target or own.endswith(f".{target}") for target in targets for own in {saved, site})
     else:
-        matches = targets is None or targets.lower() == "all-linear" or matcher.fullmatch(targets, site)
+        everywhere = targets is None or targets.lower() == "all-linear"
+        matches = everywhere or any(matcher.fullmatch(str(targets), own) for own in {saved, site})
     if not matches:
-        raise AdapterError(f"has weights for {site}, but target_modules is {show(targets)}; save the adapter again")
+        raise AdapterError(f"has weights for {saved}, but target_modules is {show(targets)}; save the adapter again")
+    for field in ("rank_pattern", "alpha_pattern"):
+        if len({matcher.value(config.get(field), own, 0) for own in {saved, site}}) > 1:
+            raise AdapterError(
+                f"{field} says one thing of {saved} and another of {site}, its name in this base model; "
+                "write the pattern so that it matches both"
+            )
     rank = matcher.value(config.get("rank_pattern"), site, config["r"])
     alpha = matcher.value(config.get("alpha_pattern"), site, config["lora_alpha"])
     width, height = sites[site]

@@ -19,6 +19,8 @@ from hilora.errors import AdapterError
 
 CONFIG = "adapter_config.json"
 MAX_JSON, MAX_RANK, MAX_PATTERNS, MAX_TEXT = 16 * 2**20, 1024, 2048, 4096
+MLX_WEIGHTS = ("adapters.safetensors", "adapters.npz")
+MLX_FIELDS = ("fine_tune_type", "lora_parameters", "lora_layers", "adapter_path")
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")  # they leave the base weights as they are
 
 
@@ -139,6 +141,11 @@ def parse_config(folder: Path) -> dict[str, Any]:
     """`read_config` without the folder in its messages."""
     if not folder.is_dir():
         raise AdapterError(f"is {'a file' if folder.exists() else 'missing'}; expected a PEFT folder. Check the path")
+    if is_mlx(folder):
+        raise AdapterError(
+            "is an MLX adapter, whose names, layout and scale are others than PEFT's. Convert it (lora_a and lora_b "
+            "transposed are lora_A.weight and lora_B.weight, scale times rank is lora_alpha), or train it with PEFT"
+        )
     if not (path := inside(folder, CONFIG)).is_file():
         raise AdapterError(f"has no {CONFIG}; expected a folder written by PEFT's save_pretrained. Check the path")
     raw = read_json(path)
@@ -152,6 +159,19 @@ def parse_config(folder: Path) -> dict[str, Any]:
                 "what the weights mean; set it to null if it does not"
             )
     return {field: value for field, value in raw.items() if field in FIELDS}
+
+
+def is_mlx(folder: Path) -> bool:
+    """Whether a folder was written by MLX: by its own weights, or fields of its config that PEFT never had."""
+    if (folder / "adapter_model.safetensors").is_file():
+        return False
+    if any((folder / name).is_file() for name in MLX_WEIGHTS):
+        return True
+    try:
+        raw = json.loads((folder / CONFIG).read_bytes()[:MAX_JSON])
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(raw, dict) and "peft_type" not in raw and any(field in raw for field in MLX_FIELDS)
 
 
 def read_json(path: Path) -> dict[str, Any]:

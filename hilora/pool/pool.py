@@ -131,7 +131,7 @@ class Pool(PoolFolder):
         taken = InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")
         if not replace and name in self._positions:
             raise taken
-        adapter = read_adapter(Path(folder), name=name, sites=self.base.sites)
+        adapter = read_adapter(Path(folder), name=name, sites=self.base.sites, base=self.base)
         if not any_base:
             self.base.check_adapter(name, adapter.base_model)
         found = self._look_at(name, samples, embed, self.embedder.dim, terms and origin != DESCRIPTION)

@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 
 from hilora.base.models import first_line
+from hilora.base.prompts import half_pair
 from hilora.errors import AdapterError, InputError
 from hilora.jsonl import numbered_lines
+from hilora.pool.peft import WEIGHTS, no_weights, only_pickled
+from hilora.pool.peft_config import is_mlx
 
 SAMPLES_FILE = "samples.jsonl"
 TEXT_FIELDS = ("inputs", "prompt", "text")
@@ -18,7 +21,7 @@ def adapter_folder(source: str) -> Path:
     """A local folder as it is; anything else is fetched from the Hub: configuration and safetensors only.
 
     Raises:
-        AdapterError: neither a folder nor a repository that can be reached.
+        AdapterError: neither a folder nor a repository that can be reached, or one without safetensors.
     """
     local = Path(source).expanduser()
     if local.exists():
@@ -30,11 +33,29 @@ def adapter_folder(source: str) -> Path:
 
     patterns = ["adapter_config.json", "adapter_model*.safetensors*", SAMPLES_FILE]
     try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        folder = Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AdapterError(
             f"{source!r} is no folder here, and cannot be had from the Hugging Face Hub: {first_line(error)}"
         ) from error
+    if not any(folder.glob("adapter_model*.safetensors")) and not is_mlx(folder):
+        raise AdapterError(f"The repository {source!r} {_without_safetensors(source)}")
+    return folder
+
+
+def _without_safetensors(source: str) -> str:
+    """What is wrong with a repository that has none, by the list of its files; none of them is fetched."""
+    from huggingface_hub import errors, list_repo_files
+
+    network = getattr(errors, "HTTPError", OSError)  # of whichever client this version uses
+    try:
+        names = list_repo_files(source)
+    except (network, OSError, ValueError) as error:
+        return (
+            f"has no {WEIGHTS} in the cache, and its list of files cannot be had ({first_line(error)}). If it has no "
+            f"other weights than adapter_model.bin, it {only_pickled('adapter_model.bin')}"
+        )
+    return no_weights(names)
 
 
 def read_samples(path: Path) -> list[str]:
@@ -52,6 +73,11 @@ def read_samples(path: Path) -> list[str]:
         text = next((row[f] for f in TEXT_FIELDS if f in row), None) if isinstance(row, dict) else row
         if not isinstance(text, str):
             raise InputError(f'{path}, line {number}: expected {{"inputs": "..."}} or a string, got {line:.60}')
+        if (place := half_pair(text)) is not None:
+            raise InputError(
+                f"{path}, line {number} has half a character ({text[place]!r}) at {place}: {text!r:.60} No tokenizer "
+                f"reads it. Give the whole character, or leave it out."
+            )
         texts.append(text)
     return texts
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from hilora.base.embed import BATCH, DEFAULT_EMBEDDER, INSTRUCTION, embedder_path
-from hilora.base.encoders import longest_text, pooled, pooling_of
-from hilora.base.models import default_dtype, quiet_loading
+from hilora.base.encoders import load_encoder, longest_text, pooled, pooling_of
+from hilora.base.models import default_dtype
 from hilora.errors import InputError, ModelError
 from hilora.train.loop import OnStep, optimise
 from hilora.train.outcome import finish, refuse_existing, work_folder, write_recipe
@@ -109,8 +109,6 @@ def train_retriever(
         InputError: `out` exists, or there are too few tasks or samples.
         ModelError: the embedder is not an encoder with mean or first-token pooling.
     """
-    from transformers import AutoModel, AutoTokenizer
-
     check_training(samples, out)
     names = tasks_of(samples, recipe)
     source = embedder_path(recipe.embedder)
@@ -119,9 +117,7 @@ def train_retriever(
         raise ModelError(f"The embedder at {source} is no encoder with mean or first-token pooling; choose another.")
     work = work_folder(out)
     torch.manual_seed(recipe.seed)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    with quiet_loading():
-        model = AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation="eager")
+    model, tokenizer = load_encoder(source, dtype=torch.float32, attn_implementation="eager")
     model.eval()  # no dropout: an interrupted run has to end as an uninterrupted one
 
     def embed(texts: Sequence[str]) -> Tensor:

@@ -336,17 +336,38 @@ def test_pool_add_makes_the_pool_also_where_a_crash_left_half_of_one(
     assert Pool.open(tmp_path / "pool").names == ["new"]
 
 
-def test_pool_add_all_adds_the_good_and_names_the_refused(pool: Path, tiny: Any, fake: Any, no_base: None) -> None:
+def test_pool_add_all_adds_the_good_and_names_the_refused(
+    pool: Path, tiny: Any, fake: Any, no_base: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home, sites = pool.parent / "many", tiny.sites(tiny.model("llama"), "llama")
-    for seed, name in enumerate(("alpha", "good", "bad")):
-        folder = tiny.adapter(home / name, sites, seed=40 + seed, **({"use_dora": True} if name == "bad" else {}))
-        (folder / "samples.jsonl").write_text("\n".join(json.dumps(text) for text in tiny.texts("gamma", 6, seed)))
+    names = ("alpha", "a-dora", "b-half", "c-cut", "d-odd", "good")
+    for seed, name in enumerate(names):
+        folder = tiny.adapter(home / name, sites, seed=40 + seed, **({"use_dora": True} if name == "a-dora" else {}))
+        texts = [text + (" \ud83d" if name == "b-half" else "") for text in tiny.texts("gamma", 6, seed)]
+        (folder / "samples.jsonl").write_text("\n".join(json.dumps({"inputs": text}) for text in texts))
+    (home / "c-cut" / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    add = Pool.add
+
+    def odd(self: Pool, name: str, *args: Any, **options: Any) -> Any:
+        if name == "d-odd":
+            raise ValueError("nobody thought of this\nand it has two lines")
+        return add(self, name, *args, **options)
+
+    monkeypatch.setattr(Pool, "add", odd)
     result = CliRunner().invoke(app, ["pool", "add-all", str(home), "--pool", str(pool)])
-    assert "1 added, 1 there before, 1 refused" in result.stdout
-    assert isinstance(result.exception, HiloraError)
-    assert "bad: " in str(result.exception)
-    assert "use_dora" in str(result.exception)
-    assert "\n" not in str(result.exception)
+    assert "1 added, 1 there before, 4 refused" in result.stdout
+    assert result.exit_code == 2
+    said = [line for line in result.stderr.splitlines() if line.strip()]  # where the bar was, a line is blank
+    told = {
+        "a-dora": "use_dora",
+        "b-half": "line 1 has half a character",
+        "c-cut": "cannot be read",
+        "d-odd": "nobody",
+    }
+    assert len(said) == len(told)
+    for line, (name, why) in zip(said, told.items(), strict=True):
+        assert line.startswith(f"hilora: {name}: ")
+        assert why in line
     assert sorted(Pool.open(pool).names) == ["alpha", "beta", "delta", "gamma", "good"]
 
 
