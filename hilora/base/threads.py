@@ -15,6 +15,8 @@ class _Depth(threading.local):
     value = 0
 
 
+MANY_ROWS = 2000
+"""Matrices of more rows than that are worth several threads."""
 _depth = _Depth()
 _lock = threading.Lock()
 _inside, _before = 0, 0
@@ -22,13 +24,16 @@ _inside, _before = 0, 0
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread(rows: int = 0) -> Iterator[None]:
     """PyTorch's work of this block, or of a function so decorated, on one thread; afterwards as before.
 
     Where the number is one for all threads, it stays while one of them is inside, and then is what the first found.
+
+    Args:
+        rows: of the block's matrices; with more than `MANY_ROWS` nothing changes.
     """
     global _inside, _before  # noqa: PLW0603
-    if _depth.value:
+    if _depth.value or rows > MANY_ROWS:
         yield
         return
     with _lock:
