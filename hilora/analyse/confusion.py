@@ -152,8 +152,7 @@ def diagnose(
         check_samples(own, name)
     names, embeddings = list(samples), list(samples.values())
     with one_thread():
-        model = fresh().fit(embeddings)
-    distance = bhattacharyya(normals(model))
+        distance = bhattacharyya(normals(fresh().fit(embeddings)))
     held = held_out(embeddings, fresh)
     bounds = {k: top_k_bound(distance, k) for k in TOPS}
     missed = {k: held.missed(k) for k in TOPS}
