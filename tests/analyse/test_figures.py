@@ -672,5 +672,7 @@ def test_weights_are_drawn_with_a_panel_for_each_task(tmp_path: Path) -> None:
         "tasks": {t: {"adapters": [f"a{i}" for i in range(20)], "weights": numbers} for t in "xy"},
     }
     found["tasks"]["x"]["adapters"][3] = "x"
-    files = look.save(heatmaps.weights(found, "ramole"), tmp_path / "weights")
+    drawn = heatmaps.weights(found, "ramole")
+    assert "ramole" in drawn.get_suptitle()
+    files = look.save(drawn, tmp_path / "weights")
     assert all(file.stat().st_size > 1000 for file in files)

@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,36 @@ def test_pool_add_makes_the_pool_also_where_a_crash_left_half_of_one(
         shutil.copy(original[1].path / name, tmp_path / "pool" / name)
     assert "new: rank 4" in run("pool", "add", "new", folder, "--pool", tmp_path / "pool")
     assert Pool.open(tmp_path / "pool").names == ["new"]
+
+
+def test_a_pool_that_is_there_takes_no_other_base_or_embedder(
+    pool: Path, tiny: Any, fake: Any, fails: Any, original: tuple[Any, Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = original[1].base
+    others = {
+        "same/weights": own,
+        "other/weights": replace(own, sketch={site: [v + 1 for v in row] for site, row in own.sketch.items()}),
+        "other/shape": replace(own, sites=dict(list(own.sites.items())[1:])),
+        "other/template": replace(own, template="another"),
+        "unknown/weights": replace(own, sketch={}),
+    }
+    monkeypatch.setattr("hilora.base.fingerprint.describe_base", others.__getitem__)
+    folder = tiny.adapter(pool.parent / "all" / "new", tiny.sites(original[0], "llama"), seed=31)
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, tiny.texts("alpha", 9, 3))))
+    before = files(pool)
+    for command in (["pool", "add", "new", folder], ["pool", "add-all", folder.parent]):
+        for name in list(others)[1:]:
+            said = fails(*command, "--pool", pool, "--base", name)
+            assert f"is for 'tiny', not for '{name}'" in said
+            assert "Leave --base away" in said
+    assert files(pool) == before
+    for name in ("tiny", "same/weights"):
+        run("pool", "add", "new", folder, "--pool", pool, "--base", name, "--embedder", "fake", "--replace")
+    monkeypatch.setattr(
+        "hilora.base.embed.describe_embedder", lambda _: replace(original[1].embedder, name="another")
+    )
+    for command in (["pool", "add", "newer", folder], ["pool", "add-all", folder.parent]):
+        assert "was embedded with 'fake'" in fails(*command, "--pool", pool, "--embedder", "fake")
 
 
 def test_pool_add_all_adds_the_good_and_names_the_refused(pool: Path, tiny: Any, fake: Any, no_base: None) -> None:
