@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from hilora.types import Completion
 
 
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
+
+
 def __getattr__(name: str) -> Any:
     """Import on first use: `import hilora` alone loads neither torch nor transformers."""
     if name not in _PUBLIC:

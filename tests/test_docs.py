@@ -58,6 +58,8 @@ def test_the_public_names_are_these() -> None:
         "get_method",
     ]
     assert all(getattr(hilora, name) is not None for name in hilora.__all__)
+    assert [name for name in dir(hilora) if not name.startswith("_")] == sorted(hilora.__all__)
+    assert "__version__" in dir(hilora)
 
 
 def test_the_readmes_table_is_the_one_that_was_measured() -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hilora.analyse.bounds import bhattacharyya, normals, top_k_bound
+from hilora.base.threads import one_thread
 from hilora.errors import InputError
 from hilora.evaluate.routing import TOPS
 from hilora.pool.view import PoolView
@@ -150,7 +151,8 @@ def diagnose(
     for name, own in samples.items():
         check_samples(own, name)
     names, embeddings = list(samples), list(samples.values())
-    distance = bhattacharyya(normals(fresh().fit(embeddings)))
+    with one_thread():
+        distance = bhattacharyya(normals(fresh().fit(embeddings)))
     held = held_out(embeddings, fresh)
     bounds = {k: top_k_bound(distance, k) for k in TOPS}
     missed = {k: held.missed(k) for k in TOPS}

@@ -123,11 +123,12 @@ def overlap(found: Mapping[str, Any]) -> Any:
     return figure
 
 
-def weights(found: Mapping[str, Any], most: int = 12) -> Any:
+def weights(found: Mapping[str, Any], method: str, most: int = 12) -> Any:
     """How adapters are weighed, layer by layer, a panel for each task; the task's own adapter in a box.
 
     Args:
         found: "sites" and "tasks", task -> {"adapters", "weights" (site, adapter)}.
+        method: that weighs them.
         most: adapters of a panel, by their mean weight.
     """
     layers = [short_site(site) for site in found["sites"]]
@@ -149,6 +150,7 @@ def weights(found: Mapping[str, Any], most: int = 12) -> Any:
                 _box(axes, 0, names.index(task), len(layers), 1)
         name_ticks(panels[-1].set_xticks, layers, rotation=90)
         _bar(figure, image, panels, "mean weight of a token")
+        figure.suptitle(f"weights by {shown(method)}", fontsize=FONT + 3)
     return figure
 
 

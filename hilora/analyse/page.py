@@ -34,19 +34,22 @@ PAGE = Template("""<!doctype html>
   --line: #343c46; --bar: #56b4e9; --good: #57d39b; --new: #f0a35a; } }
 body { margin: 0 auto; max-width: 54rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { padding: 1rem; } .bar { display: none; } }
 h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p { margin: .4rem 0; } .dim { color: var(--dim); }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; margin: .4rem 0;
   white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; max-height: 24rem; overflow: auto; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; color: var(--dim); font-size: .85rem; }
-th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
-.n { text-align: right; white-space: nowrap; } .bar { width: 30%; min-width: 6rem; }
+th { text-align: left; font-weight: 600; color: var(--dim); font-size: .85rem; vertical-align: bottom; }
+th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: middle;
+  overflow-wrap: break-word; }
+.n, .by { text-align: right; } td.n { white-space: nowrap; } td.bar { width: 30%; min-width: 6rem; }
 .bar div { background: var(--bar); height: .8rem; border-radius: 2px; min-width: 1px; }
 .seen { color: var(--good); font-weight: 600; } .unseen { color: var(--new); font-weight: 600; }
 .tokens { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; margin: .4rem 0;
   white-space: pre-wrap; line-height: 1.9; max-height: 30rem; overflow: auto; }
-.tokens span { border-radius: 3px; padding: .1rem 0; } .key { padding: .1rem .5rem; border-radius: 3px; }
+.tokens span { border-radius: 3px; padding: .1rem 0; }
+.key { display: inline-block; max-width: 100%; padding: 0 .5rem; border-radius: 3px; }
 dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0; color: var(--dim); }
 </style>
 </head>
@@ -150,12 +153,12 @@ def _runners_up(found: Explanation) -> str:
     last = min(choice.score for choice in found.choices)
     rows = "".join(
         f'<tr><td>{escape(choice.name)}</td><td class="n">{escape(score.write(choice.score))}</td>'
-        f'<td class="n">{escape(score.behind(last, choice.score))}</td></tr>'
+        f'<td class="by">{escape(score.behind(last, choice.score))}</td></tr>'
         for choice in found.runners_up
     )
     return (
         '<div class="scroll"><table><thead><tr><th>adapter, the nearest first</th>'
-        f'<th class="n">{escape(score.name)}</th><th class="n">than the last one chosen</th></tr></thead>'
+        f'<th class="n">{escape(score.name)}</th><th class="by">than the last one chosen</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hilora import __version__
 from hilora.cli import evaluate, figures, pool, train
 from hilora.cli.bench import bench
 from hilora.cli.explain import explain
@@ -24,14 +25,15 @@ from hilora.cli.options import (
     quiet_transformers,
     read_prompts,
 )
-from hilora.cli.show import console, show_completion, show_methods, show_route, status
+from hilora.cli.show import show_completion, show_methods, show_route, status
+from hilora.cli.usage import HELP, Commands
 
 app = typer.Typer(
     name="hilora",
-    help="Route prompts over a pool of LoRA adapters, without labels and without training.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": list(HELP)},
 )
 app.add_typer(pool.app, name="pool")
 app.add_typer(train.app, name="train")
@@ -47,6 +49,23 @@ File = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of allocation and sampling.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"hilora {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def top(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Route prompts over a pool of LoRA adapters, without labels and without training."""
 
 
 @app.command()
@@ -143,7 +162,8 @@ def methods(as_json: Json = False) -> None:
 
     table = method_table()
     if as_json:
-        console.print_json(json.dumps(table))
+        for row in table:
+            print(json.dumps(row, ensure_ascii=False))
     else:
         show_methods(table)
 

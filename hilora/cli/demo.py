@@ -38,7 +38,8 @@ def run(pool: str, prompts: Sequence[str] = PROMPTS) -> None:
     with status(f"Routing and answering {len(prompts)} prompts in one batch"):
         answers = router.generate(prompts, max_new_tokens=32)
     done = time.perf_counter()
-    console.print(Rule(f"{len(prompts)} prompts, no labels, {len(router.planner.pool)} adapters"))
+    title = f"{len(prompts)} prompts, no labels, {len(router.planner.pool)} adapters"
+    console.print(Rule(title), width=min(console.width, 100))  # in a pipe there is no width to fill
     console.print(f"[dim]pool: {', '.join(sorted(router.planner.pool.names))}[/]\n")
     for prompt, answer in zip(prompts, answers, strict=True):
         show_completion(prompt, answer)

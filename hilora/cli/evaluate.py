@@ -10,9 +10,10 @@ import typer
 from hilora.cli.opened import open_pool
 from hilora.cli.options import Base, Dtype, PoolName, parse_settings, quiet_transformers, split_names
 from hilora.cli.show import console, progress, status
+from hilora.cli.usage import Commands
 from hilora.errors import InputError
 
-app = typer.Typer(help="Measure methods on your data.", no_args_is_help=True)
+app = typer.Typer(cls=Commands, help="Measure methods on your data.", no_args_is_help=True)
 
 Labels = Annotated[
     str, typer.Option(help="Methods, with commas between; options after colons, e.g. hilora:gamma=0.2:k=5")
@@ -29,7 +30,7 @@ def tasks(
     methods: Labels = "base,oracle,hilora",
     setting: Annotated[str, typer.Option(help="iid, ood, within, cross or mixed.")] = "iid",
     part: Annotated[str, typer.Option(help="all, first or second half of each task's lines.")] = "all",
-    per_task: Annotated[int | None, typer.Option(help="At most so many rows of each task.")] = None,
+    per_task: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each task.")] = None,
     task: Names = None,
     cluster: Names = None,
     halves: Annotated[int, typer.Option(min=1, help="For within: halves of the tasks, in pairs.")] = 2,
@@ -75,7 +76,10 @@ def table(
     results: Annotated[list[Path], typer.Argument(help="Results of evaluate tasks.")],
     *,
     setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
-    reference: Annotated[str, typer.Option(help="The method that the others are compared with.")] = "hilora",
+    reference: Annotated[
+        str | None,
+        typer.Option(help="That the others are compared with; default: hilora, if it is there."),
+    ] = None,
     by: Annotated[str, typer.Option(help="method, cost, cluster or task.")] = "method",
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
 ) -> None:
@@ -87,8 +91,14 @@ def table(
     if by not in TABLES:
         raise UnknownNameError("table", by, TABLES)
     read = Results(results)
-    for name in read.settings if setting is None else [setting]:
-        heading, rows = TABLES[by](summarise(read, name, reference=reference))
+    if setting is not None and setting not in read.settings:
+        raise UnknownNameError("setting of these results:", setting, read.settings)
+    settings = read.settings if setting is None else [setting]
+    measured = {method for name in settings for method in read.methods(name)}
+    if reference is not None and reference not in measured:
+        raise UnknownNameError("reference, a method of these results:", reference, measured)
+    for name in settings:
+        heading, rows = TABLES[by](summarise(read, name, reference=reference or "hilora"))
         if markdown:
             print(f"### {name}\n\n{markdown_table(heading, rows)}\n")
         else:

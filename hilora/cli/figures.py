@@ -7,8 +7,9 @@ import typer
 from hilora.cli.figures_answers import activation, weights
 from hilora.cli.figures_pools import rocs, similarity
 from hilora.cli.figures_results import retrieval, selection
+from hilora.cli.usage import Commands
 
-app = typer.Typer(help="Draw pools, answers and results; every figure as PNG and SVG, its numbers as JSON.")
+app = typer.Typer(cls=Commands, no_args_is_help=True)
 
 
 @app.callback()

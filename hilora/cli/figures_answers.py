@@ -107,4 +107,5 @@ def weights(
             }
     header = setup("hilora figures weights", method=method, seed=seed)
     numbers = {"setup": header, "sites": shown, "tasks": tasks}
-    show_files([write_entries(numbers, out / "weights.json"), *look.save(heatmaps.weights(numbers), out / "weights")])
+    drawn = heatmaps.weights(numbers, method)
+    show_files([write_entries(numbers, out / "weights.json"), *look.save(drawn, out / "weights")])

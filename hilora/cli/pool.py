@@ -13,10 +13,11 @@ from rich.markup import escape
 from hilora.cli.opened import open_pool
 from hilora.cli.options import AdapterName, PoolFolder
 from hilora.cli.pool_add import EmbedderOption, add, add_all
-from hilora.cli.show import console, show_adapters, show_check, status
+from hilora.cli.show import console, needs_care, show_adapters, show_check, status
+from hilora.cli.usage import Commands
 from hilora.errors import PoolError
 
-app = typer.Typer(help="Add, list, check and remove the adapters of a pool.", no_args_is_help=True)
+app = typer.Typer(cls=Commands, help="Add, list, check and remove the adapters of a pool.", no_args_is_help=True)
 app.command()(add)
 app.command("add-all")(add_all)
 
@@ -80,9 +81,10 @@ def check(
     *,
     pool: PoolFolder = "./pool",
     files_only: Annotated[bool, typer.Option(help="Only whether files are whole.")] = False,
-    as_json: Json = False,
+    everyone: Annotated[bool, typer.Option("--all", help="Show the adapters that are fine, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, of every adapter.")] = False,
 ) -> None:
-    """Read every adapter again; say what is wrong, how well each can be told from the others, and what to do."""
+    """Read every adapter again; say what is wrong, which are hard to tell from the others, and what to do."""
     from hilora.analyse.confusion import diagnose_pool
 
     opened = open_pool(pool)
@@ -92,18 +94,19 @@ def check(
     if not files_only and not wrong and len(opened) > 1:
         with status("Telling adapters apart"):
             found = {each.name: each for each in diagnose_pool(opened)}
+    care = [name for name, problem in problems.items() if needs_care(problem, found.get(name))]
     for name, problem in problems.items():
         if as_json:
             told = asdict(found[name]) if name in found else {"name": name}
             print(json.dumps({"problem": problem or None, **told}))
-        else:
+        elif everyone or name in care:
             show_check(name, problem, found.get(name))
     if not as_json:
-        advised = sum(bool(each.advice) for each in found.values())
-        advice = f"; {advised} with advice" if found else ""
+        fine, how = len(opened) - len(care), "are fine" if found else "have whole files"
         console.print(
             f"{len(opened)} adapters for {opened.base.name}, embedder {opened.embedder.name}, "
-            f"ridge {opened.ridge:.2g}{advice}",
+            f"ridge {opened.ridge:.2g}: {fine} {how}{'' if everyone or not fine else ' (--all shows them)'}, "
+            f"{len(care)} need care",
             highlight=False,
         )
     if wrong:

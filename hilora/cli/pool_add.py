@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hilora.cli.options import AdapterName, PoolFolder, quiet_transformers
 from hilora.cli.show import console, errors, progress, status
-from hilora.errors import HiloraError, InputError, PoolError
+from hilora.errors import HiloraError, InputError, MismatchError, PoolError
 
-Base = Annotated[str, typer.Option(help="Base model of a new pool: a name or a path.")]
+if TYPE_CHECKING:
+    from hilora.base.fingerprint import BaseInfo
+
+DEFAULT_BASE = "smollm2-135m"
+Base = Annotated[
+    str | None, typer.Option(help=f"Base model of a new pool: a name or a path; default: {DEFAULT_BASE}.")
+]
 EmbedderOption = Annotated[str | None, typer.Option(help="Embedder of a new pool.")]
 NoTerms = Annotated[bool, typer.Option("--no-terms", help="Keep no hashed n-grams of the samples.")]
 AnyBase = Annotated[bool, typer.Option("--any-base", help="Accept adapters whose config names another base.")]
-DEFAULT_BASE = "smollm2-135m"
 
 
 def add(
@@ -27,7 +32,7 @@ def add(
     prompts: Annotated[Path | None, typer.Option(help="Or 5 and more prompts that you wrote for it.")] = None,
     describe: Annotated[str | None, typer.Option(help="Or what it does, in a few sentences.")] = None,
     pool: PoolFolder = "./pool",
-    base: Base = DEFAULT_BASE,
+    base: Base = None,
     embedder: EmbedderOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of an adapter of that name.")] = False,
     any_base: AnyBase = False,
@@ -73,7 +78,7 @@ def add_all(
     folder: Annotated[Path, typer.Argument(help="A folder of PEFT folders, each with its samples.jsonl.")],
     *,
     pool: PoolFolder = "./pool",
-    base: Base = DEFAULT_BASE,
+    base: Base = None,
     embedder: EmbedderOption = None,
     any_base: AnyBase = False,
     no_terms: NoTerms = False,
@@ -110,8 +115,8 @@ def add_all(
         raise typer.Exit(2)
 
 
-def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, Any]:
-    """The pool, made if there is none, and its embedder."""
+def _open_or_create(path: str, base: str | None, embedder: str | None) -> tuple[Any, Any]:
+    """The pool, made if there is none, and its embedder; what is named for a pool that is there must be its own."""
     from hilora.base.embed import DEFAULT_EMBEDDER, Embedder, describe_embedder
     from hilora.base.fingerprint import describe_base
     from hilora.pool import Pool
@@ -119,6 +124,8 @@ def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, An
 
     if (Path(path) / MANIFEST).exists():
         pool = Pool.open(path)
+        if base is not None:
+            _check_base(pool.base, base, path)
         found = Embedder(embedder or pool.embedder.name, instruction=pool.embedder.instruction)
         pool.embedder.check(describe_embedder(found), pool.path)
         return pool, found
@@ -126,6 +133,27 @@ def _open_or_create(path: str, base: str, embedder: str | None) -> tuple[Any, An
     if Path(path).exists() and (not left or {p.name for p in Path(path).iterdir() if p.name[0] != "."} - left):
         raise PoolError(f"{path} exists and is no pool. Choose an empty or a new folder for a new pool.")
     quiet_transformers()
-    with status(f"Making a pool for {base}"):
+    with status(f"Making a pool for {base or DEFAULT_BASE}"):
         found = Embedder(embedder or DEFAULT_EMBEDDER)
-        return Pool.create(path, describe_base(base), describe_embedder(found)), found
+        return Pool.create(path, describe_base(base or DEFAULT_BASE), describe_embedder(found)), found
+
+
+def _check_base(own: BaseInfo, base: str, pool: str) -> None:
+    """Refuse another base than a pool's; its own may go by another name.
+
+    Raises:
+        MismatchError: the two are not the same model, as far as files say.
+        ModelError: there is no such base.
+    """
+    from hilora.base.fingerprint import describe_base, same_sketch
+    from hilora.base.models import BASES
+
+    if base == own.name or (own.name in BASES and base in BASES[own.name].aliases):
+        return
+    quiet_transformers()
+    found = describe_base(base)
+    alike = (found.sites, found.template) == (own.sites, own.template) and found.sketch.keys() & own.sketch.keys()
+    if not alike or not same_sketch(found.sketch, own.sketch):
+        raise MismatchError(
+            f"The pool {pool} is for {own.name!r}, not for {base!r}. Leave --base away, or name a new --pool."
+        )

@@ -7,22 +7,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from hilora.base.prompts import Prompt, query_text
+from hilora.evaluate.fitted import Fitted
 
 if TYPE_CHECKING:
     from hilora.analyse.confusion import Diagnosis, Rival
     from hilora.types import Choice, Completion
 
-console = Console()
-errors = Console(stderr=True)
 BAR = 20
+UNLIMITED = 1_000_000
 SEEN = {True: "[green]seen[/]", False: "[yellow]unseen[/]", None: "-"}
+
+
+class Screen(Console):
+    """Wraps lines for a screen only; in a pipe or a file they are as long as they need to be."""
+
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines."""
+        found = super().size
+        return found if self.file.isatty() else ConsoleDimensions(self._width or UNLIMITED, found.height)
+
+
+console = Screen()
+errors = Screen(stderr=True)
 
 
 @contextmanager
@@ -54,9 +67,9 @@ def progress(total: int, unit: str) -> Iterator[Advance]:
         yield advance
 
 
-def choices_table(choices: Sequence[Choice]) -> Table:
+def choices_table(choices: Sequence[Choice]) -> Fitted:
     """Adapters of one row: score, weight, ROCs, seen or unseen."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Fitted(pad_edge=False, header_style="dim")
     for heading in ("adapter", "score", "weight", "", "ROCs", ""):
         table.add_column(heading, justify="right" if heading in ("score", "weight", "ROCs") else "left")
     for choice in choices:
@@ -108,7 +121,7 @@ def print_stream(pieces: Generator[str, None, Completion]) -> Completion:
 
 def show_methods(table: Sequence[dict[str, str]]) -> None:
     """The method table."""
-    out = Table("method", "what it does", "options", box=None, header_style="dim")
+    out = Fitted("method", "what it does", "options", header_style="dim")
     for row in table:
         out.add_row(f"[bold]{row['name']}[/]", escape(row["summary"]), f"[dim]{escape(row['options'])}[/]")
     console.print(out)
@@ -116,7 +129,7 @@ def show_methods(table: Sequence[dict[str, str]]) -> None:
 
 def show_adapters(entries: Sequence[Any]) -> None:
     """The adapters of a pool."""
-    out = Table(box=None, header_style="dim")
+    out = Fitted(header_style="dim")
     for heading in ("adapter", "rank", "sites", "parameters", "samples", "hash", ""):
         out.add_column(heading, justify="left" if heading in ("adapter", "hash", "") else "right")
     for entry in sorted(entries, key=lambda e: e.name):
@@ -134,9 +147,16 @@ def show_adapters(entries: Sequence[Any]) -> None:
     console.print(out)
 
 
+def needs_care(problem: str, found: Diagnosis | None) -> bool:
+    """Whether something is wrong with an adapter, or there is advice on it."""
+    return bool(problem) or (found is not None and bool(found.advice))
+
+
 def show_check(name: str, problem: str, found: Diagnosis | None) -> None:
     """An adapter's files, how well it is told from the others, and what to do."""
-    mark = f"[red]{escape(problem)}[/]" if problem else "[green]good[/]"
+    mark = "[green]files are whole[/]" if found is None else "[green]good[/]"
+    if needs_care(problem, found):
+        mark = f"[red]{escape(problem)}[/]" if problem else "[yellow]needs care[/]"
     console.print(f"[bold]{escape(name)}[/]  {mark}", highlight=False)
     if found is None:
         return

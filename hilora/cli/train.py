@@ -6,8 +6,9 @@ import typer
 
 from hilora.cli.train_folders import combine, lora, retriever
 from hilora.cli.train_parts import lorahub, moe, phatgoose, router
+from hilora.cli.usage import Commands
 
-app = typer.Typer(help="Train adapters, and what some methods need trained.", no_args_is_help=True)
+app = typer.Typer(cls=Commands, help="Train adapters, and what some methods need trained.", no_args_is_help=True)
 
 
 @app.callback()

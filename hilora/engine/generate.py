@@ -91,6 +91,10 @@ class HiLoRA:
         self._packed, self._form = packed, form
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        pool, method = self.planner.pool, self.planner.method.name
+        return f"{type(self).__name__}(base {pool.base.name!r}, method {method!r}, {pool!r})"
+
     @classmethod
     def from_pretrained(
         cls,

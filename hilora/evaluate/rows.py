@@ -92,8 +92,11 @@ def choose_rows(
         seed: of the draw.
 
     Raises:
+        InputError: per_task is no number of rows.
         UnknownNameError: a task or cluster that the data do not have.
     """
+    if per_task is not None and per_task < 1:
+        raise InputError(f"per_task is a number of rows: got {per_task}, expected at least 1.")
     if part not in PARTS:
         raise UnknownNameError("part", part, PARTS)
     by_task: dict[str, list[Row]] = {}

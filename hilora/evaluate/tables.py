@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hilora.evaluate.report import Summary
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from hilora.evaluate.fitted import Fitted
 
 Cells = tuple[tuple[str, ...], list[tuple[str, ...]]]
 REFERENCES = ("oracle",)
@@ -82,15 +82,17 @@ def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def rich_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def rich_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Fitted:
     """The same for a screen."""
-    from rich.table import Table
+    from rich.markup import escape
 
-    table = Table(box=None, header_style="dim")
+    from hilora.evaluate.fitted import Fitted
+
+    table = Fitted(header_style="dim")
     for i, name in enumerate(heading):
-        table.add_column(name, justify="right" if i else "left")
+        table.add_column(escape(name), justify="right" if i else "left")
     for row in rows:
-        table.add_row(*(f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in row))
+        table.add_row(*(f"[bold]{escape(c.strip('*'))}[/]" if c.startswith("**") else escape(c) for c in row))
     return table
 
 

@@ -52,6 +52,14 @@ class PoolFolder(PoolView):
         self.path = path
         self._take(text, store.parse_manifest(path, text))
 
+    def __repr__(self) -> str:
+        """One line, also of a pool whose base cannot be read."""
+        try:
+            base = self.base.name
+        except PoolError:
+            base = "an unreadable base"
+        return f"{type(self).__name__}({str(self.path)!r}: {len(self)} adapters for {base}, version {self.version})"
+
     def _take(self, text: bytes, manifest: Mapping[str, Any], entries: Sequence[Entry] | None = None) -> None:
         """Make a manifest this view's state, wholly or not at all.
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hilora.base.threads import one_thread
 from hilora.route.features import Features, join
 from hilora.route.gaussian import MIN_SAMPLES
 
@@ -78,7 +79,10 @@ def fold_scores(
     fresh: Callable[[], Likelihood],
 ) -> list[tuple[Int[Tensor, " held"], Float[Tensor, "held adapter"]]]:
     """(whose sample a row is, its scores) per fold: of what is held out, by Gaussians fitted to the rest."""
-    return [
-        (owner, fresh().fit([own.embeddings for own in kept]).score(held.embeddings))
-        for kept, held, owner in folds([Features(own) for own in embeddings])
-    ]
+    found = []
+    with one_thread(sum(map(len, embeddings))):
+        for kept, held, owner in folds([Features(own) for own in embeddings]):
+            with one_thread():  # each adapter's own matrix is small, however many there are
+                model = fresh().fit([own.embeddings for own in kept])
+            found.append((owner, model.score(held.embeddings)))
+    return found

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hilora.base.threads import one_thread
 from hilora.route.conformal import own_surprises
 from hilora.route.crossfit import MOST_ADAPTERS, folds
 from hilora.route.features import Features
@@ -60,10 +61,11 @@ class Experts:
         self.worded_ = torch.tensor([self.terms and own.terms is not None for own in samples])
         if int(self.worded_.sum()) < 2:
             self.worded_[:] = False  # nothing to compare with
-        self.witnesses_ = {"meaning": Meaning().fit(samples)}
-        if self.worded_.any():
-            worded = [own for own, has in zip(samples, self.worded_.tolist(), strict=True) if has]
-            self.witnesses_ |= {"spelling": Spelling().fit(worded), "phrases": Phrases().fit(worded)}
+        with one_thread(sum(map(len, samples))):
+            self.witnesses_ = {"meaning": Meaning().fit(samples)}
+            if self.worded_.any():
+                worded = [own for own, has in zip(samples, self.worded_.tolist(), strict=True) if has]
+                self.witnesses_ |= {"spelling": Spelling().fit(worded), "phrases": Phrases().fit(worded)}
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
@@ -126,10 +128,12 @@ def calibrate(samples: Sequence[Features], terms: bool = True) -> Calibration:
     some = samples[:: -(-len(samples) // MOST_ADAPTERS)]
     worded = [terms and own.terms is not None for own in some]
     mixed = 2 <= sum(worded) < len(some)  # wording is weighed among those that have it
-    owner, scores = witness_scores([own for own, has in zip(some, worded, strict=True) if has or not mixed], terms)
-    if not scores:
-        return Calibration(dict(WEIGHTS))
-    weights = weigh(owner, scores)
+    with one_thread(sum(map(len, some))):
+        looked = [own for own, has in zip(some, worded, strict=True) if has or not mixed]
+        owner, scores = witness_scores(looked, terms)
+        if not scores:
+            return Calibration(dict(WEIGHTS))
+        weights = weigh(owner, scores)
     if mixed:
         owner, posterior = _held_out(some, weights, worded)
     else:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.threads import one_thread
 from hilora.route.allocate import budget
 from hilora.route.candidates import select, sign_sizes
 from hilora.route.crossfit import FOLDS, MOST_ADAPTERS, fold_scores
@@ -39,7 +40,8 @@ def choose_ridge(
         rank: a typical adapter's rank.
     """
     embeddings = embeddings[:MOST_ADAPTERS]
-    shares = {ridge: _share(embeddings, ridge, k, gamma, rank) for ridge in GRID}
+    with one_thread(sum(map(len, embeddings))):
+        shares = {ridge: _share(embeddings, ridge, k, gamma, rank) for ridge in GRID}
     best = max(shares.values())
     return max(r for r, share in shares.items() if share >= best - 1e-3) if best > 0 else RIDGE
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import select, sign_sizes
 from hilora.route.gaussian import RIDGE, OwnGaussian
@@ -76,6 +77,7 @@ class Gaussian:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
         OwnGaussian(RIDGE if self.ridge is None else self.ridge)  # refuses one that makes no sense
 
+    @one_thread()
     def fit(self, known: Known) -> Gaussian:
         """Fit one Gaussian per adapter."""
         self.model_ = OwnGaussian(known.ridge if self.ridge is None else self.ridge).fit(known.embeddings())

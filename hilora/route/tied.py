@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import weigh
 from hilora.route.crossfit import MOST_ADAPTERS, held_out_scores
@@ -140,7 +141,8 @@ class Tied:
     def fit(self, known: Known) -> Tied:
         """Fit one Gaussian per adapter, and learn which scores held-out samples reach."""
         embeddings = known.embeddings()
-        self.model_ = self._fresh().fit(embeddings)
+        with one_thread(sum(map(len, embeddings))):
+            self.model_ = self._fresh().fit(embeddings)
         own, _ = held_out_scores(embeddings[:: -(-len(embeddings) // MOST_ADAPTERS)], self._fresh)
         self.seen_above_ = seen_above(own.tolist())
         _ = self.model_.nearest  # an index is built now, not at the first prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -454,6 +455,46 @@ def test_the_page_shows_hostile_texts_and_does_nothing_else() -> None:
     assert "1.50 lower" in page.text  # than the last one chosen
 
 
+def css(page: str) -> list[tuple[str, str, dict[str, str]]]:
+    """(condition, selector, declarations) of the page's rules, in their order."""
+    found, condition = [], ""
+    parts = r"@media \((?P<on>[^)]*)\) \{|(?P<who>[^{}@]+)\{(?P<what>[^{}]*)\}|\}"
+    for part in re.finditer(parts, page.split("<style>")[1].split("</style>", maxsplit=1)[0]):
+        if part["who"] is None:
+            condition = part["on"] or ""
+            continue
+        declared = dict(each.strip().split(": ", 1) for each in part["what"].split(";") if each.strip())
+        found += [(condition, one.strip(), declared) for one in part["who"].split(",")]
+    return found
+
+
+def test_the_page_fits_narrow_and_wide_screens_light_and_dark(router: Callable[..., HiLoRA]) -> None:
+    page = render(explain_answer(router("hilora", candidates="top", k=2), "abab zzy", max_new_tokens=4))
+    rules = css(page)
+
+    def said(selector: str, name: str, condition: str = "") -> str | None:
+        return next((d[name] for c, s, d in rules[::-1] if (c, s) == (condition, selector) and name in d), None)
+
+    assert 'name="viewport" content="width=device-width' in page
+    assert said("body", "max-width") == "54rem"  # lines stay short where there is room
+    assert said("body", "overflow-wrap") == "anywhere"
+    # what cannot wrap moves inside its own box
+    assert said(".scroll", "overflow-x") == "auto"
+    assert page.count("<table>") == page.count('<div class="scroll"><table>') == 2
+    assert said("pre", "white-space") == said(".tokens", "white-space") == "pre-wrap"
+    # names stay whole, since a cell is as wide as its longest word; headings wrap; bars go where there is no room
+    assert said("td", "overflow-wrap") == said("th", "overflow-wrap") == "break-word"
+    assert [selector for _, selector, d in rules if d.get("white-space") == "nowrap"] == ["td.n"]
+    assert said(".bar", "display", "max-width: 40rem") == "none"
+    light, dark = (
+        {name for c, s, d in rules if (c, s) == (on, ":root") for name in d}
+        for on in ("", "prefers-color-scheme: dark")
+    )
+    assert said(":root", "color-scheme") == "light dark"
+    assert light - {"color-scheme"} == dark
+    assert set(re.findall(r"var\((--[a-z]+)\)", page)) == dark
+
+
 def explain_kind() -> Any:
     from hilora.analyse.explain import score_kind
 
@@ -631,5 +672,7 @@ def test_weights_are_drawn_with_a_panel_for_each_task(tmp_path: Path) -> None:
         "tasks": {t: {"adapters": [f"a{i}" for i in range(20)], "weights": numbers} for t in "xy"},
     }
     found["tasks"]["x"]["adapters"][3] = "x"
-    files = look.save(heatmaps.weights(found), tmp_path / "weights")
+    drawn = heatmaps.weights(found, "ramole")
+    assert "ramole" in drawn.get_suptitle()
+    files = look.save(drawn, tmp_path / "weights")
     assert all(file.stat().st_size > 1000 for file in files)

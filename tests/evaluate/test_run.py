@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from hilora import METHODS, HiLoRA, Pool, get_method
-from hilora.errors import HiloraError, InputError
+from hilora.cli.app import app
+from hilora.errors import HiloraError, InputError, UnknownNameError
 from hilora.evaluate.batches import answer_limits, schedule
 from hilora.evaluate.job import Bench, Job
 from hilora.evaluate.lines import read_answers
@@ -108,6 +110,29 @@ def test_what_is_written_is_what_generate_answers(
             assert line["stats"]["exact_match"] == [exact_match(answer.text, row.targets)]
             assert [name for name, *_ in line["route"]] == answer.adapters
             assert line["rocs"] == sum(answer.rocs.values())
+
+
+def test_a_table_is_compared_with_a_method_of_the_results_or_refused(run: Run, tmp_path: Path) -> None:
+    run(tmp_path / "out.jsonl", methods="base,mixture")
+
+    def table(*args: str) -> Any:
+        return CliRunner().invoke(app, ["evaluate", "table", str(tmp_path / "out.jsonl"), *args])
+
+    assert table().exit_code == 0  # hilora was not measured, and nobody asked for it
+    lines = [line.split("|") for line in table("--reference", "base", "--markdown").stdout.splitlines()]
+    differences = {cells[1].strip(): cells[4].strip() for cells in lines if len(cells) > 4}
+    assert differences["base"] == "-"
+    assert differences["mixture"][0] in "+-"
+    assert differences["mixture"] != "-"
+    for args, words in {
+        ("--reference", "hilora"): ("reference", "'hilora'", "base, mixture"),
+        ("--reference", "mixtrue"): ("Did you mean 'mixture'?", "base, mixture"),
+        ("--setting", "odd"): ("setting", "'odd'", "iid"),
+    }.items():
+        refused = table(*args)
+        assert isinstance(refused.exception, UnknownNameError)
+        assert all(word in str(refused.exception) for word in words)
+        assert refused.stdout == ""
 
 
 @pytest.mark.parametrize("cut", [1, 2500, 10**6])

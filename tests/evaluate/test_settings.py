@@ -134,3 +134,9 @@ def test_bad_rows_and_names_are_refused(data: Path, tmp_path: Path) -> None:
         (tmp_path / "bad.jsonl").write_text('{"inputs": "a", "targets": "b"}\n' + line + "\n")
         with pytest.raises(InputError, match="line 2"):
             load_rows(tmp_path / "bad.jsonl")
+
+
+@pytest.mark.parametrize("number", [0, -3])
+def test_no_rows_of_a_task_are_refused(number: int) -> None:
+    with pytest.raises(InputError, match=f"per_task.*got {number}, expected at least 1"):
+        choose_rows(ROWS, per_task=number)

@@ -828,3 +828,18 @@ def test_removing_and_adding_again_mends_a_damaged_adapter(pool: Pool, add: Add)
     pool.remove("bad")
     add(pool, "bad", 0)
     assert problems(pool) == []
+
+
+def test_a_pool_and_a_router_say_what_they_are_in_one_line(shared_pool: Any, embedder: Any, tiny: Any) -> None:
+    model, pool = shared_pool("llama")
+    router = HiLoRA.from_pretrained(model, pool, "hilora-gs", tokenizer=tiny.tokenizer(), embedder=embedder)
+    said = f"{str(pool.path)!r}: 4 adapters for tiny, version {pool.version})"
+    assert repr(pool) == f"Pool({said}"
+    assert repr(PoolFolder.open(pool.path)) == f"PoolFolder({said}"
+    assert repr(router) == f"HiLoRA(base 'tiny', method 'hilora-gs', Pool({said})"
+    assert "\n" not in repr(router)
+
+
+def test_a_pool_whose_base_cannot_be_read_says_so_and_no_more(pool: Pool) -> None:
+    (pool.path / store.BASE).write_text("{")
+    assert "0 adapters for an unreadable base" in repr(Pool.open(pool.path))
