@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def train_lora(
-    rows: Sequence[dict[str, str]],
+    rows: Sequence[dict[str, Any]],
     out: Path,
     *,
     model: PreTrainedModel,
