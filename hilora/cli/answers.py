@@ -64,7 +64,8 @@ def write_answers(
         out.flush()
 
     try:
-        on_done(before)
+        if before:
+            on_done(before)
         router.generate(
             [asked[number].prompt for number in left],
             on_batch=lambda done, _: on_done(before + done),
@@ -126,7 +127,7 @@ class AnswerFile:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path} is no file that generate --out has begun. Give another --out.") from error
         wanted = json.loads(json.dumps(settings))
-        if changed := [key for key in wanted if old.get(key) != wanted[key]]:
+        if changed := [key for key in {**old, **wanted} if old.get(key) != wanted.get(key)]:
             raise InputError(
                 f"{self.path} was begun with another {', '.join(changed)}. Give the same again, or another --out."
             )

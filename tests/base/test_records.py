@@ -10,6 +10,8 @@ import pytest
 
 from hilora.base.records import SHAPES, pair_of, prompt_of
 from hilora.errors import InputError
+from hilora.evaluate.routing import read_samples as read_by_task
+from hilora.evaluate.rows import load_rows
 from hilora.pool.source import read_samples
 from hilora.train.data import encode_examples, read_lines, write_samples
 
@@ -37,6 +39,10 @@ def test_what_is_said_in_any_shape_is_the_same(shape: str, tmp_path: Path) -> No
     (tmp_path / "lines.jsonl").write_text(json.dumps(ALIKE[shape] | {"more": 1}) + "\n")
     assert read_lines(tmp_path / "lines.jsonl") == [{"inputs": "ask", "targets": "say"}]
     assert read_samples(tmp_path / "lines.jsonl") == ["ask"]
+    (row,) = load_rows(tmp_path / "lines.jsonl")
+    assert (row.inputs, row.targets) == ("ask", "say")
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(ALIKE[shape] | {"task": "t"}))
+    assert read_by_task(tmp_path / "tasks.jsonl") == {"t": ["ask"]}
 
 
 def test_every_shape_of_the_table_is_tried_here() -> None:
@@ -57,6 +63,8 @@ def test_of_a_chat_the_model_reads_all_and_routing_sees_the_last_question(tmp_pa
     write_samples(rows, tmp_path / "samples.jsonl", 1, 0)
     assert read_samples(tmp_path / "samples.jsonl") == read_samples(tmp_path / "lines.jsonl") == ["two"]
     assert prompt_of({"messages": chat}) == chat
+    with pytest.raises(InputError, match=r"line 1: expected inputs and targets.*not a longer chat"):
+        load_rows(tmp_path / "lines.jsonl")
 
 
 def test_samples_may_be_plain_lines(tmp_path: Path) -> None:

@@ -569,6 +569,120 @@ def test_generate_answers_as_the_api_does(
     assert run(*command, "--temperature", "0") == run(*command)
 
 
+LONGER = ["abab aaa", "zzy xyz zzy xyz zzy", "1132", "abab abab abab abab", "zzy", "11 32 11 32"]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    """A file of prompts of several lengths, some with an id."""
+    path = tmp_path / "prompts.jsonl"
+    given = [{"inputs": text} | ({"id": f"q{n}"} if n % 2 else {}) for n, text in enumerate(LONGER)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    return path
+
+
+@pytest.fixture
+def stops_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Ctrl-C once so many batches have been answered."""
+
+    def arm(batches: int) -> None:
+        left = [batches]
+        whole = HiLoRA.answer_batch
+
+        def answer(self: HiLoRA, *args: Any, **options: Any) -> Any:
+            if not left[0]:
+                monkeypatch.setattr(HiLoRA, "answer_batch", whole)
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return whole(self, *args, **options)
+
+        monkeypatch.setattr(HiLoRA, "answer_batch", answer)
+
+    return arm
+
+
+def test_each_batch_is_written_when_it_is_done_with_number_and_id(
+    pool: Path, fake: Any, tiny_base: list[Any], lines: Path, stops_after: Any
+) -> None:
+    command = ["generate", "--file", lines, "--pool", pool, "--json", "--max-new-tokens", "4", "--batch-size", "2"]
+    whole = {row["number"]: row for row in rows(run(*command))}
+    assert sorted(whole) == list(range(6))
+    assert [whole[n].get("id") for n in range(6)] == [None, "q1", None, "q3", None, "q5"]
+    assert list(whole) == [1, 3, 0, 5, 2, 4]  # long prompts first, in order within a batch
+    stops_after(2)
+    result = CliRunner().invoke(app, [str(arg) for arg in command])
+    assert result.exit_code == 130
+    assert rows(result.stdout) == [whole[n] for n in (1, 3, 0, 5)]
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_file_of_answers_is_gone_on_with(
+    copies: int, pool: Path, fake: Any, tiny_base: list[Any], lines: Path, stops_after: Any, tmp_path: Path
+) -> None:
+    command = ["generate", "--file", lines, "--pool", pool, "--max-new-tokens", "4", "--batch-size", "2"]
+    command += ["--temperature", "1", "-g", f"num_return_sequences={copies}"]
+    assert run(*command, "--out", tmp_path / "whole.jsonl") == ""
+    stops_after(1)
+    cut = tmp_path / "made" / "cut.jsonl"
+    assert CliRunner().invoke(app, [str(arg) for arg in [*command, "--out", cut]]).exit_code == 130
+    assert len(rows(cut.read_text())) == 1 + 2 * copies
+    with cut.open("a") as file:  # killed while it wrote the first of a prompt's answers, and a part of the next
+        file.write(cut.read_text().splitlines()[-1] + "\n" + '{"number": ' if copies == 2 else '{"number": ')
+    if copies == 2:
+        text = cut.read_text().splitlines(keepends=True)
+        cut.write_text("".join(text[:-2] + text[-1:]))
+    stops_after(1)
+    assert CliRunner().invoke(app, [str(arg) for arg in [*command, "--out", cut, "--resume"]]).exit_code == 130
+    assert run(*command, "--out", cut, "--resume", "--batch-size", "3") == ""
+
+    def answers(path: Path) -> list[dict[str, Any]]:
+        first, *found = rows(path.read_text())
+        assert first.keys() == {"settings"}
+        return sorted(found, key=itemgetter("number"))
+
+    assert answers(cut) == answers(tmp_path / "whole.jsonl")
+    before = cut.read_text()
+    with lines.open("a") as file:
+        file.write("one more\n")
+    run(*command, "--out", cut, "--resume")
+    assert cut.read_text().startswith(before)
+    assert [row["number"] for row in rows(cut.read_text().removeprefix(before))] == [6] * copies
+
+
+def test_a_file_of_other_answers_is_refused_and_left(
+    pool: Path, fake: Any, tiny_base: list[Any], lines: Path, tmp_path: Path, fails: Any
+) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ["generate", "--file", lines, "--pool", pool, "--max-new-tokens", "2"]
+    run(*command, "--out", out)
+    before = out.read_text()
+    resume = [*command, "--out", out, "--resume"]
+    assert "--resume" in fails(*command, "--out", out)
+    assert "another seed" in fails(*resume, "--seed", "1")
+    assert "another max_new_tokens, stop" in fails(*resume[:-3], "--max-new-tokens", "3", "--stop", "x", *resume[-3:])
+    assert "another method options" in fails(*resume, "-o", "gamma=0.5")
+    assert "another method" in fails(*resume, "-m", "hilora-gs")
+    assert "another do_sample, temperature" in fails(*resume, "--temperature", "0.5")
+    lines.write_text("something else\n" + lines.read_text())
+    assert "another prompt" in fails(*resume)
+    run("pool", "disable", "beta", "--pool", pool)
+    assert "another pool" in fails(*resume)
+    assert out.read_text() == before
+    (tmp_path / "notes").write_text("mine\n")
+    assert "no file that generate --out has begun" in fails(*command, "--out", tmp_path / "notes", "--resume")
+    assert "archive" in fails(*command, "--out", tmp_path / "out.jsonl.gz")
+    assert "--out FILE" in fails(*command, "--resume")
+    assert "one of them" in fails("generate", "abab", "--pool", pool, "--stream", "--out", tmp_path / "new")
+    assert (tmp_path / "notes").read_text() == "mine\n"
+
+
+def test_a_run_that_answers_nothing_leaves_no_file(
+    pool: Path, fake: Any, tiny_base: list[Any], tmp_path: Path, fails: Any
+) -> None:
+    assert "empty" in fails("generate", "abab", " ", "--pool", pool, "--out", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_generate_shows_prompt_answer_and_adapters(pool: Path, fake: Any, tiny_base: list[Any]) -> None:
     shown = run("generate", "zzy xyz [/red]", "--pool", pool, "--max-new-tokens", "3", "-m", "hilora-gs")
     assert "zzy xyz [/red]" in shown
