@@ -98,8 +98,7 @@ class Planner:
         notes = ["" if s else f"{why}: the base model answered alone" for s in served.tolist()]
         if not served.any():
             return Routed(texts, None, self.source, notes)
-        query = Query(texts, self.embedder(texts) if router.needs_embedding else None, positions)
-        route = router(query, allowed)
+        route = router(Query(texts, self.embedder(texts) if router.needs_embedding else None, positions), allowed)
         strange = (served & ~(route.weights > 0).any(1)).nonzero()[:, 0].tolist()
         for row in strange:
             notes[row] = f"no adapter fits: {'not answered' if abstain else 'the base model answered alone'}"

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from hilora.errors import InputError
+from hilora.evaluate.routing import read_samples as read_by_task
 from hilora.evaluate.rows import load_rows
 from hilora.jsonl import numbered_lines, plain_path, read_lines, read_text
+from hilora.pool.source import read_samples
+from hilora.train.data import read_lines as read_training
 
 TEXTS = ("", '{"a": 1}\n\n{"b": "ü\u2028"}', '{"a": 1}\r\n{"b": 2}\r\n', "not JSON")
 
@@ -33,7 +36,7 @@ def test_a_packed_file_reads_as_the_plain_one(text: str, tmp_path: Path) -> None
 
 def test_the_lines_of_a_packed_file_are_those_of_the_plain_one(tmp_path: Path) -> None:
     lines = [{"a": n, "b": "\u2028"} for n in range(3)]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+    text = "\ufeff" + "".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines)
     (tmp_path / "rows.jsonl").write_text(text)
     assert read_lines(tmp_path / "rows.jsonl") == read_lines(packed(tmp_path / "rows.jsonl", text)) == lines
 
@@ -42,6 +45,23 @@ def test_packed_data_have_the_tasks_and_rows_of_plain_data(tmp_path: Path) -> No
     text = '{"inputs": "a", "targets": "b"}\n'
     (tmp_path / "copa.jsonl").write_text(text)
     assert load_rows(packed(tmp_path / "copa.jsonl", text)) == load_rows(tmp_path / "copa.jsonl")
+
+
+def test_all_data_are_read_by_the_same_lines(tmp_path: Path) -> None:
+    rows = [{"task": "t", "inputs": f"{n}\u2028", "targets": f"{n}\x85"} for n in range(2)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    texts = [row["inputs"] for row in rows]
+    for text in ("\n".join(lines), "\ufeff" + "\r\n".join(lines), "[\n" + ",\n\n".join(lines) + "\n]"):
+        (tmp_path / "rows.jsonl").write_bytes(text.encode())
+        assert read_samples(tmp_path / "rows.jsonl") == texts
+        assert read_training(tmp_path / "rows.jsonl") == [{k: row[k] for k in ("inputs", "targets")} for row in rows]
+        assert [row.targets for row in load_rows(tmp_path / "rows.jsonl")] == [row["targets"] for row in rows]
+        assert read_by_task(tmp_path / "rows.jsonl") == {"t": texts}
+    for bad in ('{"inputs": 1', "[1"):
+        (tmp_path / "rows.jsonl").write_text(f"{lines[0]}\n\n{bad}\n")
+        for read in (read_samples, read_training, load_rows, read_by_task, read_lines):
+            with pytest.raises(InputError, match=r"rows.jsonl, line 3"):
+                read(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "plain", "empty"])

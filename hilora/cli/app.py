@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,8 +26,10 @@ from hilora.cli.options import (
     quiet_transformers,
     read_prompts,
 )
-from hilora.cli.show import show_completion, show_methods, show_route, status
+from hilora.cli.prompts import read_asked
+from hilora.cli.show import console, show_completion, show_methods, show_route, status
 from hilora.cli.usage import HELP, Commands
+from hilora.jsonl import json_line
 
 app = typer.Typer(
     name="hilora",
@@ -47,6 +50,9 @@ File = Annotated[
     Path | None,
     typer.Option("--file", "-f", help="Prompts: JSON Lines with inputs, prompt or messages; or plain text."),
 ]
+One = Annotated[bool, typer.Option("--one", help="The file, or standard input, is one prompt as it is.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write answers to this file: settings, then --json lines.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the --out file that is there.")]
 Seed = Annotated[int, typer.Option(help="Seed of allocation and sampling.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -73,6 +79,7 @@ def route(
     prompts: Prompts = None,
     *,
     file: File = None,
+    one: One = False,
     pool: PoolName = "flan-mini",
     method: Method = "hilora",
     option: Settings = None,
@@ -87,7 +94,7 @@ def route(
     from hilora.base.prompts import query_text
     from hilora.planner import Planner
 
-    listed = [query_text(prompt) for prompt in read_prompts(prompts, file)]
+    listed = [query_text(prompt) for prompt in read_prompts(prompts, file, one=one)]
     built, _ = choose_method(method, option)
     opened = open_pool(pool)
     with status(f"Routing over {len(opened)} adapters"):
@@ -97,7 +104,7 @@ def route(
     for text, choices, note in zip(listed, why, routed.notes, strict=True):
         if as_json:
             row = {"prompt": text, "method": built.name, "note": note, "choices": [asdict(c) for c in choices]}
-            print(json.dumps(row, ensure_ascii=False))
+            print(json_line(row, sys.stdout.encoding))
         else:
             show_route(text, choices, note)
 
@@ -107,6 +114,7 @@ def generate(
     prompts: Prompts = None,
     *,
     file: File = None,
+    one: One = False,
     pool: PoolName = "flan-mini",
     base: Base = None,
     method: Method = "hilora",
@@ -125,15 +133,24 @@ def generate(
     adapter_memory: Annotated[str, typer.Option(help="For adapters between batches, e.g. 2GB.")] = "512MB",
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes (one prompt).")] = False,
     as_json: Json = False,
+    out: Out = None,
+    resume: Resume = False,
 ) -> None:
     """Answer prompts, each with the adapters that fit it."""
+    from hilora.cli.answers import AnswerFile, settings_of, write_answers
     from hilora.cli.show import print_stream, progress
     from hilora.engine.generate import HiLoRA
     from hilora.errors import InputError
 
-    listed = read_prompts(prompts, file)
+    asked = read_asked(prompts, file, one=one)
+    listed = [each.prompt for each in asked]
     if stream and (len(listed) > 1 or as_json):
         raise InputError("--stream prints one prompt's answer as it comes; give one prompt, and no --json.")
+    if resume and out is None:
+        raise InputError("--resume goes on with a file of answers: give --out FILE, too.")
+    if stream and out is not None:
+        raise InputError("--stream prints, and --out writes to a file; give one of them.")
+    written = None if out is None else AnswerFile(out, resume)
     options: dict[str, Any] = parse_settings(generation)
     if temperature is not None:
         options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -145,14 +162,18 @@ def generate(
     if stream:
         show_completion(None, print_stream(router.stream(listed[0], **options)), text=False)
         return
+    if written is not None:
+        copies = options.get("num_return_sequences", 1)
+        written.begin(settings_of(router, options, settings), asked, copies)
+    if as_json or written is not None:
+        with progress(len(listed), "prompts", bar=written is not None or not console.is_terminal) as advance:
+            write_answers(router, asked, advance, written, batch_size=batch_size, **options)
+        return
     with progress(len(listed), "prompts") as advance:
         answers = router.generate(listed, batch_size=batch_size, on_batch=lambda done, _: advance(done), **options)
     per_prompt = len(answers) // len(listed)
     for i, answer in enumerate(answers):
-        if as_json:
-            print(answer.to_json())
-        else:
-            show_completion(listed[i // per_prompt], answer)
+        show_completion(listed[i // per_prompt], answer)
 
 
 @app.command()

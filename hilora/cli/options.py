@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hilora.base.prompts import Prompt
+from hilora.cli.prompts import read_asked
 from hilora.errors import InputError
 
 AdapterName = Annotated[str, typer.Argument(help="Adapter name.")]
@@ -55,45 +55,13 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
     return parsed
 
 
-def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
-    """Prompts from the command line, a file, or standard input.
+def read_prompts(prompts: Sequence[str] | None, file: Path | None, *, one: bool = False) -> list[Prompt]:
+    """Prompts from the command line, a file, or standard input; `cli.prompts.read_asked` says how.
 
     Raises:
-        InputError: there are none, or the file cannot be read.
+        InputError: there are none, a line is none, or the file cannot be read.
     """
-    given: list[Prompt] = []
-    for prompt in prompts or ():
-        given += _parse_lines(sys.stdin.read()) if prompt == "-" else [prompt]
-    if file is not None:
-        try:
-            given += _parse_lines(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"Cannot read the prompts {file}: {error}.") from error
-    if not given and file is None and not prompts and not sys.stdin.isatty():
-        given = _parse_lines(sys.stdin.read())
-    if not given:
-        raise InputError("There is no prompt. Give one as an argument, with --file, or on standard input.")
-    return given
-
-
-def _parse_lines(text: str) -> list[Prompt]:
-    """One prompt a line: a JSON object with inputs, prompt, text or messages; else the line itself."""
-    found: list[Prompt] = []
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = line
-        if isinstance(row, dict):
-            known = next((row[f] for f in ("messages", "inputs", "prompt", "text") if f in row), None)
-            if known is None:
-                raise InputError(f"A prompt line needs inputs, prompt, text or messages; got {line:.60}")
-            found.append(known)
-        else:
-            found.append(row if isinstance(row, str) else line)
-    return found
+    return [asked.prompt for asked in read_asked(prompts, file, one=one)]
 
 
 def quiet_transformers() -> None:

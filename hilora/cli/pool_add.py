@@ -145,8 +145,8 @@ def _check_base(own: BaseInfo, base: str, pool: str) -> None:
         MismatchError: the two are not the same model, as far as files say.
         ModelError: there is no such base.
     """
+    from hilora.base.embedded import BASES
     from hilora.base.fingerprint import describe_base, same_sketch
-    from hilora.base.models import BASES
 
     if base == own.name or (own.name in BASES and base in BASES[own.name].aliases):
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 BAR = 20
 UNLIMITED = 1_000_000
+PAUSE = 10
+"""Seconds between two lines of progress in a log."""
 SEEN = {True: "[green]seen[/]", False: "[yellow]unseen[/]", None: "-"}
 
 
@@ -54,17 +58,53 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(total: int, unit: str) -> Iterator[Advance]:
-    """A bar on stderr with the time left; yields the function that moves it."""
+def progress(total: int, unit: str, *, bar: bool = True) -> Iterator[Advance]:
+    """A bar on stderr with the time left, or a plain line now and then where that is no terminal.
+
+    Args:
+        total: how much there is to do.
+        unit: of what.
+        bar: False where results go to the same terminal meanwhile, and a bar would wipe them out.
+
+    Yields:
+        what moves it.
+    """
+    terminal = errors.is_terminal and not errors.is_dumb_terminal
+    with _bar(total, unit) if terminal and bar else _lines(total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(total: int, unit: str) -> Iterator[Advance]:
     note = TextColumn("{task.fields[note]}")
     columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
-    with Progress(*columns, console=errors, transient=True) as bar:
+    # what is printed meanwhile goes through the bar only where it would end up in the same place
+    with Progress(*columns, console=errors, transient=True, redirect_stdout=console.is_terminal) as bar:
         task = bar.add_task(unit, total=total, note="")
 
         def advance(done: int, note: str = "") -> None:
             bar.update(task, completed=done, note=note)
 
         yield advance
+
+
+@contextmanager
+def _lines(total: int, unit: str) -> Iterator[Advance]:
+    """At most one line every `PAUSE` seconds, and where it ended."""
+    said, last, when = "", "", time.monotonic()
+
+    def advance(done: int, note: str = "") -> None:
+        nonlocal said, last, when
+        last = f"{done} of {total} {unit}" + (f", {note}" if note else "")
+        if time.monotonic() - when >= PAUSE:
+            said, when = last, time.monotonic()
+            print(said, file=sys.stderr, flush=True)
+
+    try:
+        yield advance
+    finally:
+        if last != said:
+            print(last, file=sys.stderr, flush=True)
 
 
 def choices_table(choices: Sequence[Choice]) -> Fitted:

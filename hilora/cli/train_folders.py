@@ -24,7 +24,7 @@ from hilora.cli.show import console, progress, status
 
 
 def lora(
-    task: Annotated[Path, typer.Argument(help='Training data: JSON Lines with "inputs" and "targets".')],
+    task: Annotated[Path, typer.Argument(help='Training data: JSON Lines with "inputs" and "targets", or chats.')],
     *,
     out: Annotated[Path, typer.Option(help="The PEFT folder to write.")],
     base: Annotated[str, typer.Option(help="Base model: a name or a path.")] = "smollm2-135m",

@@ -156,6 +156,7 @@ class HiLoRA:
         labels: Sequence[str] | None = None,
         batch_size: int = 32,
         on_batch: Callable[[int, int], None] | None = None,
+        on_answers: Callable[[dict[int, list[Completion]]], None] | None = None,
         **options: Any,
     ) -> list[Completion]:
         """Answer prompts; each is routed by itself, batches may mix anything.
@@ -169,6 +170,7 @@ class HiLoRA:
             labels: the right adapter of each prompt, for the oracle.
             batch_size: prompts per forward pass.
             on_batch: called with (prompts done, prompts in all).
+            on_answers: called with each batch's answers by the prompt's place, long prompts first.
             options: any other generation option of transformers (do_sample, temperature, num_beams,
                 num_return_sequences, repetition_penalty, streamer, ...).
 
@@ -203,7 +205,9 @@ class HiLoRA:
                 max_new_tokens=max_new_tokens,
                 **options,
             )
-            answers.update(zip(rows, found, strict=True))
+            answers.update(batch := dict(zip(rows, found, strict=True)))
+            if on_answers:
+                on_answers(batch)
             if on_batch:
                 on_batch(len(answers), len(listed))
         return [completion for i in range(len(listed)) for completion in answers[i]]

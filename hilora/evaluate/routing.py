@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from hilora.base import embed
 from hilora.base.embed import Embedder, Remembering, describe_embedder
+from hilora.base.records import prompt_of, text_of
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import Floats
 from hilora.evaluate.setup import setup
@@ -82,7 +82,7 @@ METHOD_SCORERS = {"hilora": "own", "hilora-plus": "experts", "mixture": "cosine"
 
 
 def read_samples(path: Path) -> dict[str, list[str]]:
-    """Task -> texts, from JSON Lines with "task" and "inputs"; other fields do not matter.
+    """Task -> texts, from JSON Lines with "task" and "inputs", or another shape of `base.records`.
 
     Raises:
         InputError: the file cannot be read or holds no rows, or a row is bad (names the line).
@@ -90,8 +90,9 @@ def read_samples(path: Path) -> dict[str, list[str]]:
     texts: dict[str, list[str]] = {}
     for number, line in numbered_lines(path):
         try:
-            task, text = itemgetter("task", "inputs")(json.loads(line))
-        except (ValueError, KeyError, TypeError):
+            fields = json.loads(line)
+            task, text = fields["task"], text_of(prompt_of(fields))
+        except (ValueError, KeyError, TypeError, InputError):
             task = text = None
         if not (isinstance(task, str) and isinstance(text, str) and task.strip() and text.strip()):
             raise InputError(f'{path}, line {number}: expected {{"task": ..., "inputs": ...}}, got {line:.60}')

@@ -1,8 +1,8 @@
 """The rows that methods are measured on, read from a user's data, mixed and shuffled.
 
-Data are JSON Lines with "inputs" and "targets", and if known "task", "cluster" and "metric": one file per task in
-a folder (the file's name is the task where a line does not say), or one file with all tasks. Committed results name
-rows by id, task and line number, and hold hashes, never texts.
+Data are JSON Lines with "inputs" and "targets" (or another shape of `base.records`), and if known "task", "cluster",
+"metric": one file per task in a folder (the file's name is the task where a line does not say), or one file with all
+tasks. Committed results name rows by id, task and line number, and hold hashes, never texts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from hilora.base.records import pair_of
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import normalise
 from hilora.evaluate.statistics import task_seed
@@ -129,6 +130,16 @@ def _check(what: str, names: Collection[str] | None, known: Collection[str]) -> 
             raise UnknownNameError(what, name, sorted(known))
 
 
+def _texts(fields: Mapping[str, Any]) -> tuple[str, str]:
+    """The prompt and the reference of a line; numbers are texts here."""
+    if fields.get("inputs") is not None:
+        return str(fields["inputs"]), str(fields["targets"])
+    asked, answer = pair_of(fields)
+    if not isinstance(asked, str):
+        raise InputError("a row is one prompt of one text, not a longer chat")
+    return asked, answer
+
+
 def _read_file(file: Path) -> list[Row]:
     rows: list[Row] = []
     lines_of: dict[str, int] = {}
@@ -137,16 +148,18 @@ def _read_file(file: Path) -> list[Row]:
             fields: Mapping[str, Any] = json.loads(line)
             task = str(fields.get("task") or plain_path(file).stem)
             place = lines_of.get(task, 0)
+            inputs, targets = _texts(fields)
             row = Row(
                 id=f"{task}/{place}",
                 task=task,
                 cluster=str(fields.get("cluster") or "all"),
-                inputs=str(fields["inputs"]),
-                targets=str(fields["targets"]),
+                inputs=inputs,
+                targets=targets,
                 metrics=metrics_for(task, fields.get("metric")),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file}, line {number}: expected inputs and targets, got {line:.60}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+            why = f" ({error})" if isinstance(error, InputError) else ""
+            raise InputError(f"{file}, line {number}: expected inputs and targets, got {line:.60}{why}") from error
         lines_of[task] = place + 1
         rows.append(row)
     return rows

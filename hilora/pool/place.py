@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hilora.base.embed import EMBEDDERS, EmbedderInfo
+from hilora.base.embedded import BASES
 from hilora.base.fingerprint import BaseInfo
-from hilora.base.models import BASES
 from hilora.pool.manifest import known
 
 AT = "at"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 from hilora.base.models import first_line
 from hilora.base.prompts import half_pair
+from hilora.base.records import sample_of
 from hilora.errors import AdapterError, InputError
 from hilora.jsonl import numbered_lines
 from hilora.pool.peft import WEIGHTS, no_weights, only_pickled
 from hilora.pool.peft_config import is_mlx
 
 SAMPLES_FILE = "samples.jsonl"
-TEXT_FIELDS = ("inputs", "prompt", "text")
 
 
 def adapter_folder(source: str) -> Path:
@@ -59,20 +58,14 @@ def _without_safetensors(source: str) -> str:
 
 
 def read_samples(path: Path) -> list[str]:
-    """Sample texts from JSON Lines: {"inputs": ...} (or "prompt", "text"), or a JSON string a line.
+    """Sample texts, one of each line: JSON in a shape of `base.records`, a JSON string, or plain text.
 
     Raises:
         InputError: the file cannot be read, or a line is something else (names the line).
     """
     texts = []
     for number, line in numbered_lines(path, "the samples"):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number} is no JSON: {line:.60}") from error
-        text = next((row[f] for f in TEXT_FIELDS if f in row), None) if isinstance(row, dict) else row
-        if not isinstance(text, str):
-            raise InputError(f'{path}, line {number}: expected {{"inputs": "..."}} or a string, got {line:.60}')
+        text = sample_of(line, f"{path}, line {number}")
         if (place := half_pair(text)) is not None:
             raise InputError(
                 f"{path}, line {number} has half a character ({text[place]!r}) at {place}: {text!r:.60} No tokenizer "
@@ -86,10 +79,10 @@ def samples_for(name: str, folder: Path, samples: Path | None) -> list[str]:
     """The samples given, else those that lie in the adapter's folder.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or not where they are said to be.
     """
     path = samples or folder / SAMPLES_FILE
-    if not path.exists():
+    if samples is None and not path.exists():
         raise InputError(
             f"Adapter {name!r} has no samples: give --samples FILE with about 20 lines of its training data as "
             f'{{"inputs": "..."}}, or put them at {folder / SAMPLES_FILE}. Embeddings and hashed n-grams are kept, '

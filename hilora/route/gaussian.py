@@ -49,8 +49,7 @@ class OwnGaussian:
         dim = embeddings[0].shape[1]
         means, precisions, directions, gains, owners, log_dets, few = [], [], [], [], [], [], []
         for i, samples in enumerate(vectors.double() for vectors in embeddings):
-            mean = samples.mean(0)
-            means.append(mean)
+            means.append(mean := samples.mean(0))
             if len(samples) < MIN_SAMPLES:
                 variance = samples.var(0)
                 variance = (variance + variance.mean()) / 2 + self.ridge  # few samples: half way to isotropic

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hilora.base.prompts import encode_prompts
+from hilora.base.records import pair_of, text_of
 from hilora.errors import InputError
-from hilora.jsonl import numbered_lines
+from hilora.jsonl import numbered_lines, parse_line
 from hilora.train.recipe import Schedule
 
 if TYPE_CHECKING:
@@ -34,27 +35,29 @@ class Example:
 E = TypeVar("E", bound=Example)
 
 
-def read_lines(path: Path) -> list[dict[str, str]]:
-    """Rows with "inputs" and "targets" from a JSON Lines file.
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows with "inputs", a text or a chat, and "targets", a text, from JSON Lines in the shapes of `base.records`.
 
     Raises:
-        InputError: no such file, no rows, or a row without the two fields (names the line).
+        InputError: no such file, no rows, or a row of no known shape (names the line).
     """
     rows = []
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, "the training lines"):
+        where = f"{path}, line {number}"
+        fields = parse_line(line, where)
         try:
-            row = json.loads(line)
-            rows.append({"inputs": row["inputs"], "targets": row["targets"]})
-        except (ValueError, KeyError, TypeError) as error:
+            inputs, targets = pair_of(fields)
+        except InputError as error:
             raise InputError(
-                f'{path}, line {number}: expected {{"inputs": ..., "targets": ...}}, got {line:.60}'
+                f'{where}: expected {{"inputs": ..., "targets": ...}} or the like, got {line:.60} ({error})'
             ) from error
+        rows.append({"inputs": inputs, "targets": targets})
     if not rows:
         raise InputError(f"{path} holds no training lines.")
     return rows
 
 
-def encode_examples(rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+def encode_examples(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """Token ids of each row; the completion ends with the end token."""
     prompts = encode_prompts([row["inputs"] for row in rows], tokenizer)
     targets: Any = tokenizer([row["targets"] for row in rows], add_special_tokens=False)["input_ids"]
@@ -62,12 +65,12 @@ def encode_examples(rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokeniz
     return [Example(p, list(t) + end) for p, t in zip(prompts, targets, strict=True)]
 
 
-def write_samples(rows: Sequence[dict[str, str]], path: Path, count: int, seed: int) -> None:
+def write_samples(rows: Sequence[dict[str, Any]], path: Path, count: int, seed: int) -> None:
     """Draw m of the training inputs, the texts that will represent the adapter when it is routed to."""
     import numpy as np
 
     chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
-    lines = [json.dumps({"inputs": rows[i]["inputs"]}, ensure_ascii=False) for i in chosen]
+    lines = [json.dumps({"inputs": text_of(rows[i]["inputs"])}, ensure_ascii=False) for i in chosen]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

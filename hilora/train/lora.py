@@ -8,11 +8,12 @@ the same adapter, since each step's batch depends on the seed and the step alone
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hilora.base.modules import linear_shapes
 from hilora.errors import InputError, ModelError
 from hilora.train.data import batches, completion_loss, encode_examples, write_samples
 from hilora.train.loop import OnStep, as_it_was, optimise
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def train_lora(
-    rows: Sequence[dict[str, str]],
+    rows: Sequence[dict[str, Any]],
     out: Path,
     *,
     model: PreTrainedModel,
@@ -50,14 +51,15 @@ def train_lora(
         on_step: called with (step, loss, real tokens per second).
 
     Raises:
-        InputError: `out` exists, or no line fits into `max_tokens`.
-        ModelError: the base has none of the target modules.
+        InputError: `out` exists, no line fits into `max_tokens`, or the rank is above what a target module can have.
+        ModelError: the base lacks a target module.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
     recipe = recipe or Recipe()
     refuse_existing(out)
+    _check_targets(linear_shapes(model), recipe)
     examples = [e for e in encode_examples(rows, tokenizer) if len(e) <= recipe.max_tokens]
     if not examples:
         raise InputError(f"None of the {len(rows)} lines fits into {recipe.max_tokens} tokens. Raise --max-tokens.")
@@ -99,6 +101,23 @@ def train_lora(
     write_recipe(adapter, recipe)
     write_samples(rows, adapter / "samples.jsonl", recipe.num_samples, recipe.seed)
     return finish(adapter, out)
+
+
+def _check_targets(shapes: Mapping[str, tuple[int, int]], recipe: Recipe) -> None:
+    """Refuse what PEFT would leave out in silence, and a rank that only takes memory."""
+    ranks: dict[str, int] = {}  # module -> the largest that it can have
+    for target in recipe.targets:
+        own = {name: min(shape) for name, shape in shapes.items() if f".{name}".endswith(f".{target}")}
+        if not own:
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in shapes}))
+            raise ModelError(f"The base has no modules named {target!r}. Give --target with some of: {there}.")
+        ranks |= own
+    smallest = min(ranks, key=ranks.__getitem__)
+    if recipe.rank > ranks[smallest]:
+        raise InputError(
+            f"A rank of {recipe.rank} is more than the module {smallest} can have, which is {ranks[smallest]}. "
+            f"Give a smaller --rank; 8 is usual."
+        )
 
 
 @contextmanager

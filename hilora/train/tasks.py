@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hilora.errors import InputError
 from hilora.jsonl import numbered_lines
@@ -17,7 +17,7 @@ from hilora.train.recipe import Shared
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Rows = list[dict[str, str]]
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def encode_tasks(tasks: Mapping[str, Rows], tokenizer: PreTrainedTokenizerBase, 
     return found
 
 
-def hash_tasks(tasks: Mapping[str, Sequence[dict[str, str]]]) -> str:
+def hash_tasks(tasks: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """sha256 of the rows, task by task."""
     digest = hashlib.sha256()
     for name in sorted(tasks):

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import config
 from typer.testing import CliRunner
 
-from hilora import METHODS, HiLoRA, Pool
+from hilora import METHODS, Completion, HiLoRA, Pool
 from hilora.base.embed import Embedder
 from hilora.cli import main
 from hilora.cli.app import app
@@ -484,9 +485,11 @@ LINES = """plain words
 {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "from a chat"}]}
 "a JSON string"
 17
-{broken
+[{"role": "user", "content": "a bare chat"}]
+{"instruction": "Add.", "input": "1 and 2", "output": "3"}
 """
-READ = ["plain words", "from inputs", "from prompt", "from text", "from a chat", "a JSON string", "17", "{broken"]
+READ = ["plain words", "from inputs", "from prompt", "from text", "from a chat", "a JSON string", "17"]
+READ += ["a bare chat", "Add.\n\n1 and 2"]
 
 
 def test_prompts_come_from_arguments_files_and_standard_input(pool: Path, fake: Any, tmp_path: Path) -> None:
@@ -515,11 +518,79 @@ def test_no_prompt_at_all_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_prompt_line_without_a_prompt_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lines").write_text('{"question": "?"}\n')
-    with pytest.raises(InputError, match="inputs, prompt, text or messages"):
+    with pytest.raises(InputError, match=r"line 1: .*one of messages, .*inputs, prompt, .*text; got .*question"):
         read_prompts(None, tmp_path / "lines")
     (tmp_path / "lines").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="Cannot read the prompts"):
         read_prompts(None, tmp_path / "lines")
+
+
+@pytest.mark.parametrize("damaged", ['{"inputs": "b"', '["b"', '"b', '{"inputs": "b"}}', "[INST] b [/INST]"])
+@pytest.mark.parametrize("before", ["", "plain words\n\n"])
+def test_a_damaged_line_is_refused_by_its_number_and_never_a_prompt(
+    before: str, damaged: str, tmp_path: Path
+) -> None:
+    (tmp_path / "lines").write_text(before + damaged + "\nplain words\n")
+    with pytest.raises(InputError, match=rf"lines, line {1 + before.count(chr(10))} is no JSON: .*JSON string"):
+        read_prompts(None, tmp_path / "lines")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_no_character_but_a_line_feed_ends_a_prompt(
+    mark: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a\u2028b", "c\u2029d\x85e\x0bf\x0cg", "h\x1ci"]
+    lines = [json.dumps({"inputs": prompts[0]}, ensure_ascii=False), *prompts[1:]]
+    raw = (mark + end.join(lines) + end).encode()
+    (tmp_path / "lines").write_bytes(raw)
+    assert read_prompts(None, tmp_path / "lines") == prompts
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="ascii"))  # whatever the locale
+    assert read_prompts(["-"], None) == prompts
+
+
+def test_an_array_of_prompts_is_read_however_it_is_laid_out(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    whole = ["a [b], c", {"inputs": "d"}, chat, {"messages": chat}]
+    for indent in (None, 2):
+        (tmp_path / "array.json").write_text("\n" + json.dumps(whole, indent=indent))
+        assert read_prompts(None, tmp_path / "array.json") == ["a [b], c", "d", chat, chat]
+        (tmp_path / "array.json").write_text(json.dumps(chat, indent=indent))
+        assert read_prompts(None, tmp_path / "array.json") == [chat]
+    (tmp_path / "array.json").write_text('[\n"a",\n"b"\n"c"]\n')
+    with pytest.raises(InputError, match="line 4 is no JSON"):
+        read_prompts(None, tmp_path / "array.json")
+    (tmp_path / "array.json").write_text('[\n"a",\n\n{"question": "?"}]\n')
+    with pytest.raises(InputError, match="line 4: a prompt line needs"):
+        read_prompts(None, tmp_path / "array.json")
+    (tmp_path / "array.json").write_text('["a",\n17]\n')
+    with pytest.raises(InputError, match="line 2: expected a text or an object, got 17"):
+        read_prompts(None, tmp_path / "array.json")
+
+
+def test_a_file_or_standard_input_is_one_prompt_where_that_is_asked_for(
+    pool: Path, fake: Any, fails: Any, tmp_path: Path
+) -> None:
+    text = '{"inputs": "a"\n\n  plain \u2028 words'
+    (tmp_path / "essay.txt").write_text(text + "\n")
+    assert read_prompts(None, tmp_path / "essay.txt", one=True) == [text]
+    common = ["route", "--pool", pool, "--json", "-m", "hilora-gs", "--one"]
+    assert [row["prompt"] for row in rows(run(*common, given=text + "\r\n"))] == [text]
+    assert [row["prompt"] for row in rows(run(*common, "b", "-", given=text))] == ["b", text]
+    assert "--one" in fails(*common, "only an argument")
+
+
+def test_prompts_that_are_not_utf_8_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = "words".encode("utf-16")
+    (tmp_path / "lines").write_bytes(raw)
+    with pytest.raises(InputError, match=r"Cannot read the prompts .*UTF-8"):
+        read_prompts(None, tmp_path / "lines")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    with pytest.raises(InputError, match=r"Cannot read the prompts from standard input.*UTF-8"):
+        read_prompts(["-"], None)
+    monkeypatch.setattr(sys, "stdin", None)  # closed by whoever started the program
+    with pytest.raises(InputError, match="no prompt"):
+        read_prompts(None, None)
 
 
 def test_settings_are_read_as_json_where_they_are_json() -> None:
@@ -548,15 +619,133 @@ def test_generate_answers_as_the_api_does(
     prompts = ["abab aaa", "zzy xyz", "1132 3211"]
     command = ["generate", *prompts, "--pool", pool, "--json", "--max-new-tokens", "6", "-o", "gamma=0.5"]
     router = HiLoRA.from_pretrained(original[0], pool, tokenizer=tokenizer, embedder=fake, gamma=0.5)
-    assert run(*command).splitlines() == [a.to_json() for a in router.generate(prompts, max_new_tokens=6)]
+
+    def told(answers: list[Completion], copies: int = 1) -> list[dict[str, Any]]:
+        return [{"number": place // copies} | json.loads(a.to_json()) for place, a in enumerate(answers)]
+
+    assert rows(run(*command)) == told(router.generate(prompts, max_new_tokens=6))
     assert tiny_base == [("tiny", {"dtype": None, "device_map": None})]
     sampled = router.generate(prompts, max_new_tokens=6, do_sample=True, temperature=1.5, seed=2)
     found = run(*command, "--temperature", "1.5", "--seed", "2", "--batch-size", "1")
-    assert found.splitlines() == [a.to_json() for a in sampled]
+    assert sorted(rows(found), key=itemgetter("number")) == told(sampled)
     twice = router.generate(prompts, max_new_tokens=6, num_beams=2, num_return_sequences=2)
     found = run(*command, "-g", "num_beams=2", "-g", "num_return_sequences=2")
-    assert found.splitlines() == [a.to_json() for a in twice]
+    assert rows(found) == told(twice, copies=2)
     assert run(*command, "--temperature", "0") == run(*command)
+
+
+LONGER = ["abab aaa", "zzy xyz zzy xyz zzy", "1132", "abab abab abab abab", "zzy", "11 32 11 32"]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    """A file of prompts of several lengths, some with an id."""
+    path = tmp_path / "prompts.jsonl"
+    given = [{"inputs": text} | ({"id": f"q{n}"} if n % 2 else {}) for n, text in enumerate(LONGER)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    return path
+
+
+@pytest.fixture
+def stops_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Ctrl-C once so many batches have been answered."""
+
+    def arm(batches: int) -> None:
+        left = [batches]
+        whole = HiLoRA.answer_batch
+
+        def answer(self: HiLoRA, *args: Any, **options: Any) -> Any:
+            if not left[0]:
+                monkeypatch.setattr(HiLoRA, "answer_batch", whole)
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return whole(self, *args, **options)
+
+        monkeypatch.setattr(HiLoRA, "answer_batch", answer)
+
+    return arm
+
+
+def test_each_batch_is_written_when_it_is_done_with_number_and_id(
+    pool: Path, fake: Any, tiny_base: list[Any], lines: Path, stops_after: Any
+) -> None:
+    command = ["generate", "--file", lines, "--pool", pool, "--json", "--max-new-tokens", "4", "--batch-size", "2"]
+    whole = {row["number"]: row for row in rows(run(*command))}
+    assert sorted(whole) == list(range(6))
+    assert [whole[n].get("id") for n in range(6)] == [None, "q1", None, "q3", None, "q5"]
+    assert list(whole) == [1, 3, 0, 5, 2, 4]  # long prompts first, in order within a batch
+    stops_after(2)
+    result = CliRunner().invoke(app, [str(arg) for arg in command])
+    assert result.exit_code == 130
+    assert rows(result.stdout) == [whole[n] for n in (1, 3, 0, 5)]
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_file_of_answers_is_gone_on_with(
+    copies: int, pool: Path, fake: Any, tiny_base: list[Any], lines: Path, stops_after: Any, tmp_path: Path
+) -> None:
+    command = ["generate", "--file", lines, "--pool", pool, "--max-new-tokens", "4", "--batch-size", "2"]
+    command += ["--temperature", "1", "-g", f"num_return_sequences={copies}"]
+    assert run(*command, "--out", tmp_path / "whole.jsonl") == ""
+    stops_after(1)
+    cut = tmp_path / "made" / "cut.jsonl"
+    assert CliRunner().invoke(app, [str(arg) for arg in [*command, "--out", cut]]).exit_code == 130
+    assert len(rows(cut.read_text())) == 1 + 2 * copies
+    with cut.open("a") as file:  # killed while it wrote the first of a prompt's answers, and a part of the next
+        file.write(cut.read_text().splitlines()[-1] + "\n" + '{"number": ' if copies == 2 else '{"number": ')
+    if copies == 2:
+        text = cut.read_text().splitlines(keepends=True)
+        cut.write_text("".join(text[:-2] + text[-1:]))
+    stops_after(1)
+    assert CliRunner().invoke(app, [str(arg) for arg in [*command, "--out", cut, "--resume"]]).exit_code == 130
+    assert run(*command, "--out", cut, "--resume", "--batch-size", "3") == ""
+
+    def answers(path: Path) -> list[dict[str, Any]]:
+        first, *found = rows(path.read_text())
+        assert first.keys() == {"settings"}
+        return sorted(found, key=itemgetter("number"))
+
+    assert answers(cut) == answers(tmp_path / "whole.jsonl")
+    before = cut.read_text()
+    with lines.open("a") as file:
+        file.write("one more\n")
+    run(*command, "--out", cut, "--resume")
+    assert cut.read_text().startswith(before)
+    assert [row["number"] for row in rows(cut.read_text().removeprefix(before))] == [6] * copies
+
+
+def test_a_file_of_other_answers_is_refused_and_left(
+    pool: Path, fake: Any, tiny_base: list[Any], lines: Path, tmp_path: Path, fails: Any
+) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ["generate", "--file", lines, "--pool", pool, "--max-new-tokens", "2"]
+    run(*command, "--out", out)
+    before = out.read_text()
+    resume = [*command, "--out", out, "--resume"]
+    assert "--resume" in fails(*command, "--out", out)
+    assert "another seed" in fails(*resume, "--seed", "1")
+    assert "another max_new_tokens, stop" in fails(*resume[:-3], "--max-new-tokens", "3", "--stop", "x", *resume[-3:])
+    assert "another method options" in fails(*resume, "-o", "gamma=0.5")
+    assert "another method" in fails(*resume, "-m", "hilora-gs")
+    assert "another do_sample, temperature" in fails(*resume, "--temperature", "0.5")
+    lines.write_text("something else\n" + lines.read_text())
+    assert "another prompt" in fails(*resume)
+    run("pool", "disable", "beta", "--pool", pool)
+    assert "another pool" in fails(*resume)
+    assert out.read_text() == before
+    (tmp_path / "notes").write_text("mine\n")
+    assert "no file that generate --out has begun" in fails(*command, "--out", tmp_path / "notes", "--resume")
+    assert "archive" in fails(*command, "--out", tmp_path / "out.jsonl.gz")
+    assert "--out FILE" in fails(*command, "--resume")
+    assert "one of them" in fails("generate", "abab", "--pool", pool, "--stream", "--out", tmp_path / "new")
+    assert (tmp_path / "notes").read_text() == "mine\n"
+
+
+def test_a_run_that_answers_nothing_leaves_no_file(
+    pool: Path, fake: Any, tiny_base: list[Any], tmp_path: Path, fails: Any
+) -> None:
+    assert "empty" in fails("generate", "abab", " ", "--pool", pool, "--out", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_generate_shows_prompt_answer_and_adapters(pool: Path, fake: Any, tiny_base: list[Any]) -> None:

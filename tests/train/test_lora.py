@@ -61,6 +61,24 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(tiny: Any, tokenizer
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("v_proj",), ("layers.1.self_attn.v_proj",)])
+def test_no_rank_is_above_that_of_the_smallest_module(
+    targets: tuple[str, ...], tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.model("llama", torch.float32)  # its v_proj has 8 outputs, its q_proj 16
+    recipe = {"targets": targets, "steps": 1, "max_tokens": 64}
+    train(tmp_path / "most", model, tokenizer, Recipe(rank=8, **recipe))
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise AssertionError("memory was taken")
+
+    monkeypatch.setattr("peft.get_peft_model", refuse)
+    for rank in (9, 10**12):
+        with pytest.raises(InputError, match=rf"rank of {rank} .*v_proj can have, which is 8.*--rank"):
+            train(tmp_path / "a", model, tokenizer, Recipe(rank=rank, **recipe))
+    assert not list(tmp_path.glob("a*"))
+
+
 def test_what_is_written_is_an_adapter_with_samples_and_its_recipe(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     model = tiny.model("llama", torch.float32)
     out = train(tmp_path / "a", model, tokenizer)
@@ -102,8 +120,11 @@ def test_bad_training_input_is_refused_before_anything_is_written(tiny: Any, tok
         train(tmp_path / "there", model, tokenizer)
     with pytest.raises(InputError, match="--max-tokens"):
         train(tmp_path / "a", model, tokenizer, Recipe(max_tokens=2))
-    with pytest.raises(ModelError, match="no modules"):
-        train(tmp_path / "a", model, tokenizer, Recipe(targets=("nothing",), max_tokens=64))
+    with pytest.raises(ModelError, match=r"no modules named 'nothing'.*--target.*k_proj, lm_head, o_proj, q_proj"):
+        train(tmp_path / "a", model, tokenizer, Recipe(targets=("q_proj", "nothing"), max_tokens=64))
+    with pytest.raises(ModelError, match=r"'q_proj'.*--target with some of: c_attn, c_fc, c_proj, lm_head"):
+        train(tmp_path / "a", tiny.model("gpt2", torch.float32), tokenizer, Recipe(max_tokens=64))
+    assert not list(tmp_path.glob("a*"))
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"inputs": "x", "targets": "y"}\n{"inputs": "x"}\n')
     with pytest.raises(InputError, match="line 2"):
