@@ -285,6 +285,8 @@ def test_pool_add_takes_written_prompts_or_a_description_instead_of_samples(
     add = ["pool", "add", "new", folder, "--pool", pool]
     assert "--prompts" in fails(*add)
     assert "--describe" in fails(*add)
+    for option in ("--prompts", "--samples"):
+        assert f"Cannot read the samples {pool / 'nowhere'}" in fails(*add, option, pool / "nowhere")
     assert "one of" in fails(*add, "--prompts", written, "--describe", "It counts.")
     assert "empty" in fails(*add, "--describe", "  ")
     assert "5 samples (prompts)" in run(*add, "--prompts", written)
@@ -356,6 +358,7 @@ def test_pool_reembed_takes_the_texts_from_a_folder(pool: Path, tiny: Any, fake:
     texts.mkdir()
     for task in tiny.tasks[:3]:
         (texts / f"{task}.jsonl").write_text("\n".join(json.dumps(t) for t in tiny.texts(task, 7)))
+    assert str(pool / "nowhere") in fails("pool", "reembed", "--samples", pool / "nowhere", "--pool", pool)
     assert "none for delta" in fails("pool", "reembed", "--samples", texts, "--pool", pool)
     (texts / "delta").mkdir()
     (texts / "delta" / "samples.jsonl").write_text("\n".join(json.dumps(t) for t in tiny.texts("delta", 7)))
