@@ -54,7 +54,7 @@ def run(*args: str | Path, given: str | None = None) -> str:
 def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The one line of a command that is refused, as a person sees it."""
 
-    def call(*args: str | Path) -> str:
+    def call(*args: str | Path | int) -> str:
         monkeypatch.setattr(sys, "argv", ["hilora", *map(str, args)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
@@ -780,6 +780,7 @@ def test_a_training_that_cannot_be_is_refused(
 ) -> None:
     assert "Did you mean 'smear'" in fails("train", "moe", "--kind", "smeer", "--pool", pool, "--data", data)
     assert "has no <adapter>.jsonl" in fails("train", "router", "--pool", pool, "--data", tmp_path)
+    assert "can have, which is 8" in fails("train", "router", "--pool", pool, "--data", data, "--rank", 10**12)
     assert "dropout is a share" in fails("train", "router", "--pool", pool, "--data", data, "--dropout", "1")
     (tmp_path / "samples.jsonl").write_text('{"task": "a", "inputs": "x"}\n')
     wanted = ("--samples", tmp_path / "samples.jsonl", "--out", tmp_path / "out")

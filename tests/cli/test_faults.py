@@ -98,6 +98,23 @@ def test_an_interruption_is_exit_code_130_whatever_a_package_makes_of_it(ends: E
     assert ends(made_of_it) == (130, "")
 
 
+def test_an_interruption_while_commands_are_imported_is_one_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stopped:
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> None:
+            if name == "hilora.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "hilora.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Stopped, *sys.meta_path])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_nobody_who_has_read_enough_is_told_so(ends: End) -> None:
     assert ends(BrokenPipeError(errno.EPIPE, "Broken pipe")) == (1, "")
 
