@@ -15,7 +15,7 @@ from hilora.cli.options import AdapterName, PoolFolder
 from hilora.cli.pool_add import EmbedderOption, add, add_all
 from hilora.cli.show import console, needs_care, show_adapters, show_check, status
 from hilora.cli.usage import Commands
-from hilora.errors import PoolError
+from hilora.errors import InputError, PoolError
 
 app = typer.Typer(cls=Commands, help="Add, list, check and remove the adapters of a pool.", no_args_is_help=True)
 app.command()(add)
@@ -124,6 +124,8 @@ def reembed(
     from hilora.base.embed import Embedder, describe_embedder
     from hilora.pool.source import SAMPLES_FILE, read_samples
 
+    if not samples.is_dir():
+        raise InputError(f"There is no folder {samples} of samples. Check --samples.")
     opened = open_pool(pool)
     paths = {n: [samples / f"{n}.jsonl", samples / n / SAMPLES_FILE] for n in opened.names}
     texts = {n: read_samples(p) for n, places in paths.items() for p in places[::-1] if p.exists()}

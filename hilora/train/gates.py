@@ -24,7 +24,7 @@ from hilora.pool.trained import load_trained, trained_path
 from hilora.pool.view import Entry
 from hilora.train.frozen import FrozenPool, Gates
 from hilora.train.outcome import part_work
-from hilora.train.recipe import GateRecipe
+from hilora.train.recipe import GateRecipe, check_rank
 from hilora.train.tasks import Rows, TaskExample, draw, hash_tasks, tasks_of
 from hilora.types import Plan
 
@@ -46,6 +46,9 @@ class Trainer(FrozenPool):
 
         Returns:
             the file beside the pool.
+
+        Raises:
+            InputError: the name is taken, the rank is above what a site can have, or there are too few adapters.
         """
         if name in RESERVED:
             raise InputError(f"{name!r} is the name of another method's trained part; choose another --name.")
@@ -54,6 +57,7 @@ class Trainer(FrozenPool):
         _two(names, "adapters with training data")
         entries, drawn = self.entries(names), draw({n: tasks[n] for n in names}, recipe.per_task, recipe.seed)
         sites = self.stack(entries)
+        check_rank(recipe.rank, {place: min(site.down.shape[1], len(site.up)) for place, site in sites.items()})
         generator = torch.Generator().manual_seed(recipe.seed)
         named = {}
         for place, site in sites.items():

@@ -18,7 +18,7 @@ from hilora.errors import InputError, ModelError
 from hilora.train.data import batches, completion_loss, encode_examples, write_samples
 from hilora.train.loop import OnStep, as_it_was, optimise
 from hilora.train.outcome import finish, refuse_existing, work_folder, write_recipe
-from hilora.train.recipe import Recipe
+from hilora.train.recipe import Recipe, check_rank
 from hilora.train.tasks import hash_tasks
 
 if TYPE_CHECKING:
@@ -112,12 +112,7 @@ def _check_targets(shapes: Mapping[str, tuple[int, int]], recipe: Recipe) -> Non
             there = ", ".join(sorted({name.rpartition(".")[2] for name in shapes}))
             raise ModelError(f"The base has no modules named {target!r}. Give --target with some of: {there}.")
         ranks |= own
-    smallest = min(ranks, key=ranks.__getitem__)
-    if recipe.rank > ranks[smallest]:
-        raise InputError(
-            f"A rank of {recipe.rank} is more than the module {smallest} can have, which is {ranks[smallest]}. "
-            f"Give a smaller --rank; 8 is usual."
-        )
+    check_rank(recipe.rank, ranks)
 
 
 @contextmanager

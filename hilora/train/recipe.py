@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hilora.errors import InputError
+
+
+def check_rank(rank: int, largest: Mapping[str, int]) -> None:
+    """Refuse a rank that only takes memory.
+
+    Args:
+        rank: that is asked for.
+        largest: module -> the largest rank that it can have, the smaller of its widths.
+
+    Raises:
+        InputError: names the module.
+    """
+    smallest = min(largest, key=largest.__getitem__)
+    if rank > largest[smallest]:
+        raise InputError(
+            f"A rank of {rank} is more than the module {smallest} can have, which is {largest[smallest]}. "
+            f"Give a smaller --rank; 8 is usual."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

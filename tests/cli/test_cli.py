@@ -55,7 +55,7 @@ def run(*args: str | Path, given: str | None = None) -> str:
 def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The one line of a command that is refused, as a person sees it."""
 
-    def call(*args: str | Path) -> str:
+    def call(*args: str | Path | int) -> str:
         monkeypatch.setattr(sys, "argv", ["hilora", *map(str, args)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
@@ -299,6 +299,8 @@ def test_pool_add_takes_written_prompts_or_a_description_instead_of_samples(
     add = ["pool", "add", "new", folder, "--pool", pool]
     assert "--prompts" in fails(*add)
     assert "--describe" in fails(*add)
+    for option in ("--prompts", "--samples"):
+        assert f"Cannot read the samples {pool / 'nowhere'}" in fails(*add, option, pool / "nowhere")
     assert "one of" in fails(*add, "--prompts", written, "--describe", "It counts.")
     assert "empty" in fails(*add, "--describe", "  ")
     assert "5 samples (prompts)" in run(*add, "--prompts", written)
@@ -421,6 +423,7 @@ def test_pool_reembed_takes_the_texts_from_a_folder(pool: Path, tiny: Any, fake:
     texts.mkdir()
     for task in tiny.tasks[:3]:
         (texts / f"{task}.jsonl").write_text("\n".join(json.dumps(t) for t in tiny.texts(task, 7)))
+    assert str(pool / "nowhere") in fails("pool", "reembed", "--samples", pool / "nowhere", "--pool", pool)
     assert "none for delta" in fails("pool", "reembed", "--samples", texts, "--pool", pool)
     (texts / "delta").mkdir()
     (texts / "delta" / "samples.jsonl").write_text("\n".join(json.dumps(t) for t in tiny.texts("delta", 7)))
@@ -842,6 +845,7 @@ def test_a_training_that_cannot_be_is_refused(
 ) -> None:
     assert "Did you mean 'smear'" in fails("train", "moe", "--kind", "smeer", "--pool", pool, "--data", data)
     assert "has no <adapter>.jsonl" in fails("train", "router", "--pool", pool, "--data", tmp_path)
+    assert "can have, which is 8" in fails("train", "router", "--pool", pool, "--data", data, "--rank", 10**12)
     assert "dropout is a share" in fails("train", "router", "--pool", pool, "--data", data, "--dropout", "1")
     (tmp_path / "samples.jsonl").write_text('{"task": "a", "inputs": "x"}\n')
     wanted = ("--samples", tmp_path / "samples.jsonl", "--out", tmp_path / "out")

@@ -93,13 +93,26 @@ def test_a_fault_of_the_program_itself_is_not_hidden(error: Exception, ends: End
 
 def test_an_interruption_is_exit_code_130_whatever_a_package_makes_of_it(ends: End) -> None:
     assert ends(KeyboardInterrupt()) == (130, "")
-    try:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as stopped:
-            raise ImportError("numpy could not be imported") from stopped
-    except ImportError as error:
-        assert ends(error) == (130, "")
+    made_of_it = ImportError("numpy could not be imported")
+    made_of_it.__cause__ = KeyboardInterrupt()
+    assert ends(made_of_it) == (130, "")
+
+
+def test_an_interruption_while_commands_are_imported_is_one_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stopped:
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> None:
+            if name == "hilora.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "hilora.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Stopped, *sys.meta_path])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_nobody_who_has_read_enough_is_told_so(ends: End) -> None:
@@ -153,13 +166,16 @@ def test_progress_in_a_log_is_a_line_now_and_then_and_one_at_the_end(
 def test_a_log_says_how_far_it_came_and_nothing_of_what_did_not_begin(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError), show.progress(3, "prompts") as advance:
-        advance(2)
-        raise InputError("No more.")
-    assert capsys.readouterr() == ("", "2 of 3 prompts\n")
-    with pytest.raises(InputError), show.progress(3, "prompts"):
-        raise InputError("Not at all.")
-    assert capsys.readouterr() == ("", "")
+    def run(done: int) -> None:
+        with show.progress(3, "prompts") as advance:
+            if done:
+                advance(done)
+            raise InputError("No more.")
+
+    for done, told in ((2, "2 of 3 prompts\n"), (0, "")):
+        with pytest.raises(InputError):
+            run(done)
+        assert capsys.readouterr() == ("", told)
 
 
 def test_a_bar_takes_nothing_that_is_printed_to_a_file(
