@@ -49,7 +49,7 @@ class PoolFolder(PoolView):
     _text: bytes
 
     def __init__(self, path: Path, text: bytes) -> None:
-        self.path = path
+        self.path = path.absolute()  # whoever opened it may go elsewhere
         self._take(text, store.parse_manifest(path, text))
 
     def __repr__(self) -> str:

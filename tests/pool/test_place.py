@@ -102,6 +102,19 @@ def test_a_pool_works_from_any_working_folder(
         assert answers(Path(os.path.relpath(pool, here)), tiny) == want
 
 
+def test_a_pool_that_was_opened_by_a_relative_path_goes_on_working_elsewhere(
+    make: Make, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make()
+    monkeypatch.chdir(project)
+    opened = Pool.open("pool")
+    monkeypatch.chdir("/")
+    assert opened.base.name == str(project / "models" / "base")
+    assert len(opened.samples()) == 2
+    opened.enable("alpha", False)
+    assert not Pool.open(project / "pool").entries[opened.index("alpha")].enabled
+
+
 def test_a_pool_may_be_added_to_from_anywhere_by_any_path_of_its_embedder(
     make: Make, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
