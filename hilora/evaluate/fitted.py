@@ -18,8 +18,9 @@ class Fitted(Table):
         """Part by part, with an empty line between them."""
         gap = self.padding[1] + self.padding[3]
         sizes = [_sizes(console, options, column) for column in self.columns]
-        names = min(sizes[0].maximum, max(1, options.max_width // 2)) if sizes else 0
-        sizes[:1] = [Measurement(names, sizes[0].maximum)] if sizes else []
+        beside = max((size.minimum for size in sizes[1:]), default=0)  # the least that names must leave
+        names = max(1, min(sizes[0].maximum, options.max_width - beside - 2 * gap))
+        sizes[0] = Measurement(names, sizes[0].maximum)
         for number, part in enumerate(parts([size.minimum + gap for size in sizes], options.max_width)):
             widths = share_width([sizes[i] for i in part], options.max_width - gap * len(part))
             columns = [replace(self.columns[i], width=w, overflow="fold") for i, w in zip(part, widths, strict=True)]
