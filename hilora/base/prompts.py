@@ -27,10 +27,10 @@ def query_text(prompt: Prompt) -> str:
     """What the router embeds: the text itself, or the last user message.
 
     Raises:
-        InputError: the prompt is empty, or no chat in the expected form.
+        InputError: the prompt is empty, has half a character, or is no chat in the expected form.
     """
     if isinstance(prompt, str):
-        text = prompt
+        text = _whole(prompt)
     else:
         turns = _turns(prompt)
         if "user" not in (role for role, _ in turns):
@@ -52,7 +52,33 @@ def _turns(chat: Messages) -> list[tuple[str, str]]:
     for _, content in turns:
         if not isinstance(content, str):
             raise InputError(f"Message content must be a text; got {type(content).__name__}.")
+        _whole(content)
     return turns
+
+
+def half_pair(text: str) -> int | None:
+    """Where a text has half of a surrogate pair (as an emoji's "\\ud83d"), which is no character; None if nowhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def _whole(text: str) -> str:
+    """The text, all of whose characters are whole ones.
+
+    Raises:
+        InputError: there is half a surrogate pair; says in which prompt, and where.
+    """
+    place = half_pair(text)
+    if place is None:
+        return text
+    start = max(0, place - 30)
+    raise InputError(
+        f"A prompt has half a character ({text[place]!r}) at {place}, in {text[start : place + 20]!r}. No tokenizer "
+        "reads it; the text was cut inside a surrogate pair. Give the whole character, or leave it out."
+    )
 
 
 def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -62,10 +88,12 @@ def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
         from jinja2 import TemplateError
 
         try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
             raise InputError(f"The base model's chat template refuses the chat: {first_line(error)}") from error
-    return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+    else:
+        text = prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
+    return _whole(text)
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -20,7 +20,7 @@ from hilora.cli.options import (
     Method,
     PoolName,
     Settings,
-    parse_settings,
+    parse_generation,
     quiet_transformers,
     read_prompts,
 )
@@ -97,7 +97,7 @@ def generate(
     deny: Deny = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens per answer.")] = 128,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer (may be repeated).")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; default: greedy.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; 0: greedy.")] = None,
     generation: Annotated[
         list[str] | None, typer.Option("--generation", "-g", help="transformers option, e.g. -g num_beams=4")
     ] = None,
@@ -115,9 +115,7 @@ def generate(
     listed = read_prompts(prompts, file)
     if stream and (len(listed) > 1 or as_json):
         raise InputError("--stream prints one prompt's answer as it comes; give one prompt, and no --json.")
-    options: dict[str, Any] = parse_settings(generation)
-    if temperature is not None:
-        options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    options: dict[str, Any] = parse_generation(generation, temperature)
     _, settings = choose_method(method, option)
     options |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": stop, "allow": allow, "deny": deny}
     quiet_transformers()

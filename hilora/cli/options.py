@@ -55,6 +55,34 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
     return parsed
 
 
+OWN = ("max_new_tokens", "seed", "stop", "allow", "deny", "batch_size", "on_batch")
+"""What `hilora generate` has options of its own for, or sets itself."""
+
+
+def parse_generation(settings: Sequence[str] | None, temperature: float | None) -> dict[str, Any]:
+    """Generation options as they were given with -g, and what --temperature means.
+
+    Args:
+        settings: name=value pairs.
+        temperature: above 0 draws tokens, 0 takes the likeliest; None leaves it to the others.
+
+    Raises:
+        InputError: something that is given twice, or a temperature below 0.
+    """
+    options = parse_settings(settings)
+    for name in options:
+        if name in OWN:
+            raise InputError(f"-g {name} is given as an option of its own: --{name.replace('_', '-')}.")
+    if temperature is None:
+        return options
+    twice = [name for name in ("temperature", "do_sample") if name in options]
+    if twice:
+        raise InputError(f"--temperature and -g {twice[0]} both say how tokens are chosen. Leave one of them out.")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"--temperature must be at least 0, where 0 takes the likeliest token; got {temperature}.")
+    return options | ({"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False})
+
+
 def read_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
     """Prompts from the command line, a file, or standard input.
 
