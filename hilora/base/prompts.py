@@ -8,7 +8,7 @@ sees only the raw text of the last user message.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hilora.base.models import first_line
@@ -39,6 +39,28 @@ def query_text(prompt: Prompt) -> str:
     if not text.strip():
         raise InputError("The prompt is empty. Give some text to route on and to answer.")
     return text
+
+
+def query_texts(prompts: Sequence[Prompt]) -> list[str]:
+    """What the router embeds of each prompt.
+
+    Raises:
+        InputError: as `query_text`; says which prompt it is.
+    """
+    return _each(prompts, query_text)
+
+
+def _each(prompts: Sequence[Prompt], text_of: Callable[[Prompt], str]) -> list[str]:
+    """A text of each prompt; what is refused is named by the prompt's number, where there are several."""
+    found = []
+    for number, prompt in enumerate(prompts):
+        try:
+            found.append(text_of(prompt))
+        except InputError as error:
+            if len(prompts) == 1:
+                raise
+            raise InputError(f"Prompt {number}: {error}") from error
+    return found
 
 
 def _turns(chat: Messages) -> list[tuple[str, str]]:
@@ -98,7 +120,7 @@ def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of each prompt, unpadded; a template brings its special tokens itself."""
-    texts = [model_text(prompt, tokenizer) for prompt in prompts]
+    texts = _each(prompts, lambda prompt: model_text(prompt, tokenizer))
     encoded: Any = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)
     return [list(ids) for ids in encoded["input_ids"]]
 

@@ -65,10 +65,10 @@ def route(
     """Say which adapters would serve each prompt, and why. No base model is loaded."""
     from dataclasses import asdict
 
-    from hilora.base.prompts import query_text
+    from hilora.base.prompts import query_texts
     from hilora.planner import Planner
 
-    listed = [query_text(prompt) for prompt in read_prompts(prompts, file)]
+    listed = query_texts(read_prompts(prompts, file))
     built, _ = choose_method(method, option)
     opened = open_pool(pool)
     with status(f"Routing over {len(opened)} adapters"):

@@ -55,8 +55,10 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
     return parsed
 
 
-OWN = ("max_new_tokens", "seed", "stop", "allow", "deny", "batch_size", "on_batch")
-"""What `hilora generate` has options of its own for, or sets itself."""
+OWN = ("max_new_tokens", "seed", "stop", "allow", "deny", "batch_size")
+"""What `hilora generate` has options of its own for."""
+OBJECTS = ("on_batch", "streamer", "logits_processor", "stopping_criteria")
+"""What only Python can give."""
 
 
 def parse_generation(settings: Sequence[str] | None, temperature: float | None) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def parse_generation(settings: Sequence[str] | None, temperature: float | None) 
     for name in options:
         if name in OWN:
             raise InputError(f"-g {name} is given as an option of its own: --{name.replace('_', '-')}.")
+        if name in OBJECTS:
+            raise InputError(f"-g {name} takes an object, which a command line cannot give. Call generate in Python.")
     if temperature is None:
         return options
     twice = [name for name in ("temperature", "do_sample") if name in options]

@@ -42,10 +42,10 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[Advance]:
-    """A bar on stderr with the time left; yields the function that moves it."""
+    """A bar on stderr with the time left, where somebody sees it; yields the function that moves it."""
     note = TextColumn("{task.fields[note]}")
     columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_interactive) as bar:
         task = bar.add_task(unit, total=total, note="")
 
         def advance(done: int, note: str = "") -> None:

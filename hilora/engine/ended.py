@@ -24,16 +24,18 @@ class RowEnds(StoppingCriteria):
         ends: what ends them.
         start: where the answers begin, in tokens; all rows begin at one place.
         others: criteria of the caller's, which end rows, too; a `Follow` is shown the first row.
+        in_place: no beams: a row is always the same one.
     """
 
     eos_token_id = None  # that there is one makes transformers put pads behind the end
 
-    def __init__(self, ends: Ends, start: int, others: Sequence[Any] = ()) -> None:
+    def __init__(self, ends: Ends, start: int, others: Sequence[Any] = (), in_place: bool = True) -> None:
         self.ends, self.start = ends, start
         self.follow = next((each for each in others if isinstance(each, Follow)), None)
         self.others = [each for each in others if not isinstance(each, Follow)]
         self._read: dict[tuple[int, ...], Reading] = {}
-        self._cut_off: set[tuple[int, ...]] = set()  # rows that others have ended
+        self.in_place = in_place
+        self._cut_off: set[tuple[int, tuple[int, ...]]] = set()  # rows that others have ended, with their places
 
     @property
     def criteria(self) -> list[StoppingCriteria]:
@@ -47,7 +49,8 @@ class RowEnds(StoppingCriteria):
         done = torch.tensor([self._read[row].ended for row in rows], device=input_ids.device)
         for other in self.others:
             found = torch.as_tensor(other(input_ids, scores, **kwargs), device=input_ids.device).expand(len(rows))
-            self._cut_off |= {row for row, new in zip(rows, (found & ~done).tolist(), strict=True) if new}
+            places = (found & ~done).nonzero().flatten().tolist()
+            self._cut_off |= {(self._place(place), rows[place]) for place in places}
             done = done | found
         if self.follow:
             self.follow.see(self._read[rows[0]])
@@ -58,13 +61,17 @@ class RowEnds(StoppingCriteria):
         """Whether a row with these new tokens has ended."""
         return self._of(new).ended
 
-    def answer(self, new: Sequence[int]) -> Answer:
+    def answer(self, new: Sequence[int], place: int) -> Answer:
         """What a row with these new tokens says; behind its end they do not count."""
-        return self._of(new).answer()
+        return self._of(new, place).answer()
 
-    def _of(self, new: Sequence[int]) -> Reading:
+    def _place(self, place: int) -> int:
+        return place if self.in_place else 0
+
+    def _of(self, new: Sequence[int], place: int = 0) -> Reading:
         row = tuple(token for token in new if token >= 0)  # beams without an end token are filled up with -1
-        lengths = [len(each) for each in self._cut_off if each == row[: len(each)]]
+        own = [each for where, each in self._cut_off if where == self._place(place)]
+        lengths = [len(each) for each in own if each == row[: len(each)]]
         if lengths:
             reading = self.ends.read(row[: min(lengths)])
             reading.end()
@@ -99,4 +106,6 @@ def row_ends(
     own = as_texts(getattr(defaults, "stop_strings", None))
     if own:
         options["stop_strings"] = None  # transformers would look for them itself
-    return RowEnds(Ends(tokenizer, listed, [*stops, *own]), start, options.pop("stopping_criteria", None) or ())
+    others = options.pop("stopping_criteria", None) or ()
+    beams = options.get("num_beams") or getattr(defaults, "num_beams", None) or 1
+    return RowEnds(Ends(tokenizer, listed, [*stops, *own]), start, others, in_place=beams == 1)

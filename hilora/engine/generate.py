@@ -28,7 +28,7 @@ from hilora.base.prompts import (
     check_lengths,
     encode_prompts,
     pad_id,
-    query_text,
+    query_texts,
     template_id,
 )
 from hilora.compose.stack import stack_sites
@@ -181,7 +181,7 @@ class HiLoRA:
         check_request(stops, options, self.model, max_new_tokens=max_new_tokens, batch_size=batch_size)
         if not listed:
             return []
-        texts = [query_text(prompt) for prompt in listed]
+        texts = query_texts(listed)
         encoded = encode_prompts(listed, self.tokenizer)
         check_lengths(encoded, max_new_tokens, self.model.config)
         routed = self.planner.route(texts, labels=labels, allow=allow, deny=deny)
@@ -323,9 +323,10 @@ class HiLoRA:
                     new = out[:, start:]
             except ValueError as error:  # transformers' own checks of options that do not go together
                 raise InputError(f"The generation options do not fit together: {first_line(error)}") from error
+        said = [ending.answer(tokens, row) for row, tokens in enumerate(new.tolist())]
         name, completions = self.planner.method.name, []
         for place, (row, why) in enumerate(zip(rows, choices, strict=True)):
-            texts = [ending.answer(tokens) for tokens in new[place * answers : (place + 1) * answers].tolist()]
+            texts = said[place * answers : (place + 1) * answers]
             asked, note = len(encoded[place]), routed.notes[row]
             completions += [[Completion(t.text, t.finish_reason, why, name, asked, t.tokens, note) for t in texts]]
         return completions

