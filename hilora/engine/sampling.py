@@ -43,6 +43,8 @@ _WARPERS: dict[str, Any] = {
     "eta_cutoff": EtaLogitsWarper,
 }
 """Generation options that shape the distribution, in the order in which transformers applies them."""
+SAMPLING = frozenset(_WARPERS)
+"""Their names."""
 
 _NEUTRAL = {
     **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0},

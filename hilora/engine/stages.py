@@ -26,6 +26,8 @@ SLICE = 2048
 """Prompt tokens, padding included, that are read at once on a CPU."""
 PLAIN = {"max_new_tokens", "min_new_tokens", "pad_token_id", "eos_token_id", "stop_strings", "logits_processor"}
 """Options that mean the same in stages."""
+TIMED = ("forced_eos_token_id", "begin_suppress_tokens", "exponential_decay_length_penalty", "max_time")
+"""What a model's generation config may set that counts from where generation begins, or to where it ends."""
 Serve = Callable[[Sequence[int]], AbstractContextManager[object]]
 
 
@@ -34,6 +36,7 @@ def can_stage(model: Any, options: Mapping[str, Any]) -> bool:
     own = all(isinstance(each, SeededSampling) for each in options.get("logits_processor", ()))
     beams = getattr(model.generation_config, "num_beams", 1) or 1
     cached = getattr(model.generation_config, "use_cache", True) is not False
+    cached = cached and not any(getattr(model.generation_config, name, None) is not None for name in TIMED)
     return own and cached and options.keys() <= PLAIN and beams == 1 and not model.config.is_encoder_decoder
 
 

@@ -156,6 +156,18 @@ def test_the_models_own_stop_texts_and_least_length_hold_too(router: HiLoRA, mon
     assert answer.completion_tokens >= MOST - 2
 
 
+def test_an_end_that_the_model_forces_comes_once(router: HiLoRA, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the last token, not at the end of every stage."""
+    monkeypatch.setattr("hilora.engine.stages.FIRST", 2)
+    row = tokens_of(router, PROMPTS[0])
+    monkeypatch.setattr(router.model.generation_config, "forced_eos_token_id", 1)
+    end = next(token for token in range(3, 90) if token not in row)
+    (answer,) = router.generate(PROMPTS[0], max_new_tokens=MOST, eos_token_id=[1, end])
+    before = row[: MOST - 1]
+    assert answer.text == cut(router, before, [1])[0]
+    assert answer.finish_reason == "stop"
+
+
 def test_criteria_of_the_callers_end_rows_too(router: HiLoRA) -> None:
     class After(StoppingCriteria):
         """Ends every row after so many tokens, those of even places sooner."""
