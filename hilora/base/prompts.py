@@ -8,7 +8,7 @@ sees only the raw text of the last user message.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hilora.base.chat import render
@@ -27,10 +27,10 @@ def query_text(prompt: Prompt) -> str:
     """What the router embeds: the text itself, or the last user message.
 
     Raises:
-        InputError: the prompt is empty, or no chat in the expected form.
+        InputError: the prompt is empty, has half a character, or is no chat in the expected form.
     """
     if isinstance(prompt, str):
-        text = prompt
+        text = _whole(prompt)
     else:
         turns = _turns(prompt)
         if "user" not in (role for role, _ in turns):
@@ -39,6 +39,28 @@ def query_text(prompt: Prompt) -> str:
     if not text.strip():
         raise InputError("The prompt is empty. Give some text to route on and to answer.")
     return text
+
+
+def query_texts(prompts: Sequence[Prompt]) -> list[str]:
+    """What the router embeds of each prompt.
+
+    Raises:
+        InputError: as `query_text`; says which prompt it is.
+    """
+    return _each(prompts, query_text)
+
+
+def _each(prompts: Sequence[Prompt], text_of: Callable[[Prompt], str]) -> list[str]:
+    """A text of each prompt; what is refused is named by the prompt's number, where there are several."""
+    found = []
+    for number, prompt in enumerate(prompts):
+        try:
+            found.append(text_of(prompt))
+        except InputError as error:
+            if len(prompts) == 1:
+                raise
+            raise InputError(f"Prompt {number}: {error}") from error
+    return found
 
 
 def _turns(chat: Messages) -> list[tuple[str, str]]:
@@ -52,6 +74,7 @@ def _turns(chat: Messages) -> list[tuple[str, str]]:
     for _, content in turns:
         if not isinstance(content, str):
             raise InputError(f"Message content must be a text; got {type(content).__name__}.")
+        _whole(content)
     return turns
 
 
@@ -64,6 +87,22 @@ def half_pair(text: str) -> int | None:
     return None
 
 
+def _whole(text: str) -> str:
+    """The text, all of whose characters are whole ones.
+
+    Raises:
+        InputError: there is half a surrogate pair; says in which prompt, and where.
+    """
+    place = half_pair(text)
+    if place is None:
+        return text
+    start = max(0, place - 30)
+    raise InputError(
+        f"A prompt has half a character ({text[place]!r}) at {place}, in {text[start : place + 20]!r}. No tokenizer "
+        "reads it; the text was cut inside a surrogate pair. Give the whole character, or leave it out."
+    )
+
+
 def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """What the base model reads, ready to be tokenised without further special tokens if templated.
 
@@ -71,20 +110,13 @@ def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
         InputError: the template refuses the chat or leaves out a message, or the prompt has half a character.
     """
     chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    for _, content in _turns(chat):
-        if (place := half_pair(content)) is not None:
-            raise InputError(
-                f"A prompt has half a character ({content[place]!r}) at {place}, which no tokenizer reads, in "
-                f"{content!r:.80}. Give the whole character, or leave it out."
-            )
-    if tokenizer.chat_template:
-        return render(chat, tokenizer)
-    return "\n".join(content for _, content in _turns(chat))
+    contents = [_whole(content) for _, content in _turns(chat)]
+    return render(chat, tokenizer) if tokenizer.chat_template else "\n".join(contents)
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of each prompt, unpadded; a template brings its special tokens itself."""
-    texts = [model_text(prompt, tokenizer) for prompt in prompts]
+    texts = _each(prompts, lambda prompt: model_text(prompt, tokenizer))
     encoded: Any = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)
     return [list(ids) for ids in encoded["input_ids"]]
 

@@ -22,7 +22,7 @@ from hilora.cli.options import (
     Method,
     PoolName,
     Settings,
-    parse_settings,
+    parse_generation,
     quiet_transformers,
     read_prompts,
 )
@@ -91,10 +91,10 @@ def route(
     """Say which adapters would serve each prompt, and why. No base model is loaded."""
     from dataclasses import asdict
 
-    from hilora.base.prompts import query_text
+    from hilora.base.prompts import query_texts
     from hilora.planner import Planner
 
-    listed = [query_text(prompt) for prompt in read_prompts(prompts, file, one=one)]
+    listed = query_texts(read_prompts(prompts, file, one=one))
     built, _ = choose_method(method, option)
     opened = open_pool(pool)
     with status(f"Routing over {len(opened)} adapters"):
@@ -124,7 +124,7 @@ def generate(
     deny: Deny = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens per answer.")] = 128,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer (may be repeated).")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; default: greedy.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; 0: greedy.")] = None,
     generation: Annotated[
         list[str] | None, typer.Option("--generation", "-g", help="transformers option, e.g. -g num_beams=4")
     ] = None,
@@ -151,9 +151,7 @@ def generate(
     if stream and out is not None:
         raise InputError("--stream prints, and --out writes to a file; give one of them.")
     written = None if out is None else AnswerFile(out, resume)
-    options: dict[str, Any] = parse_settings(generation)
-    if temperature is not None:
-        options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    options: dict[str, Any] = parse_generation(generation, temperature)
     _, settings = choose_method(method, option)
     options |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": stop, "allow": allow, "deny": deny}
     quiet_transformers()

@@ -55,6 +55,38 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
     return parsed
 
 
+OWN = ("max_new_tokens", "seed", "stop", "allow", "deny", "batch_size")
+"""What `hilora generate` has options of its own for."""
+OBJECTS = ("on_batch", "streamer", "logits_processor", "stopping_criteria")
+"""What only Python can give."""
+
+
+def parse_generation(settings: Sequence[str] | None, temperature: float | None) -> dict[str, Any]:
+    """Generation options as they were given with -g, and what --temperature means.
+
+    Args:
+        settings: name=value pairs.
+        temperature: above 0 draws tokens, 0 takes the likeliest; None leaves it to the others.
+
+    Raises:
+        InputError: something that is given twice, or a temperature below 0.
+    """
+    options = parse_settings(settings)
+    for name in options:
+        if name in OWN:
+            raise InputError(f"-g {name} is given as an option of its own: --{name.replace('_', '-')}.")
+        if name in OBJECTS:
+            raise InputError(f"-g {name} takes an object, which a command line cannot give. Call generate in Python.")
+    if temperature is None:
+        return options
+    twice = [name for name in ("temperature", "do_sample") if name in options]
+    if twice:
+        raise InputError(f"--temperature and -g {twice[0]} both say how tokens are chosen. Leave one of them out.")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"--temperature must be at least 0, where 0 takes the likeliest token; got {temperature}.")
+    return options | ({"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False})
+
+
 def read_prompts(prompts: Sequence[str] | None, file: Path | None, *, one: bool = False) -> list[Prompt]:
     """Prompts from the command line, a file, or standard input; `cli.prompts.read_asked` says how.
 

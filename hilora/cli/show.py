@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -149,14 +149,15 @@ def show_completion(prompt: Prompt | None, answer: Completion, *, text: bool = T
 
 
 def print_stream(pieces: Generator[str, None, Completion]) -> Completion:
-    """Print pieces as they come; returns the completion."""
-    while True:
-        try:
-            print(next(pieces), end="", flush=True)
-        except StopIteration as end:
-            print()
-            answer: Completion = end.value
-            return answer
+    """Print pieces as they come; returns the completion. If nobody reads them any more, no more are made."""
+    with closing(pieces):
+        while True:
+            try:
+                print(next(pieces), end="", flush=True)
+            except StopIteration as end:
+                print()
+                answer: Completion = end.value
+                return answer
 
 
 def show_methods(table: Sequence[dict[str, str]]) -> None:

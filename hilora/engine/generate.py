@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hilora.base.answers import read_answer
 from hilora.base.embed import Embedder
 from hilora.base.models import first_line, load_base, parse_dtype
 from hilora.base.modules import placements
@@ -30,13 +28,15 @@ from hilora.base.prompts import (
     check_lengths,
     encode_prompts,
     pad_id,
-    query_text,
+    query_texts,
     template_id,
 )
 from hilora.compose.stack import stack_sites
 from hilora.engine.attachment import FORMS, check_form
-from hilora.engine.sampling import SeededSampling, check_request, split_sampling, until_stop
+from hilora.engine.ended import row_ends
+from hilora.engine.sampling import SeededSampling, check_one_answer, check_request, split_sampling
 from hilora.engine.stages import Serve, can_stage, generate_staged
+from hilora.engine.stream import follow, turn
 from hilora.errors import InputError, ModelError
 from hilora.methods.lookup import get_method
 from hilora.planner import Planner, Routed
@@ -181,13 +181,13 @@ class HiLoRA:
             InputError: an empty or too long prompt, or an option that does not exist; before anything runs.
         """
         listed = as_list(prompts)
-        stops = as_texts(stop)
+        stops = [*as_texts(stop), *as_texts(options.pop("stop_strings", None))]
         if labels is not None and len(labels) != len(listed):
             raise InputError(f"labels name {len(labels)} adapters for {len(listed)} prompts; give one each.")
-        check_request(stops, options, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        check_request(stops, options, self.model, max_new_tokens=max_new_tokens, batch_size=batch_size)
         if not listed:
             return []
-        texts = [query_text(prompt) for prompt in listed]
+        texts = query_texts(listed)
         encoded = encode_prompts(listed, self.tokenizer)
         check_lengths(encoded, max_new_tokens, self.model.config)
         routed = self.planner.route(texts, labels=labels, allow=allow, deny=deny)
@@ -213,15 +213,22 @@ class HiLoRA:
         return [completion for i in range(len(listed)) for completion in answers[i]]
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, Completion]:
-        """Answer one prompt piece by piece; the generator's return value is the completion."""
-        from transformers import TextIteratorStreamer
+        """Answer one prompt piece by piece; the generator's return value is the completion.
 
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            answers = worker.submit(self.generate, [prompt], streamer=streamer, **options)
-            answers.add_done_callback(lambda _: streamer.end())  # also when it failed
-            yield from until_stop(streamer, as_texts(options.get("stop")))
-            return answers.result()[0]
+        To leave it (`break`, `close()`, an error, Ctrl-C) ends the generation at the next token.
+
+        Args:
+            prompt: a text or a chat.
+            options: as in `generate`, but for those that give several answers.
+
+        Raises:
+            InputError: as in `generate`, at the first piece.
+        """
+        check_one_answer(options, self.model)
+        criteria = options.pop("stopping_criteria", None) or ()
+        return (
+            yield from follow(lambda seen: self.generate([prompt], stopping_criteria=[*criteria, seen], **options)[0])
+        )
 
     @contextmanager
     def attached(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Iterator[list[tuple[Choice, ...]]]:
@@ -295,33 +302,39 @@ class HiLoRA:
             if answers > 1:  # greedy search returns one answer per row, so the rows are multiplied here
                 kwargs.pop("num_return_sequences")
                 ids, mask = ids.repeat_interleave(answers, 0), mask.repeat_interleave(answers, 0)
-        if stops:
-            kwargs |= {"stop_strings": list(stops), "tokenizer": self.tokenizer}
-        kwargs.setdefault("pad_token_id", pad_id(self.tokenizer))
-        with self._lock, torch.inference_mode():
+        if kwargs.get("pad_token_id") is None:
+            kwargs["pad_token_id"] = pad_id(self.tokenizer)
+        is_staged = can_stage(self.model, kwargs)
+        start = 1 if self.model.config.is_encoder_decoder else ids.shape[1]  # behind the decoder's start token
+        ending = row_ends(self.model, self.tokenizer, stops, kwargs, start)
+        with turn(self._lock, ending.follow), torch.inference_mode():
             serve, choices = self._planned(routed, rows, seed)
             try:
-                if can_stage(self.model, kwargs):
+                if is_staged:
                     new = generate_staged(
                         self.model,
                         ids,
                         mask,
                         kwargs,
                         lambda live: serve([place // answers for place in live]),
-                        lambda new: read_answer(new, self.model, self.tokenizer, stops).finish_reason == "stop",
+                        ending,
                     )
                 else:
                     with serve(range(len(rows))):
-                        out = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **kwargs)
-                    new = out if self.model.config.is_encoder_decoder else out[:, ids.shape[1] :]
+                        out = self.model.generate(
+                            input_ids=ids,
+                            attention_mask=mask,
+                            do_sample=False,
+                            stopping_criteria=ending.criteria,
+                            **kwargs,
+                        )
+                    new = out[:, start:]
             except ValueError as error:  # transformers' own checks of options that do not go together
                 raise InputError(f"The generation options do not fit together: {first_line(error)}") from error
+        said = [ending.answer(tokens, row) for row, tokens in enumerate(new.tolist())]
         name, completions = self.planner.method.name, []
         for place, (row, why) in enumerate(zip(rows, choices, strict=True)):
-            texts = [
-                read_answer(tokens, self.model, self.tokenizer, stops)
-                for tokens in new[place * answers : (place + 1) * answers].tolist()
-            ]
+            texts = said[place * answers : (place + 1) * answers]
             asked, note = len(encoded[place]), routed.notes[row]
             completions += [[Completion(t.text, t.finish_reason, why, name, asked, t.tokens, note) for t in texts]]
         return completions

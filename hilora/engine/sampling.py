@@ -7,34 +7,60 @@ noise of each row comes from a stream keyed by (seed, prompt), so that an answer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from hilora.base.models import first_line
+from hilora.base.prompts import half_pair
 from hilora.errors import InputError, UnknownNameError
 
 _WARPERS: dict[str, Any] = {
-    "temperature": TemperatureLogitsWarper,
+    "temperature": lambda value: TemperatureLogitsWarper(float(value)),
+    "top_h": TopHLogitsWarper,
     "top_k": TopKLogitsWarper,
     "top_p": TopPLogitsWarper,
     "min_p": MinPLogitsWarper,
+    "typical_p": TypicalLogitsWarper,
+    "epsilon_cutoff": EpsilonLogitsWarper,
+    "eta_cutoff": EtaLogitsWarper,
 }
 """Generation options that shape the distribution, in the order in which transformers applies them."""
+SAMPLING = frozenset(_WARPERS)
+"""Their names."""
 
-_NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None}
+_NEUTRAL = {
+    **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
+    **{"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
+}
+_BEAMS = {"length_penalty", "early_stopping"}
+_ELSEWHERE = {
+    "max_length": "It counts the prompt, too, which differs from row to row. Give max_new_tokens.",
+    "min_length": "It counts the prompt, too, which differs from row to row. Give min_new_tokens.",
+    "return_dict_in_generate": "Answers come as completions. Leave it out.",
+    **dict.fromkeys(
+        ("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+        "Answers come as completions, which hold no tensors. Leave it out.",
+    ),
+}
+"""Options of transformers that mean nothing here, and what to do."""
 
 
 class SeededSampling(LogitsProcessor):
@@ -42,22 +68,47 @@ class SeededSampling(LogitsProcessor):
 
     Args:
         streams: one random stream per row of the batch.
-        options: temperature, top_k, top_p, min_p.
+        options: temperature, top_k, top_p, min_p, ... (`_WARPERS`).
+
+    Raises:
+        InputError: one of them makes no sense.
     """
 
     def __init__(self, streams: Sequence[np.random.Generator], **options: Any) -> None:
         self.streams = streams
-        active = {name: value for name, value in options.items() if value not in (None, _NEUTRAL[name])}
-        try:
-            self.warpers = LogitsProcessorList([_WARPERS[name](active[name]) for name in _WARPERS if name in active])
-        except ValueError as error:
-            raise InputError(f"A sampling option makes no sense: {first_line(error)}") from error
+        self.warpers = _warpers(options)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (row, vocabulary) whose largest entry is a sample."""
         warped = torch.log_softmax(self.warpers(cast("Any", input_ids), cast("Any", scores.float())), dim=-1)
         noise = np.stack([stream.gumbel(size=scores.shape[1]) for stream in self.streams])
         return warped + torch.from_numpy(noise).to(warped)
+
+
+def _warpers(options: dict[str, Any]) -> LogitsProcessorList:
+    """What these options do to the scores.
+
+    Raises:
+        InputError: one of them makes no sense.
+    """
+    found = LogitsProcessorList()
+    for name, make in _WARPERS.items():
+        value = options.get(name)
+        if value is None or value == _NEUTRAL.get(name):
+            continue
+        try:
+            found.append(make(value))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"The sampling option {name}={value!r} makes no sense: {first_line(error)}") from error
+    return found
+
+
+def _is_sampled(options: dict[str, Any], defaults: Any) -> bool:
+    """Whether tokens are drawn: as asked for, else as the model's generation config says; never at temperature 0."""
+    asked = options.get("do_sample")
+    if asked is None:
+        return bool(getattr(defaults, "do_sample", False)) and options.get("temperature") != 0
+    return bool(asked)
 
 
 def split_sampling(options: dict[str, Any], defaults: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -67,53 +118,95 @@ def split_sampling(options: dict[str, Any], defaults: Any) -> tuple[dict[str, An
         options: generation options as the caller gave them.
         defaults: the model's generation config.
     """
-    options = dict(options)
+    options, is_sampled = dict(options), _is_sampled(options, defaults)
     given = {name: options.pop(name, getattr(defaults, name, None)) for name in _WARPERS}
-    if not options.pop("do_sample", getattr(defaults, "do_sample", False)):
-        return options, None
-    return options, given
+    options.pop("do_sample", None)
+    return options, given if is_sampled else None
 
 
-def check_request(stops: Sequence[str], options: dict[str, Any], **numbers: int) -> None:
-    """Refuse generation options that transformers does not have, or that do not go together.
+def check_request(stops: Sequence[str], options: dict[str, Any], model: Any, **numbers: int) -> None:
+    """Refuse generation options that transformers does not have, that do not go together, or that would do nothing.
 
     Args:
         stops: texts that end an answer.
         options: for transformers.
+        model: whose generation config says what is not given.
         numbers: must be at least 1, by their names.
 
     Raises:
         UnknownNameError: no such option; suggests the nearest.
-        InputError: a number below 1, an empty stop text, or sampling with beams, whose draws could not be kept apart
-            by prompt.
+        InputError: a number below 1, an empty stop text, sampling with beams, whose draws could not be kept apart by
+            prompt, or an option without what it needs to have an effect.
     """
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"{name} must be at least 1; got {number}.")
-    if "" in stops:
-        raise InputError("A stop text is empty, and would end every answer before it begins. Leave it out.")
-    known = {*GenerationConfig().to_dict(), "streamer", "logits_processor", "stopping_criteria"}
-    for name in options:
+    _check_stops(stops)
+    known = {name for name in GenerationConfig().to_dict() if name[0] != "_" and name != "transformers_version"}
+    known |= {"streamer", "logits_processor", "stopping_criteria"}
+    for name, value in options.items():
         if name not in known:
             raise UnknownNameError("generation option", name, known)
-    if options.get("do_sample") and (options.get("num_beams") or 1) > 1:
+        if name in _ELSEWHERE and value is not None and value is not False:
+            raise InputError(f"{name} has no effect here. {_ELSEWHERE[name]}")
+    _check_tokens(options, numbers["max_new_tokens"])
+    _check_sampling(options, model.generation_config)
+    beams = options.get("num_beams") or getattr(model.generation_config, "num_beams", None) or 1
+    for name in _BEAMS & options.keys():
+        if beams == 1 and options[name] is not None:
+            raise InputError(f"{name} has no effect without beams. Add num_beams, or leave it out.")
+
+
+def _check_stops(stops: Sequence[Any]) -> None:
+    for stop in stops:
+        if not isinstance(stop, str):
+            raise InputError(f"A stop text must be a text; got {stop!r:.80}.")
+        if not stop:
+            raise InputError("A stop text is empty, and would end every answer before it begins. Leave it out.")
+        if (place := half_pair(stop)) is not None:
+            raise InputError(f"The stop text {stop!r:.80} has half a character at {place}; no answer can hold it.")
+
+
+def _check_tokens(options: dict[str, Any], most: int) -> None:
+    """Refuse end tokens that are none, and a least length that is none or above the most."""
+    ends = options.get("eos_token_id")
+    listed = ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+    if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in listed):
+        raise InputError(f"eos_token_id must be a token's number, or a list of them; got {ends!r:.80}.")
+    least = options.get("min_new_tokens") or 0
+    if not isinstance(least, int) or not 0 <= least <= most:
+        raise InputError(f"min_new_tokens must be between 0 and max_new_tokens={most}; got {least!r}.")
+
+
+def _check_sampling(options: dict[str, Any], defaults: Any) -> None:
+    """Refuse sampling options without sampling, sampling with beams, and values that make no sense."""
+    given = {name: options[name] for name in _WARPERS if options.get(name) is not None}
+    for name, value in given.items():
+        if not isinstance(value, (int, float)) or math.isnan(value):
+            raise InputError(f"The sampling option {name} must be a number; got {value!r}.")
+    if given.get("temperature", 0) < 0:
+        raise InputError(f"temperature must be above 0, or 0 for the likeliest token; got {given['temperature']}.")
+    if not _is_sampled(options, defaults):
+        for name, value in given.items():
+            if value != (0 if name == "temperature" else _NEUTRAL.get(name)):
+                raise InputError(
+                    f"{name}={value} has no effect without sampling. Add do_sample=True, or leave it out."
+                )
+        return
+    if (options.get("num_beams") or getattr(defaults, "num_beams", None) or 1) > 1:
         raise InputError("Sampling and beams do not go together here: choose do_sample or num_beams.")
+    if given.get("temperature") == 0:
+        raise InputError("temperature=0 takes the likeliest token, do_sample=True draws one: leave one of them out.")
+    _warpers(given)
 
 
-def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """A stream's pieces up to the first stop text; what may become one is held back until it is clear."""
-    held, stopped = "", False
-    for piece in pieces:
-        if stopped:
-            continue  # the model ends its step; what comes after a stop text is no part of the answer
-        held += piece
-        cut = min((held.find(stop) for stop in stops if stop in held), default=None)
-        if cut is not None:
-            held, stopped = held[:cut], True
-        hold = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
-        ready = held if stopped else held[: len(held) - hold]
-        held = held[len(ready) :]
-        if ready:
-            yield ready
-    if held:
-        yield held
+def check_one_answer(options: dict[str, Any], model: Any) -> None:
+    """Refuse to stream what cannot be: several answers, or beams, of which the best is known at the end.
+
+    Raises:
+        InputError: which option to leave out.
+    """
+    for name in ("num_return_sequences", "num_beams"):
+        number = options.get(name) or getattr(model.generation_config, name, None) or 1
+        if number != 1:
+            raise InputError(f"A stream gives one answer as it comes, and {name} is {number}. Leave it out, or 1.")

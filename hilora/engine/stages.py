@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 
 from hilora.engine.cache import CACHE, can_join, join
+from hilora.engine.ended import RowEnds
 from hilora.engine.sampling import SeededSampling
 
 FIRST = 8
 """Tokens of the first stage after reading; later ones are half as long as all before them, if that is more."""
 SLICE = 2048
 """Prompt tokens, padding included, that are read at once on a CPU."""
-PLAIN = {"max_new_tokens", "min_new_tokens", "pad_token_id", "stop_strings", "tokenizer", "logits_processor"}
+PLAIN = {"max_new_tokens", "min_new_tokens", "pad_token_id", "eos_token_id", "stop_strings", "logits_processor"}
 """Options that mean the same in stages."""
+TIMED = ("forced_eos_token_id", "begin_suppress_tokens", "exponential_decay_length_penalty", "max_time")
+"""What a model's generation config may set that counts from where generation begins, or to where it ends."""
 Serve = Callable[[Sequence[int]], AbstractContextManager[object]]
 
 
@@ -33,6 +36,7 @@ def can_stage(model: Any, options: Mapping[str, Any]) -> bool:
     own = all(isinstance(each, SeededSampling) for each in options.get("logits_processor", ()))
     beams = getattr(model.generation_config, "num_beams", 1) or 1
     cached = getattr(model.generation_config, "use_cache", True) is not False
+    cached = cached and not any(getattr(model.generation_config, name, None) is not None for name in TIMED)
     return own and cached and options.keys() <= PLAIN and beams == 1 and not model.config.is_encoder_decoder
 
 
@@ -42,7 +46,7 @@ def generate_staged(
     mask: Tensor,
     options: Mapping[str, Any],
     serve: Serve,
-    ended: Callable[[list[int]], bool],
+    ending: RowEnds,
 ) -> Tensor:
     """New tokens of every row, padded on the right: (row, at most max_new_tokens).
 
@@ -51,10 +55,11 @@ def generate_staged(
         ids, mask: prompts, padded on the left.
         options: for `generate`, all of them in `PLAIN`.
         serve: makes the model serve some of the rows, in that order, while it is open.
-        ended: whether a row with these new tokens has ended.
+        ending: says which rows have ended.
     """
     options = dict(options)
-    most, least = options.pop("max_new_tokens"), options.pop("min_new_tokens", None) or 0
+    most, least = options.pop("max_new_tokens"), options.pop("min_new_tokens", None)
+    least = (model.generation_config.min_new_tokens if least is None else least) or 0
     samplers = options.get("logits_processor", ())
     streams = [sampler.streams for sampler in samplers]
     out = torch.full((len(ids), most), options["pad_token_id"], device=ids.device)
@@ -63,6 +68,7 @@ def generate_staged(
         """Ids with at most `count` more tokens of these rows, and the cache to go on with."""
         for sampler, own in zip(samplers, streams, strict=True):
             sampler.streams = [own[row] for row in rows]
+        ending.start = ids.shape[1] - done
         with serve(rows):
             found = model.generate(
                 input_ids=ids,
@@ -70,6 +76,7 @@ def generate_staged(
                 do_sample=False,
                 max_new_tokens=count,
                 min_new_tokens=min(count, max(0, least - done)) or None,
+                stopping_criteria=ending.criteria,
                 return_dict_in_generate=True,
                 **{CACHE: cache},
                 **options,
@@ -88,7 +95,7 @@ def generate_staged(
         done += new.shape[1]
         if new.shape[1] < count or done == most:  # all have ended, or may not go on
             return out[:, :done]
-        keep = [place for place, row in enumerate(live) if not ended(out[row, :done].tolist())]
+        keep = [place for place, row in enumerate(live) if not ending.ended(out[row, :done].tolist())]
         if not keep:
             return out[:, :done]
         index = torch.tensor(keep, device=ids.device)

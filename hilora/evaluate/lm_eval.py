@@ -20,6 +20,7 @@ import torch
 
 from hilora.base.prompts import as_texts, check_lengths
 from hilora.engine.generate import HiLoRA
+from hilora.engine.sampling import SAMPLING
 from hilora.errors import HiloraError, InputError
 from hilora.evaluate.likelihood import UNROUTED, Scored, encode_pairs, encode_text, score, unrouted
 from hilora.planner import Routed
@@ -172,8 +173,8 @@ class HiLoRALM(LM):  # type: ignore[misc]
         options["max_new_tokens"] = int(next((n for n in lengths if n is not None), self.max_new_tokens))
         options["stop"] = [text for text in as_texts(options.pop("until", None)) if text]
         options.setdefault("do_sample", bool(options.get("temperature")))  # a temperature asks for samples
-        if not options["do_sample"]:
-            options.pop("temperature", None)
+        if not options["do_sample"]:  # a task's file may say how to draw, and that nothing is drawn
+            options = {name: value for name, value in options.items() if name not in SAMPLING}
         return options
 
 

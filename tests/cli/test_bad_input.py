@@ -392,6 +392,10 @@ PROMPTS: dict[str, tuple[Any, str]] = {
     "chat of parts": ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "must be a text"),
     "chat of texts": ([["abab"]], "list of {'role', 'content'} messages"),
     "number": ([3], "list of {'role', 'content'} messages"),
+    "half a character": ("cut here \ud83d", "'cut here \\ud83d'"),
+    "half a character of the command line": ("x\udcff", "'\\udcff'"),
+    "half a character in a chat": ([USER | {"content": "z\ud83d\ud83d"}], "half a character"),
+    "half a character in another turn": ([{"role": "system", "content": "\ude00"}, USER], "half a character"),
     "other turn without content": ([{"role": "system"}, USER], "list of {'role', 'content'} messages"),
     "other turn without text": ([{"role": "system", "content": None}, USER], "must be a text"),
 }
@@ -408,6 +412,12 @@ def test_a_prompt_that_is_no_text_or_chat_is_refused_before_anything_runs(case: 
     assert router.planner._embedder.calls == 0
 
 
+def test_of_several_prompts_the_one_that_is_refused_is_named(build: Any) -> None:
+    for wrong in ("cut \ud83d", " ", [USER | {"content": "\ud83d"}]):
+        with refused(InputError, "Prompt 2: "):
+            build().generate(["abab", [USER], wrong], max_new_tokens=1)
+
+
 def test_no_prompts_give_no_answers(build: Any) -> None:
     assert build().generate([]) == []
 
@@ -422,6 +432,15 @@ def test_a_chat_that_the_template_refuses_is_refused_in_one_line(tokenizer: Any)
     strict.chat_template = "{{ raise_exception('Roles must alternate') }}"
     with refused(InputError, "Roles must alternate"):
         encode_prompts([[USER, USER]], strict)
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_half_a_character_reaches_no_tokenizer(template: str | None, tokenizer: Any) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = template
+    for prompt in ("abc \ud83d", [USER | {"content": "abc \ud83d"}]):
+        with refused(InputError, "Prompt 1", "at 4", "'abc \\ud83d'"):
+            encode_prompts(["whole \U0001f600", prompt], own)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(build: Any) -> None:
@@ -583,11 +602,106 @@ def test_generation_options_that_do_not_go_together_are_refused(options: Any, bu
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_p": 2.0}, {"top_k": -1}], ids=str
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"top_p": 2.0},
+        {"top_k": -1},
+        {"typical_p": -0.5},
+        {"eta_cutoff": 3},
+    ],
+    ids=str,
 )
 def test_sampling_options_that_make_no_sense_are_refused(options: Any, build: Any) -> None:
-    with refused(InputError):
-        build().generate("abab", max_new_tokens=1, do_sample=True, **options)
+    router = build()
+    router.planner._embedder.calls = 0
+    with refused(InputError, next(iter(options))):
+        router.generate("abab", max_new_tokens=1, do_sample=True, **options)
+    assert router.planner._embedder.calls == 0
+
+
+USELESS: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": 0.7}, "do_sample=True"),
+    ({"temperature": 1.0}, "do_sample=True"),
+    ({"temperature": -0.7}, "above 0"),
+    ({"top_p": 0.9}, "do_sample=True"),
+    ({"top_k": 5}, "do_sample=True"),
+    ({"min_p": 0.1}, "do_sample=True"),
+    ({"typical_p": 0.5}, "do_sample=True"),
+    ({"temperature": 0.0, "top_p": 0.9}, "do_sample=True"),
+    ({"do_sample": False, "temperature": 0.7}, "do_sample=True"),
+    ({"max_length": 10}, "max_new_tokens"),
+    ({"min_length": 3}, "min_new_tokens"),
+    ({"min_new_tokens": 9}, "max_new_tokens=8"),
+    ({"min_new_tokens": -1}, "between 0 and"),
+    ({"length_penalty": 2.0}, "num_beams"),
+    ({"early_stopping": True}, "num_beams"),
+    ({"return_dict_in_generate": True}, "completions"),
+    ({"output_scores": True}, "completions"),
+    ({"eos_token_id": "</s>"}, "a token's number"),
+    ({"eos_token_id": [1, -1]}, "a token's number"),
+    ({"stop": ["end", ""]}, "empty"),
+    ({"stop": [5]}, "must be a text"),
+    ({"stop": "half \ud83d"}, "half a character"),
+    ({"stop_strings": [""]}, "empty"),
+]
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("options", "words"), USELESS, ids=[str(options) for options, _ in USELESS])
+def test_an_option_that_would_do_nothing_is_refused_before_anything_runs(
+    options: Any, words: str, build: Any
+) -> None:
+    router = build()
+    router.planner._embedder.calls = 0
+    for ask in (router.generate, lambda *a, **k: next(router.stream(*a, **k))):
+        with refused(InputError, words):
+            ask("abab", max_new_tokens=8, **options)
+    assert router.planner._embedder.calls == 0
+
+
+def test_temperature_0_takes_the_likeliest_token(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = build()
+    greedy = router.generate(STREAMED, max_new_tokens=8)
+    assert router.generate(STREAMED, max_new_tokens=8, temperature=0) == greedy
+    monkeypatch.setattr(router.model.generation_config, "do_sample", True)
+    assert router.generate(STREAMED, max_new_tokens=8, temperature=0.0) == greedy
+    assert router.generate(STREAMED, max_new_tokens=8, do_sample=False) == greedy
+
+
+def test_a_model_that_samples_by_itself_needs_no_do_sample(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = build()
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.7, "top_k": 9, "seed": 3}
+    want = router.generate(STREAMED, do_sample=True, **options)
+    monkeypatch.setattr(router.model.generation_config, "do_sample", True)
+    assert router.generate(STREAMED, **options) == want
+    with refused(InputError, "choose do_sample or num_beams"):
+        router.generate("abab", max_new_tokens=1, num_beams=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"top_h": 1e-9}, {"epsilon_cutoff": 0.9999}],
+    ids=str,
+)
+def test_every_option_that_narrows_the_draw_is_heard(options: Any, build: Any) -> None:
+    """So narrow that one token is left."""
+    router = build()
+    greedy = [answer.text for answer in router.generate(STREAMED, max_new_tokens=8)]
+    drawn = router.generate(STREAMED, max_new_tokens=8, do_sample=True, temperature=3, seed=1, **options)
+    assert [answer.text for answer in drawn] == greedy
+    free = router.generate(STREAMED, max_new_tokens=8, do_sample=True, temperature=3, seed=1)
+    assert [answer.text for answer in free] != greedy
+
+
+@pytest.mark.parametrize("options", [{"typical_p": 0.05}, {"eta_cutoff": 0.9}], ids=str)
+def test_options_that_leave_out_what_is_not_typical_are_heard(options: Any, build: Any) -> None:
+    router = build()
+    asked: dict[str, Any] = {"max_new_tokens": 8, "do_sample": True, "temperature": 2, "seed": 1}
+    assert router.generate(STREAMED, **asked, **options) != router.generate(STREAMED, **asked)
 
 
 def test_a_base_model_that_is_not_there_is_refused(tmp_path: Path, shared_pool: Any, embedder: Any) -> None:

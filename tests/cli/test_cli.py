@@ -23,6 +23,7 @@ from hilora.base.embed import Embedder
 from hilora.cli import main
 from hilora.cli.app import app
 from hilora.cli.options import parse_settings, read_prompts
+from hilora.cli.show import print_stream
 from hilora.errors import HiloraError, InputError
 
 FLAN = Path(__file__).parents[2] / "pools" / "flan-mini"
@@ -762,6 +763,61 @@ def test_generate_streams_the_same_answer(pool: Path, fake: Any, tiny_base: list
     (row,) = rows(run(*command, "--json"))
     streamed, text = "".join(run(*command, "--stream").split()), "".join(row["text"].split())
     assert streamed.startswith(text)
+
+
+def test_a_stream_that_nobody_reads_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hilora generate --stream ... | head -c 5` does it; and Ctrl-C while a piece is printed."""
+
+    class Gone:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def write(self, text: str) -> int:
+            raise self.error
+
+        def flush(self) -> None:
+            pass
+
+    for error in (BrokenPipeError(), KeyboardInterrupt()):
+        closed = []
+
+        def pieces(closed: list[bool] = closed) -> Any:
+            try:
+                yield "a"
+                yield "b"
+            finally:
+                closed.append(True)
+
+        held = pieces()
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", Gone(error))
+            with pytest.raises(type(error)):
+                print_stream(held)
+        assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["--temperature", "-1"], "at least 0"),
+        (["--temperature", "nan"], "at least 0"),
+        (["-g", "temperature=0.7"], "do_sample=True"),
+        (["-g", "top_p=0.7"], "do_sample=True"),
+        (["--temperature", "0", "-g", "top_p=0.7"], "do_sample=True"),
+        (["--temperature", "0", "-g", "do_sample=true"], "-g do_sample"),
+        (["--temperature", "0.5", "-g", "temperature=0.7"], "-g temperature"),
+        (["-g", "max_new_tokens=3"], "--max-new-tokens"),
+        (["-g", "batch-size=3"], "--batch-size"),
+        (["-g", "seed=3"], "--seed"),
+        (["-g", "max_length=3"], "max_new_tokens"),
+        (["-g", "streamer=x"], "in Python"),
+    ],
+    ids=" ".join,
+)
+def test_generate_ignores_no_option(
+    command: list[str], words: str, pool: Path, fake: Any, tiny_base: list[Any], fails: Callable[..., str]
+) -> None:
+    assert words in fails("generate", "abab", "--pool", pool, *command)
 
 
 # --- the embedded default -----------------------------------------------------------------------------

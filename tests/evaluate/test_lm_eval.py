@@ -222,7 +222,10 @@ def test_an_answer_is_what_generate_gives(make: Make, kind: str, method: str) ->
     got = lm.generate_until(requests("generate_until", [(c, greedy) for c in CONTEXTS]))
     want = lm.router.generate(CONTEXTS, max_new_tokens=7, stop=["b"], seed=3)
     assert got == [answer.text for answer in want]
-    mixed = [(c, greedy if i % 2 else {"do_sample": False, "temperature": 0.7}) for i, c in enumerate(CONTEXTS)]
+    mixed = [
+        (c, greedy if i % 2 else {"do_sample": False, "temperature": 0.7, "top_p": 0.9})
+        for i, c in enumerate(CONTEXTS)
+    ]
     short = [answer.text for answer in lm.router.generate(CONTEXTS, max_new_tokens=5, seed=3)]
     assert lm.generate_until(requests("generate_until", mixed)) == [
         (got if i % 2 else short)[i] for i in range(len(CONTEXTS))
