@@ -182,6 +182,13 @@ def test_an_unknown_command_or_flag_is_exit_code_2() -> None:
         assert "Traceback" not in result.output
 
 
+def test_a_table_of_no_results_is_refused(fails: Any, tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in fails("evaluate", "table", tmp_path / "nowhere")
+    for text in ("{broken", '{"method": "hilora"}', "[1]"):
+        (tmp_path / "other.jsonl").write_text(text)
+        assert "hilora evaluate tasks" in fails("evaluate", "table", tmp_path / "other.jsonl")
+
+
 # --- methods ------------------------------------------------------------------------------------------
 
 
