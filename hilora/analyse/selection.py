@@ -31,7 +31,8 @@ def read_results(paths: Sequence[Path]) -> Results:
         listed = ", ".join(map(str, paths))
         why = str(error) if isinstance(error, InputError) else f"{type(error).__name__} {error}."
         raise InputError(
-            f"Cannot read {listed}: {why} Expected results, one JSON line a row, of: hilora evaluate tasks --json FILE"
+            f"Cannot read {listed}: {why} Expected results, one JSON line a row, of: "
+            f"hilora evaluate tasks --json FILE"
         ) from error
 
 
