@@ -27,10 +27,11 @@ def read_results(paths: Sequence[Path]) -> Results:
     """
     try:
         return Results(paths)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, OSError, ValueError, KeyError, TypeError) as error:
         listed = ", ".join(map(str, paths))
+        why = str(error) if isinstance(error, InputError) else f"{type(error).__name__} {error}."
         raise InputError(
-            f"Cannot read {listed}: {type(error).__name__} {error}. Expected results, one JSON line a row, of: "
+            f"Cannot read {listed}: {why} Expected results, one JSON line a row, of: "
             f"hilora evaluate tasks --json FILE"
         ) from error
 

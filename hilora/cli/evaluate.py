@@ -84,13 +84,14 @@ def table(
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
 ) -> None:
     """Tables of results: averages with intervals, differences, harm, activated adapters and ROCs."""
+    from hilora.analyse.selection import read_results
     from hilora.errors import UnknownNameError
-    from hilora.evaluate.report import Results, summarise
+    from hilora.evaluate.report import summarise
     from hilora.evaluate.tables import TABLES, markdown_table, rich_table
 
     if by not in TABLES:
         raise UnknownNameError("table", by, TABLES)
-    read = Results(results)
+    read = read_results(results)
     if setting is not None and setting not in read.settings:
         raise UnknownNameError("setting of these results:", setting, read.settings)
     settings = read.settings if setting is None else [setting]

@@ -177,6 +177,13 @@ def test_a_method_option_cannot_stand_for_another_argument(
     assert "option" in fails("generate", "abab", "--pool", pool, "--max-new-tokens", "1", "-o", setting)
 
 
+def test_a_table_of_no_results_is_refused(fails: Any, tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in fails("evaluate", "table", tmp_path / "nowhere")
+    for text in ("{broken", '{"method": "hilora"}', "[1]"):
+        (tmp_path / "other.jsonl").write_text(text)
+        assert "hilora evaluate tasks" in fails("evaluate", "table", tmp_path / "other.jsonl")
+
+
 # --- methods ------------------------------------------------------------------------------------------
 
 
