@@ -33,7 +33,9 @@ def tasks(
     per_task: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each task.")] = None,
     task: Names = None,
     cluster: Names = None,
-    halves: Annotated[int, typer.Option(min=1, help="For within: halves of the tasks, in pairs.")] = 2,
+    halves: Annotated[
+        int | None, typer.Option(min=1, help="For within: halves of the tasks, in pairs; default: 2.")
+    ] = None,
     base: Base = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer; short tasks get fewer.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -48,12 +50,14 @@ def tasks(
     from hilora.evaluate.run import run_job
     from hilora.evaluate.settings import make_cases
 
+    if halves is not None and setting != "within":
+        raise InputError(f"--halves are of the setting within; got --setting {setting}. Leave --halves away.")
     check_plain(json_out)
     opened = open_pool(pool)
     rows = load_rows(data)
     keep_tasks, keep_clusters = (None if names is None else split_names(names) for names in (task, cluster))
     chosen = choose_rows(rows, part=part, per_task=per_task, tasks=keep_tasks, clusters=keep_clusters, seed=seed)
-    cases = make_cases(setting, chosen, opened.names, clusters=cluster_of(rows), halves=halves, seed=seed)
+    cases = make_cases(setting, chosen, opened.names, clusters=cluster_of(rows), halves=halves or 2, seed=seed)
     job = Job(setting, cases, parse_methods(methods), max_new_tokens, batch_size, seed)
     quiet_transformers()
     with status("Loading the models"):

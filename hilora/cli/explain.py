@@ -13,13 +13,13 @@ from hilora.cli.options import (
     Base,
     Deny,
     Dtype,
-    MaxNew,
     Method,
     PoolName,
     Settings,
     quiet_transformers,
 )
 from hilora.cli.show import show_files, status
+from hilora.errors import InputError
 
 
 def explain(
@@ -34,7 +34,9 @@ def explain(
     generate: Annotated[bool, typer.Option("--generate", help="Answer it, too, and show what tokens used.")] = False,
     base: Base = None,
     dtype: Dtype = None,
-    max_new_tokens: MaxNew = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="At most this many tokens of the answer; default: 64.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("explained.html"),
 ) -> None:
     """Explain one prompt's route on a page: who was chosen, who was not, and why."""
@@ -45,6 +47,9 @@ def explain(
     from hilora.engine.generate import HiLoRA
     from hilora.planner import Planner
 
+    answering = {"--base": base, "--dtype": dtype, "--max-new-tokens": max_new_tokens}
+    if not generate and (idle := [name for name, value in answering.items() if value is not None]):
+        raise InputError(f"{idle[0]} is about the answer, and none is asked for. Add --generate, or leave it away.")
     text = query_text(prompt)
     built, settings = choose_method(method, option)
     opened = open_pool(pool)
@@ -52,7 +57,8 @@ def explain(
     with status("Routing, and answering" if generate else "Routing"):
         if generate:
             router = HiLoRA.from_pretrained(base, opened, method, dtype=dtype, **settings)
-            found = explain_answer(router, text, max_new_tokens=max_new_tokens, seed=seed, allow=allow, deny=deny)
+            tokens = max_new_tokens or 64
+            found = explain_answer(router, text, max_new_tokens=tokens, seed=seed, allow=allow, deny=deny)
         else:
             found = explain_route(Planner(opened, built), text, seed=seed, allow=allow, deny=deny)
     out.parent.mkdir(parents=True, exist_ok=True)

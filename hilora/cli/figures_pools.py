@@ -20,7 +20,9 @@ def rocs(
     pool: PoolName = "flan-mini",
     site: Annotated[list[str] | None, typer.Option(help="A site to measure and draw (may be repeated).")] = None,
     sites: Annotated[str | None, typer.Option(help="Measure all sites that end so, with commas, e.g. q_proj")] = None,
-    draw: Annotated[int, typer.Option(min=0, help="With --sites: draw so many of them, evenly spread.")] = 3,
+    draw: Annotated[
+        int | None, typer.Option(min=0, help="With --sites: draw so many of them, evenly spread; default: 3.")
+    ] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="Keep to this adapter (may be repeated).")] = None,
     permutations: Annotated[int, typer.Option(min=1, help="Labellings that scores are compared with.")] = 100,
     seed: int = 0,
@@ -35,6 +37,8 @@ def rocs(
     look.need_matplotlib()
     if not site and not sites:
         raise InputError("Which sites? Give --site model.layers.3.self_attn.q_proj, or --sites q_proj,v_proj.")
+    if draw is not None and not sites:
+        raise InputError("--draw says how many of --sites are drawn; what --site names is. Leave --draw away.")
     opened = open_pool(pool)
     names = adapter or opened.names
     factors = {name: opened.factors(opened.entries[opened.index(name)].hash) for name in names}
@@ -47,7 +51,7 @@ def rocs(
     files = [write_entries({"setup": header, **found}, out / "rocs.json")]
     files += look.save(figures.roc_scores(found), out / "rocs_scores")
     files += look.save(heatmaps.overlap(found), out / "rocs_overlap")
-    for name in dict.fromkeys([*single, *_spread(many, draw)]):
+    for name in dict.fromkeys([*single, *_spread(many, 3 if draw is None else draw)]):
         having = {own: of for own, of in factors.items() if name in of}
         forms = dict(zip(FORMS, ([*having.values()], canonical_at([*having.values()], name)), strict=True))
         kinds = {(form, part): stack(forms[form], name, part) for form in FORMS for part in PARTS}

@@ -9,6 +9,7 @@ import typer
 
 from hilora.cli.options import FiguresOut, split_names
 from hilora.cli.show import show_files
+from hilora.errors import InputError
 from hilora.jsonl import write_entries
 
 
@@ -39,7 +40,7 @@ def retrieval(
     samples: Annotated[
         str | None, typer.Option(help="Draw against these numbers of samples per adapter, one a file, e.g. 5,10,20")
     ] = None,
-    k: Annotated[int, typer.Option(help="With --samples: the top k to draw.")] = 1,
+    k: Annotated[int | None, typer.Option(help="With --samples: the top k to draw; default: 1.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Keep to this one.")] = None,
     out: FiguresOut = Path("figures"),
 ) -> None:
@@ -48,9 +49,11 @@ def retrieval(
     from hilora.analyse.retrieval import against_k, against_samples, read_routing
 
     look.need_matplotlib()
+    if k is not None and samples is None:
+        raise InputError("--k is the point of curves over samples: give --samples, too, or leave --k away.")
     read = {path: read_routing(path) for path in results}
     if samples is None:
         drawn = figures.retrieval(**against_k(read, method))
     else:
-        drawn = figures.retrieval(**against_samples(read, split_names(samples), k, method))
+        drawn = figures.retrieval(**against_samples(read, split_names(samples), 1 if k is None else k, method))
     show_files(look.save(drawn, out / ("retrieval" if samples is None else "retrieval_samples")))

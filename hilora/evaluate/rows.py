@@ -93,7 +93,7 @@ def choose_rows(
         seed: of the draw.
 
     Raises:
-        InputError: per_task is no number of rows.
+        InputError: per_task is no number of rows, or none is left.
         UnknownNameError: a task or cluster that the data do not have.
     """
     if per_task is not None and per_task < 1:
@@ -116,6 +116,8 @@ def choose_rows(
             drawn = np.random.default_rng(task_seed(seed, task)).permutation(len(own))[:per_task]
             own = [own[i] for i in sorted(drawn)]
         chosen += own
+    if not chosen:
+        raise InputError(f"No row is left: part {part!r} of the tasks and clusters that were named is empty.")
     return chosen
 
 

@@ -597,6 +597,8 @@ def test_the_commands_write_their_figures(llama: Any, fake: None, rows: Path, tm
     result = routing_file(tmp_path / "ten.json", 0.5, 0.7, 0.8)
     check_files(run("figures", "retrieval", "--json", result, *out), 2)
     check_files(run("figures", "retrieval", "--json", result, "--samples", "10", "--k", 3, *out), 2)
+    refused = CliRunner().invoke(app, ["figures", "retrieval", "--json", str(result), "--k", "3"])
+    assert "give --samples, too" in str(refused.exception)
 
 
 def test_explain_writes_a_page(llama: Any, fake: None, tmp_path: Path) -> None:
@@ -624,7 +626,10 @@ def test_explain_writes_a_page(llama: Any, fake: None, tmp_path: Path) -> None:
         (["figures", "activation", "--prompt", " "], "prompt is empty"),
         (["figures", "activation", "--prompt", "a", "--site", "k_proj"], "Unknown site 'k_proj'"),
         (["figures", "similarity", "--test", "nowhere.jsonl"], "Cannot read"),
+        (["figures", "rocs", "--site", "v_proj", "--draw", "2"], "Leave --draw away"),
         (["explain", " "], "prompt is empty"),
+        (["explain", "a", "--max-new-tokens", "3"], "--max-new-tokens is about the answer"),
+        (["explain", "a", "--base", "other"], "Add --generate"),
         (["explain", "a", "--method", "oracle"], "needs the right adapter"),
     ],
 )

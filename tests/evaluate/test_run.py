@@ -135,6 +135,12 @@ def test_a_table_is_compared_with_a_method_of_the_results_or_refused(run: Run, t
         assert refused.stdout == ""
 
 
+def test_halves_of_a_setting_without_halves_are_refused(tmp_path: Path) -> None:
+    args = ["evaluate", "tasks", "--data", "x", "--json", str(tmp_path / "y.jsonl"), "--halves", "4"]
+    assert "Leave --halves away" in str(CliRunner().invoke(app, args).exception)
+    assert "--halves" not in str(CliRunner().invoke(app, [*args, "--setting", "within"]).exception)
+
+
 @pytest.mark.parametrize("cut", [1, 2500, 10**6])
 def test_an_interrupted_run_resumes_to_the_same_rows(run: Run, tmp_path: Path, cut: int) -> None:
     whole = run(tmp_path / "whole.jsonl", "within", "base,hilora")

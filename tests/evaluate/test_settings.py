@@ -140,3 +140,11 @@ def test_bad_rows_and_names_are_refused(data: Path, tmp_path: Path) -> None:
 def test_no_rows_of_a_task_are_refused(number: int) -> None:
     with pytest.raises(InputError, match=f"per_task.*got {number}, expected at least 1"):
         choose_rows(ROWS, per_task=number)
+
+
+def test_rows_of_which_none_is_left_are_refused() -> None:
+    for empty in ({"tasks": []}, {"clusters": []}, {"tasks": ["a1"], "clusters": ["b"]}):
+        with pytest.raises(InputError, match="No row is left"):
+            choose_rows(ROWS, **empty)
+    with pytest.raises(InputError, match="part 'first'"):
+        choose_rows(ROWS[:1], part="first")
