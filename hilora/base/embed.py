@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hilora.base.embedded import Embedded
 from hilora.base.encoders import plain_encoder, sentence_encoder
-from hilora.base.models import first_line, parse_dtype
+from hilora.base.models import first_line, parse_dtype, told_in_a_line
 from hilora.base.pointers import refuse_pointers
 from hilora.base.prompts import half_pair
 from hilora.base.stored import PICKLED, hash_files
@@ -62,9 +62,10 @@ class Embedder:
         self.name = name
         self.instruction = instruction
         path, dtype = embedder_path(name), parse_dtype(dtype)
-        self._encode = plain_encoder(path, device, dtype) or sentence_encoder(path, device, dtype)
-        self.fingerprint = hash_files(_weights(path))
-        self.dim = int(self._encode(["a"]).shape[1])
+        with told_in_a_line(f"The embedder {name!r} cannot be loaded", "Check its files."):
+            self._encode = plain_encoder(path, device, dtype) or sentence_encoder(path, device, dtype)
+            self.fingerprint = hash_files(_weights(path))
+            self.dim = int(self._encode(["a"]).shape[1])
 
     def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
         """Embed texts; like lengths share a batch, the order is the caller's.

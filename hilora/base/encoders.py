@@ -140,10 +140,7 @@ def sentence_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
         raise ModelError(
             f"The embedder at {path} has parts that need sentence-transformers. Run: pip install 'hilora[embedders]'"
         ) from error
-    from hilora.base.models import told_in_a_line
-
-    with told_in_a_line(f"The embedder at {path} cannot be loaded", "Check its files."):
-        model = SentenceTransformer(str(path), device=device, trust_remote_code=False).to(dtype)
+    model = SentenceTransformer(str(path), device=device, trust_remote_code=False).to(dtype)
 
     def encode(texts: list[str]) -> Tensor:
         vectors: Tensor = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)

@@ -37,16 +37,16 @@ def present_names(
     """
     names = {name: name for name in saved}
     unknown = [name for name in names if name not in sites]
-    if experts := [name for name in unknown if ".experts." in name]:
-        raise AdapterError(
-            f"adapts {show(experts[0])}, inside an expert layer, where tokens are reordered; train without"
-        )
     for layout in _layouts(base) if unknown else ():
         found = {name: layout.module(name) for name in unknown}
         names |= {name: now for name, now in found.items() if now in sites}
         unknown = [name for name in unknown if names[name] not in sites]
         if not unknown:
             break
+    if experts := [name for name, now in names.items() if ".experts." in f"{name} {now}"]:
+        raise AdapterError(
+            f"adapts {show(experts[0])}, inside an expert layer, where tokens are reordered; train without"
+        )
     if unknown:
         raise AdapterError(_absent(unknown[0], sites, base, trained_for))
     first: dict[str, str] = {}

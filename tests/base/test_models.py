@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from hilora.base.embed import Embedder
 from hilora.base.fingerprint import describe_base
 from hilora.base.models import load_base, load_config
 from hilora.cli import main
-from hilora.errors import ModelError
+from hilora.errors import InputError, ModelError
 from hilora.train.retriever import RetrieverRecipe, train_retriever
 
 PACKAGE = Path(__file__).parents[2] / "hilora"
@@ -163,6 +165,39 @@ def test_an_embedder_that_needs_code_of_its_own_is_one_line(
     in_one_line(caught, "cannot be loaded", "code of its own")
     assert asked.count == 0
     assert not (tmp_path / "ran").exists()
+
+
+SPOILT_EMBEDDERS: dict[str, tuple[str, bytes]] = {
+    "weights cut": ("model.safetensors", b"\xff" * 64),
+    "weights a pointer": ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\nsize 99\n"),
+    "tokenizer broken": ("tokenizer.json", b'{"model": {}}'),
+    "config broken": ("config.json", b"{"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT_EMBEDDERS)
+def test_an_embedder_that_cannot_be_read_is_one_line(case: str, tiny: Any, tmp_path: Path) -> None:
+    folder, (file, content) = tiny.bert(tmp_path / "embedder"), SPOILT_EMBEDDERS[case]
+    (folder / file).write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        Embedder(str(folder))
+    in_one_line(caught, str(folder))
+
+
+def test_embedders_whose_weights_are_pickled_are_told_apart(tiny: Any, tmp_path: Path) -> None:
+    found = set()
+    for seed in (1, 2):
+        folder = tiny.bert(tmp_path / str(seed))
+        tensors = {name: tensor * seed for name, tensor in load_file(folder / "model.safetensors").items()}
+        torch.save(tensors, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        found.add(Embedder(str(folder)).fingerprint)
+    assert len(found) == 2
+
+
+def test_half_a_character_is_refused_by_the_embedder(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Text 1 has half a character"):
+        Embedder(str(tiny.bert(tmp_path / "embedder")))(["whole", "half \ud83d"])
 
 
 def test_what_is_no_base_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -206,6 +206,12 @@ def test_a_part_of_the_base_that_is_not_loaded_is_no_other_base(
         read(folder, base)
 
 
+def test_an_expert_layer_is_refused_also_where_the_base_has_the_module(tiny: Any, tmp_path: Path) -> None:
+    sites = {"model.layers.0.mlp.experts.0.up_proj": (16, 24)}
+    with pytest.raises(AdapterError, match="inside an expert layer"):
+        read_adapter(tiny.adapter(tmp_path, sites), name="a", sites=sites)
+
+
 def test_one_module_under_two_layouts_is_refused(bases: dict[str, BaseInfo], tiny: Any, tmp_path: Path) -> None:
     prefix, base = LAYOUTS["gemma3"][1], bases["gemma3"]
     folder = tiny.adapter(tmp_path, chosen(base, prefix))
