@@ -8,7 +8,7 @@ sees only the raw text of the last user message.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hilora.base.chat import render
@@ -138,7 +138,13 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def as_texts(stop: str | Sequence[str] | None) -> list[str]:
-    """Stop texts as a list."""
+    """Stop texts as a list.
+
+    Raises:
+        InputError: neither a text nor several.
+    """
+    if stop is not None and not isinstance(stop, Iterable):
+        raise InputError(f"A stop text must be a text; got {stop!r:.80}.")
     return [stop] if isinstance(stop, str) else list(stop or ())
 
 

@@ -645,6 +645,7 @@ USELESS: list[tuple[dict[str, Any], str]] = [
     ({"eos_token_id": [1, -1]}, "a token's number"),
     ({"stop": ["end", ""]}, "empty"),
     ({"stop": [5]}, "must be a text"),
+    ({"stop": 5}, "must be a text"),
     ({"stop": "half \ud83d"}, "half a character"),
     ({"stop_strings": [""]}, "empty"),
 ]
