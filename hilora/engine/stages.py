@@ -33,7 +33,10 @@ def can_stage(model: Any, options: Mapping[str, Any]) -> bool:
     own = all(isinstance(each, SeededSampling) for each in options.get("logits_processor", ()))
     beams = getattr(model.generation_config, "num_beams", 1) or 1
     cached = getattr(model.generation_config, "use_cache", True) is not False
-    return own and cached and options.keys() <= PLAIN and beams == 1 and not model.config.is_encoder_decoder
+    dynamic = model.generation_config.cache_implementation in (None, "dynamic")
+    return (
+        own and cached and dynamic and options.keys() <= PLAIN and beams == 1 and not model.config.is_encoder_decoder
+    )
 
 
 def generate_staged(

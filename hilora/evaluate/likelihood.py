@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hilora.base.padding import pad_batch
 from hilora.base.prompts import encode_prompts, pad_id
+from hilora.engine.batching import Batching
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
 from hilora.planner import Routed
@@ -110,6 +111,8 @@ def score(
     for place, item in enumerate(items):
         passes.setdefault(item._replace(targets=item.targets[:-1]), []).append(place)
     order = sorted(passes, key=lambda item: -len(item.ids))  # like lengths share a batch
+    if router.batching is Batching.ALONE:  # padding would change the scores
+        batch_size = 1
     for start in range(0, len(order), batch_size):
         members = [passes[key] for key in order[start : start + batch_size]]
         batch = [items[places[0]] for places in members]

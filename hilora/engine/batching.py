@@ -1,0 +1,70 @@
+"""Which rows of a batch may run together, and a batch run so.
+
+A padded row in a batch answers as the row does alone only if the base model lets it; and it may leave the batch before
+the others only if every layer's cache can be cut by row. `engine.probe` finds out which of three classes a base is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hilora.engine.stages import Serve, generate_staged
+
+
+class Batching(StrEnum):
+    """What rows of different lengths may do on a base model."""
+
+    OPEN = "open"  # rows are padded, and may leave at any step (`stages`)
+    CLOSED = "closed"  # rows are padded, start together and stay until the last one ends
+    ALONE = "alone"  # padding, or other rows, would change an answer: each row runs by itself
+
+
+def generate_rows(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    options: Mapping[str, Any],
+    serve: Serve,
+    ended: Callable[[list[int]], bool],
+    batching: Batching,
+) -> Tensor:
+    """New tokens of every row, padded on the right; of an encoder-decoder behind the decoder's start token.
+
+    Args:
+        model: in evaluation mode.
+        ids, mask: prompts, padded; (row, seq).
+        options: for `generate`; those of OPEN are such as `stages.can_stage` takes.
+        serve: makes the model serve some of the rows, in that order, while it is open.
+        ended: whether a row with these new tokens has ended.
+        batching: how rows may run.
+
+    Returns:
+        (row, new), or (row * num_return_sequences, new).
+    """
+    if batching is Batching.OPEN:
+        return generate_staged(model, ids, mask, options, serve, ended)
+    if batching is Batching.CLOSED:
+        with serve(range(len(ids))):
+            return _new(model, ids, mask, options)
+    samplers = [each for each in options.get("logits_processor", ()) if hasattr(each, "streams")]
+    streams, parts = [sampler.streams for sampler in samplers], []
+    for row in range(len(ids)):
+        for sampler, own in zip(samplers, streams, strict=True):
+            sampler.streams = [own[row]]
+        alone = ids[row : row + 1, mask[row].bool()]
+        with serve([row]):
+            parts.append(_new(model, alone, torch.ones_like(alone), options))
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, longest - part.shape[1]), value=options["pad_token_id"]) for part in parts])
+
+
+def _new(model: Any, ids: Tensor, mask: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """New tokens of a batch by transformers' own generation."""
+    out: Tensor = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **options)
+    return out if model.config.is_encoder_decoder else out[:, ids.shape[1] :]
