@@ -1,8 +1,8 @@
 """How the tokens that a linear module reads lie: found out by running the base model, not from a list of names.
 
-Most modules read (batch, seq, in), or the same flattened. Some read (seq, batch, in); some read a part of the tokens in
-an order of their own (experts), or what belongs to no row (positions). A batch of two rows is run twice, its second row
-with other tokens: what changes at a module is that row's.
+Most modules read (batch, seq, in), or the same flattened. Some read (seq, batch, in); some read a part of the tokens
+in an order of their own (experts), or what belongs to no row (positions). A batch of two rows is run twice, its
+second row with other tokens: what changes at a module is that row's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hilora.errors import InputError
 from hilora.types import Plan
 
 CHANGED = 1e-3
-"""Of a token's length, from which it counts as changed; a token of the same row comes out the same bit for bit."""
+"""Of a token's length, from which it counts as changed; those of a row that is the same do not, bit for bit."""
 BROKEN = (
     RuntimeError,
     ValueError,
@@ -82,8 +82,8 @@ def plan_at(name: str, plan: Plan, order: Order) -> Plan:
         return plan
     if not alike(plan):
         raise InputError(
-            f"Module {name!r} reads the batch's tokens {order.value}, so that rows with different adapters cannot share "
-            "a batch on this base model. Run such rows one by one, or leave adapters of that module out."
+            f"Module {name!r} reads the batch's tokens {order.value}, so that rows with different adapters cannot "
+            "share a batch on this base model. Run such rows one by one, or leave adapters of that module out."
         )
     return plan.take([0])
 
@@ -94,7 +94,7 @@ def alike(plan: Plan) -> bool:
 
 
 def rows_apart(model: nn.Module, sites: Iterable[str], plan: Plan) -> bool:
-    """Whether a batch under this plan has to be run row by row: its rows differ, and a site cannot tell them apart."""
+    """Whether a batch has to be run row by row: rows have different plans, and a site cannot tell them apart."""
     found = orders(model)
     return bool(found) and any(found.get(name) is Order.MIXED for name in sites) and not alike(plan)
 

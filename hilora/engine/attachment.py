@@ -24,8 +24,8 @@ from hilora.types import Plan, Site
 class Attachment:
     """The deltas of a plan at the sites of a model, worked out once; as often as it is opened they are added.
 
-    Inputs may be (batch, seq, in), the same flattened, or (seq, batch, in), as `base.rows` finds out; a batch that is a
-    multiple of the plan's rows (beams, several answers per prompt) follows the prompts in their order.
+    Inputs may be (batch, seq, in), the same flattened, or (seq, batch, in), as `base.rows` finds out; a batch that is
+    a multiple of the plan's rows (beams, several answers per prompt) follows the prompts in their order.
 
     Args:
         model: that the sites are of.

@@ -1,7 +1,7 @@
 """Which rows of a batch may run together, and a batch run so.
 
-A padded row in a batch answers as the row does alone only if the base model lets it; and it may leave the batch before
-the others only if every layer's cache can be cut by row. `engine.probe` finds out which of three classes a base is of.
+A padded row in a batch answers as the row does alone only if the base model lets it; and it may leave the batch
+before the others only if every layer's cache can be cut by row. `engine.probe` finds out of which class a base is.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ class HiLoRA:
 
     @property
     def batching(self) -> Batching:
-        """How rows may run on this base model: "open", "closed" or "alone" (`engine.batching`); found when first asked."""
+        """How rows may run on this base model: "open", "closed" or "alone" (`engine.batching`)."""
         with self._lock:
             return batching_of(self.model, pad_id(self.tokenizer))
 
