@@ -89,10 +89,11 @@ OWN: dict[str, dict[str, Any]] = {
     "rwkv": {"attention_hidden_size": 32},
     "led": {"attention_window": [8, 8]},
     "reformer": {
-        **{"attn_layers": ["local", "lsh"], "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16]},
+        **{"attn_layers": ["local", "lsh"] * 2, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16]},
         **{"lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "is_decoder": True, "feed_forward_size": 48},
     },
     "fsmt": {"langs": ["en", "de"]},
+    "xmod": {"is_decoder": True, "languages": ["en_XX"], "default_language": "en_XX"},
     "xlm": {"n_langs": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
     "openai-gpt": {"n_layer": 2},
@@ -110,12 +111,20 @@ OWN: dict[str, dict[str, Any]] = {
                 "ernie",
                 "megatron-bert",
             ),
-            *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xmod"),
+            *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta"),
             *("xlm-roberta-xl",),
         )
     },
 }
 """What an architecture needs beside."""
+
+
+BESIDE: tuple[dict[str, Any], ...] = (
+    {},
+    {"head_dim": 8, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    {"num_key_value_heads": 4},
+)
+"""More settings, tried in turn where it cannot be run without."""
 
 
 class TooLong(Exception):
@@ -128,10 +137,10 @@ def architectures() -> dict[tuple[str, str], str]:
     return found | {("seq2seq", name): made for name, made in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items()}
 
 
-def tiny_config(kind: str, name: str) -> Any:
-    """The config of a tiny model."""
+def tiny_config(kind: str, name: str, more: Mapping[str, Any]) -> Any:
+    """The config of a tiny model, with more settings."""
     made = CONFIG_MAPPING[name]
-    given = _small(made()) | OWN.get(name, {})
+    given = _small(made()) | OWN.get(name, {}) | dict(more)
     if kind == "causal" and "is_encoder_decoder" in made().to_dict():
         given |= {"is_encoder_decoder": False, "is_decoder": True} if made().is_encoder_decoder else {}
     elif kind == "seq2seq":
@@ -151,9 +160,12 @@ def _small(config: Any) -> dict[str, Any]:
     return found
 
 
-def tiny_model(kind: str, name: str) -> Any:
+def tiny_model(kind: str, name: str, more: Mapping[str, Any] | None = None) -> Any:
     """A random fp32 model whose answers differ from prompt to prompt."""
-    config, auto = tiny_config(kind, name), AutoModelForSeq2SeqLM if kind == "seq2seq" else AutoModelForCausalLM
+    config, auto = (
+        tiny_config(kind, name, more or {}),
+        AutoModelForSeq2SeqLM if kind == "seq2seq" else AutoModelForCausalLM,
+    )
     with torch.device("meta"):
         count = sum(p.numel() for p in auto.from_config(config).parameters())
     if count > MOST:
@@ -243,8 +255,21 @@ class Case:
 
 
 def measure(kind: str, name: str) -> dict[str, Any]:
-    """What is found out about an architecture."""
-    model = tiny_model(kind, name)
+    """What is found out about an architecture, with the first of several sizes that fit it."""
+    first: Exception | None = None
+    for more in BESIDE:
+        try:
+            return examine(tiny_model(kind, name, more))
+        except TooLong:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever a model raises
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def examine(model: Any) -> dict[str, Any]:
+    """What is found out about a model."""
     lies, output = orders(model), model.get_output_embeddings()
     modules = {each: model.get_submodule(each) for each in linear_shapes(model)}
     names = [each for each, of in modules.items() if type(of) in (nn.Linear, Conv1D) and of is not output]

@@ -112,7 +112,9 @@ def rows_first(hook: Callable[..., Tensor], order: Order) -> Callable[..., Tenso
 
 def some_tokens(model: Any, count: int) -> list[int]:
     """Token ids of a model, none of them special; all different, if its vocabulary is large enough."""
-    size = int(model.get_input_embeddings().weight.shape[0])
+    output, size = model.get_output_embeddings(), int(model.get_input_embeddings().weight.shape[0])
+    if isinstance(output, nn.Linear):  # some models read more tokens than they write
+        size = min(size, output.out_features)
     special: set[int] = set()
     for config in (model.config, getattr(model, "generation_config", None)):
         for name, value in vars(config or object).items():

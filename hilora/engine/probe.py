@@ -1,8 +1,9 @@
-"""What rows may share a batch on a base model: a short row in a small padded batch is compared with the row alone.
+"""What rows may share a batch on a base model: short rows in a small padded batch are compared with each alone.
 
 Every new token is given, and the raw logits of each step are compared, so that no near tie decides. The batch is
 first run in stages, a longer row leaving after its first token; if that gives other logits, or a cache that cannot be
-cut by row, it is run to its end; if that gives other logits, too, rows run alone.
+cut by row, it is run to its end; if that gives other logits, too, rows run alone. They also do where a layer's cache
+is of a kind that is not known here: what it keeps of a long prompt does not show in a short one.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from hilora.engine.stages import can_stage, generate_staged
 
 CUT_BY_ROW = (DynamicLayer, DynamicSlidingWindowLayer, Growing, getattr(cache_utils, "DummyLayer", DynamicLayer))
 """Layers of a cache that hold keys and values alone, row by row, or nothing."""
+RECURRENT = tuple(each for name, each in vars(cache_utils).items() if name.startswith("LinearAttention"))
+"""Layers that hold a state of each row, too."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2}
 """Largest difference that rounding explains, in standard deviations of the logits, by the model's dtype."""
 COARSE = 8e-2
 """The same for bf16, and whatever else."""
 ROUNDED = 0.25
 """More is no rounding, whatever a second row does without padding: experts are chosen by a hair in half precision."""
-LENGTHS, NEW = (7, 2), 3
-"""Tokens of the two rows, and new ones of each."""
+LENGTHS, NEW = (16, 6, 2), 3
+"""Tokens of the rows, and new ones of each."""
 
 _log = logging.getLogger("hilora")
 _known: weakref.WeakKeyDictionary[nn.Module, dict[int, Batching]] = weakref.WeakKeyDictionary()
@@ -60,9 +63,11 @@ def batching_of(model: Any, fill: int) -> Batching:
 
 @torch.inference_mode()
 def _probe(model: Any, fill: int) -> tuple[Batching, str]:
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        return Batching.ALONE, "its attention is another one in a batch that is long enough"
     try:
         probe = Probe(model, fill)
-        alone = probe.alone()
+        alone = [probe.run([row])[0] for row in probe.short]
     except BROKEN as error:
         return Batching.ALONE, f"the probe failed ({type(error).__name__})"
     why = "an encoder-decoder has two caches"
@@ -82,46 +87,45 @@ def _probe(model: Any, fill: int) -> tuple[Batching, str]:
 
 
 class Probe:
-    """A long and a short row, run together and the short one alone; each run gives its logits, (step, vocabulary)."""
+    """A long row and short ones, run in several ways; a run gives the short ones' logits, (step, vocabulary) each."""
 
     def __init__(self, model: Any, fill: int) -> None:
-        self.model, self.fill = model, fill
-        tokens = some_tokens(model, sum(LENGTHS) + 2 * NEW)
-        self.prompts = tokens[: LENGTHS[0]], tokens[LENGTHS[0] : sum(LENGTHS)]
-        self.answers = tokens[-2 * NEW : -NEW], tokens[-NEW:]
+        self.model, self.fill, self.short = model, fill, range(1, len(LENGTHS))
+        tokens = iter(some_tokens(model, sum(LENGTHS) + NEW * len(LENGTHS)))
+        self.prompts = [[next(tokens) for _ in range(length)] for length in LENGTHS]
+        self.answers = [[next(tokens) for _ in range(NEW)] for _ in LENGTHS]
 
-    def alone(self) -> Tensor:
-        """The short row by itself."""
-        return self._run([1])
+    def closed(self) -> list[Tensor]:
+        """All rows, padded, to their end."""
+        return self.run(range(len(LENGTHS)))
 
-    def closed(self) -> Tensor:
-        """Both rows, padded, to their end."""
-        return self._run([0, 1])
-
-    def open(self) -> Tensor:
-        """Both rows, padded, in stages: the long one leaves after its first token."""
-        heard = _Heard(self.model, strict=True)
-        ids, mask = self._padded([0, 1])
+    def open(self) -> list[Tensor]:
+        """All rows, padded, in stages: the long one leaves after its first token."""
         options = {"max_new_tokens": NEW, "pad_token_id": self.fill}
         if not can_stage(self.model, options):
             raise NotImplementedError
+        heard = _Heard(self.model, CUT_BY_ROW)
         given = {"logits_processor": [_Given([iter(answer) for answer in self.answers])]}
         leaves = self.answers[0][0]
+        ids, mask = self._padded(range(len(LENGTHS)))
         generate_staged(heard, ids, mask, options | given, heard.serve, lambda new: new[0] == leaves)
-        return heard.logits(1)
+        return [heard.logits(row) for row in self.short]
 
-    def same(self, got: Tensor, alone: Tensor) -> bool:
-        """Whether a run of both rows gave the short one the logits that it has alone, but for rounding."""
-        within = TOLERANCE.get(self.model.dtype, COARSE)
-        if (off := _off(got, alone)) <= within:
+    def same(self, got: Sequence[Tensor], alone: Sequence[Tensor]) -> bool:
+        """Whether a run of all rows gave the short ones the logits that they have alone, but for rounding."""
+        return all(self._same(row, *pair) for row, pair in zip(self.short, zip(got, alone, strict=True), strict=True))
+
+    def _same(self, row: int, got: Tensor, alone: Tensor) -> bool:
+        if (off := _off(got, alone)) <= TOLERANCE.get(self.model.dtype, COARSE):
             return True
         if self.model.dtype.itemsize > 2 or off > ROUNDED:
             return False
-        return off <= 2 * _off(self._run([1, 1]), alone)  # what a second row does by rounding, without padding
+        return off <= 2 * _off(self.run([row, row])[0], alone)  # what a second row does by rounding, without padding
 
-    def _run(self, rows: Sequence[int]) -> Tensor:
+    def run(self, rows: Sequence[int]) -> list[Tensor]:
+        """Some of the rows, to their end."""
+        heard = _Heard(self.model, (*CUT_BY_ROW, *RECURRENT) if len(rows) > 1 else None)
         ids, mask = self._padded(rows)
-        heard = _Heard(self.model)
         heard.serve(rows)
         heard.generate(
             input_ids=ids,
@@ -132,7 +136,7 @@ class Probe:
             return_dict_in_generate=True,
             logits_processor=[_Given([iter(self.answers[row]) for row in rows])],
         )
-        return heard.logits(1)
+        return [heard.logits(row) for row in self.short if row in rows]
 
     def _padded(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         left = not self.model.config.is_encoder_decoder
@@ -157,11 +161,11 @@ class _Heard:
 
     Args:
         model: the model.
-        strict: whether its cache must be one that can be cut by row.
+        layers: of which its caches may be; None for any.
     """
 
-    def __init__(self, model: Any, *, strict: bool = False) -> None:
-        self.model, self.strict = model, strict
+    def __init__(self, model: Any, layers: Sequence[type] | None) -> None:
+        self.model, self.layers = model, layers
         self.rows: Sequence[int] = ()
         self.steps: list[tuple[Sequence[int], Tensor]] = []
 
@@ -176,7 +180,10 @@ class _Heard:
     def generate(self, **options: Any) -> Any:
         """As the model does it."""
         found = self.model.generate(**options, output_logits=True, num_beams=1, num_return_sequences=1)
-        if self.strict and not _cut_by_row(getattr(found, CACHE, None)):
+        cache = getattr(found, CACHE, None)
+        if self.layers is CUT_BY_ROW and type(cache) is not DynamicCache:
+            raise NotImplementedError
+        if self.layers and any(type(layer) not in self.layers for layer in getattr(cache, "layers", ())):
             raise NotImplementedError
         self.steps += [(self.rows, step) for step in found.logits]
         return found
@@ -184,11 +191,6 @@ class _Heard:
     def logits(self, row: int) -> Tensor:
         """Of a row, at every step: (step, vocabulary)."""
         return torch.stack([step[list(rows).index(row)] for rows, step in self.steps if row in rows])
-
-
-def _cut_by_row(cache: Any) -> bool:
-    """Whether a cache holds keys and values of each row, and nothing else."""
-    return type(cache) is DynamicCache and all(type(layer) in CUT_BY_ROW for layer in cache.layers)
 
 
 def _off(got: Tensor, want: Tensor) -> float:
