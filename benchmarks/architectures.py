@@ -26,7 +26,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from hilora.base.modules import linear_shapes, placements
@@ -272,7 +271,7 @@ def examine(model: Any) -> dict[str, Any]:
     """What is found out about a model."""
     lies, output = orders(model), model.get_output_embeddings()
     modules = {each: model.get_submodule(each) for each in linear_shapes(model)}
-    names = [each for each, of in modules.items() if type(of) in (nn.Linear, Conv1D) and of is not output]
+    names = [each for each, of in modules.items() if "Router" not in type(of).__name__ and of is not output]
     plain = [each for each in names if lies.get(each) is not Order.MIXED]
     found: dict[str, Any] = {
         "weights": sum(p.numel() for p in model.parameters()),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hilora.base.padding import pad_batch
-from hilora.base.prompts import encode_prompts, pad_id
+from hilora.base.prompts import context_length, encode_prompts, pad_id
 from hilora.engine.batching import Batching
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
@@ -78,7 +78,7 @@ def encode_text(router: HiLoRA, text: str) -> list[Scored]:
     Every window has all the context before its targets that there is room for, and one token at least.
     """
     tokens = router.tokenizer(text, add_special_tokens=False)["input_ids"]
-    room = getattr(router.model.config, "max_position_embeddings", None) or max(1, len(tokens))
+    room = context_length(router.model.config) or max(1, len(tokens))
     read = [start_id(router), *tokens]  # read[i] predicts tokens[i]
     ends = [min(start + room, len(tokens)) for start in range(0, len(tokens), room)]
     return [
