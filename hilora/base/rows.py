@@ -23,6 +23,8 @@ from hilora.types import Plan
 
 CHANGED = 1e-3
 """Of a token's length, from which it counts as changed; those of a row that is the same do not, bit for bit."""
+TOKENS = 8
+"""Of each row: enough that experts do not get all of them by chance."""
 BROKEN = (
     RuntimeError,
     ValueError,
@@ -130,8 +132,8 @@ def some_tokens(model: Any, count: int) -> list[int]:
 
 def _probe(model: Any) -> dict[str, Order]:
     names = list(linear_shapes(model))
-    tokens = some_tokens(model, 9)
-    first, second, third = tokens[:3], tokens[3:6], tokens[6:]
+    tokens = some_tokens(model, 3 * TOKENS)
+    first, second, third = (tokens[start : start + TOKENS] for start in range(0, len(tokens), TOKENS))
     with in_eval(model), torch.no_grad():
         one, other = (_reads(model, names, [first, row]) for row in (second, third))
     seen: dict[str, set[Order]] = {}
@@ -172,7 +174,7 @@ def _reads(model: Any, names: Iterable[str], rows: list[list[int]]) -> dict[str,
 
 def _order(one: Tensor, other: Tensor) -> Order:
     """How tokens lie, from what a module reads (..., in) before and after the second of two rows has changed."""
-    if one.shape != other.shape:
+    if one.shape != other.shape or one[..., 0].numel() < 2 * TOKENS:  # some of the tokens
         return Order.MIXED
     one, other = one.float(), other.float()
     changed = (one - other).norm(dim=-1) > CHANGED * one.norm(dim=-1)
