@@ -31,6 +31,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/pool.py --json benchmarks/pool.jsonl
     python benchmarks/start.py --json benchmarks/start.jsonl
     python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
+    python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
 """
 

@@ -21,6 +21,8 @@ Messages = Sequence[dict[str, str]]
 Prompt = str | Messages
 Names = Sequence[str] | Sequence[Sequence[str]] | None
 """Adapter names: one list for all prompts, or one list per prompt."""
+UNBOUNDED = 10**9
+"""A context that a config says to be this long, or longer, is one without a bound."""
 
 
 def query_text(prompt: Prompt) -> str:
@@ -173,7 +175,7 @@ def check_lengths(encoded: Sequence[list[int]], max_new_tokens: int, config: Any
     Raises:
         InputError: names the prompt, its length and the room there is.
     """
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    limit = context_length(config)
     if limit is None or config.is_encoder_decoder:
         return
     for number, tokens in enumerate(encoded):
@@ -182,6 +184,36 @@ def check_lengths(encoded: Sequence[list[int]], max_new_tokens: int, config: Any
                 f"Prompt {number} has {len(tokens)} tokens; the base model's context of {limit} leaves "
                 f"{limit - max_new_tokens} beside max_new_tokens={max_new_tokens}. Shorten it, or lower that."
             )
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens of a base model's context, from its transformers config; None where it names no bound.
+
+    A rotary embedding that is scaled reaches its original length times the factor. The original length is
+    `original_max_position_embeddings`; where that is missing, `max_position_embeddings`. Where both are there and the
+    latter is longer, it holds the factor already. Of layers that are scaled differently the shortest counts.
+    """
+    if callable(text := getattr(config, "get_text_config", None)):  # of a model that also reads images, say
+        config = text(decoder=True)
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    limit = next(
+        (int(length) for length in named if isinstance(length, int | float) and 0 < length < UNBOUNDED), None
+    )
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if limit is None or not isinstance(rope, dict):
+        return limit
+    nested = [each for each in rope.values() if isinstance(each, dict)]
+    return min(_scaled(limit, each, config) for each in nested or [rope])
+
+
+def _scaled(limit: int, rope: dict[str, Any], config: Any) -> int:
+    """The context that one rotary embedding allows, given max_position_embeddings."""
+    factor = rope.get("factor")
+    if rope.get("rope_type", rope.get("type", "default")) in ("default", "mrope") or not factor:
+        return limit
+    found = (rope.get("original_max_position_embeddings"), getattr(config, "original_max_position_embeddings", None))
+    original = next((length for length in found if length), limit)
+    return max(limit, int(original * factor))
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hilora.base.modules import modules_of
+from hilora.base.rows import plan_at, rows_first, sites_of
 from hilora.compose.delta import Gate, plain
 from hilora.errors import ModelError
 from hilora.types import Plan, Site
@@ -33,11 +33,11 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
     Inputs may be (batch, seq, in) or flattened row by row; a batch that is a multiple of the plan's rows
     (beams, several answers per prompt) follows the prompts in their order; any other is a ModelError.
     """
-    modules = modules_of(model, sites)
+    read = sites_of(model, sites)
     with carrying(model), ExitStack() as stack:
-        for name, site in sites.items():
-            hook = _hook(site, plan_on(plan, site.up.device), gate)
-            stack.callback(modules[name].register_forward_hook(hook).remove)
+        for name, (module, order) in read.items():
+            hook = _hook(sites[name], plan_at(name, plan_on(plan, sites[name].up.device), order), gate)
+            stack.callback(module.register_forward_hook(rows_first(hook, order)).remove)
         yield
 
 

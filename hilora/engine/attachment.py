@@ -9,12 +9,14 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from hilora.base.modules import modules_of
+from hilora.base.rows import Order, orders, plan_at, sites_of
 from hilora.compose.delta import Gate
 from hilora.engine.attach import attach, carrying, plan_on
+from hilora.engine.forms import Forms
 from hilora.engine.packed import Packed, pack_weights
 from hilora.engine.siblings import Beside, Together
 from hilora.engine.stages import Serve
+from hilora.engine.steps import StepForms
 from hilora.errors import InputError, UnknownNameError
 from hilora.types import Plan, Site
 
@@ -22,8 +24,8 @@ from hilora.types import Plan, Site
 class Attachment:
     """The deltas of a plan at the sites of a model, worked out once; as often as it is opened they are added.
 
-    Inputs may be (batch, seq, in) or flattened row by row; a batch that is a multiple of the plan's rows
-    (beams, several answers per prompt) follows the prompts in their order.
+    Inputs may be (batch, seq, in), the same flattened, or (seq, batch, in), as `base.rows` finds out; a batch that is
+    a multiple of the plan's rows (beams, several answers per prompt) follows the prompts in their order.
 
     Args:
         model: that the sites are of.
@@ -34,6 +36,7 @@ class Attachment:
 
     Raises:
         ModelError: the model lacks a site; when opened: it already carries a plan.
+        InputError: rows with different plans at a site that cannot tell them apart.
     """
 
     def __init__(
@@ -44,21 +47,25 @@ class Attachment:
         gate: Gate,
         packs: Sequence[Packed] = (),
     ) -> None:
-        self.model, modules = model, modules_of(model, sites)
+        self.model, read = model, sites_of(model, sites)
         plans: dict[torch.device, Plan] = {}
 
-        def bound(names: Sequence[str]) -> tuple[list[Site], Plan, Gate]:
-            where = sites[names[0]].up.device
+        def bound(names: Sequence[str]) -> tuple[list[Site], Plan, Gate, type[Forms]]:
+            first, where, order = names[0], sites[names[0]].up.device, read[names[0]][1]
             if where not in plans:
                 plans[where] = plan_on(plan, where)
-            return [sites[name] for name in names], plans[where], gate
+            form = StepForms if order is Order.STEPS else Forms
+            return [sites[name] for name in names], plan_at(first, plans[where], order), gate, form
 
+        packs = [pack for pack in packs if len({orders(model).get(name) for name in pack.names}) == 1]
         self.groups: list[Beside | Together] = [
             Together(pack, *bound([name for name in pack.names if name in sites])) for pack in packs
         ]
         packed = {name for pack in packs for name in pack.names}
-        for names in _groups({name: site for name, site in sites.items() if name not in packed}):
-            self.groups.append(Beside([modules[name] for name in names], *bound(names)))
+        for order in Order:
+            alike = {name: site for name, site in sites.items() if name not in packed and read[name][1] is order}
+            for names in _groups(alike):
+                self.groups.append(Beside([read[name][0] for name in names], *bound(names)))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

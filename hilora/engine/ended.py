@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -86,6 +86,24 @@ class RowEnds(StoppingCriteria):
         reading = before.fork()
         reading.feed(row[-1])
         return reading
+
+
+class When:
+    """Rows that end by a rule on their new tokens, of which transformers is not told.
+
+    Args:
+        rule: new tokens of a row -> whether it has ended.
+    """
+
+    criteria: ClassVar[list[StoppingCriteria]] = []
+    in_place = True
+
+    def __init__(self, rule: Callable[[Sequence[int]], bool]) -> None:
+        self.rule, self.start = rule, 0
+
+    def ended(self, new: Sequence[int]) -> bool:
+        """Whether a row with these new tokens has ended."""
+        return self.rule(new)
 
 
 def row_ends(

@@ -31,11 +31,14 @@ from hilora.base.prompts import (
     query_texts,
     template_id,
 )
+from hilora.base.rows import rows_apart
 from hilora.compose.stack import stack_sites
 from hilora.engine.attachment import FORMS, check_form
+from hilora.engine.batching import Batching, generate_rows
 from hilora.engine.ended import row_ends
+from hilora.engine.probe import batching_of
 from hilora.engine.sampling import SeededSampling, check_one_answer, check_request, split_sampling
-from hilora.engine.stages import Serve, can_stage, generate_staged
+from hilora.engine.stages import Serve, can_stage
 from hilora.engine.stream import follow, turn
 from hilora.errors import InputError, ModelError
 from hilora.methods.lookup import get_method
@@ -237,19 +240,30 @@ class HiLoRA:
         Others wait meanwhile. Yields each row's choices.
         """
         with self._lock:
-            serve, choices = self._planned(routed, rows, seed)
+            serve, choices, _ = self._planned(routed, rows, seed)
             with serve(range(len(rows))):
                 yield choices
 
-    def _planned(self, routed: Routed, rows: Sequence[int], seed: int) -> tuple[Serve, list[tuple[Choice, ...]]]:
-        """What makes the model serve some of these rows, and each row's choices. The lock must be held."""
+    @property
+    def batching(self) -> Batching:
+        """How rows may run on this base model: "open", "closed" or "alone" (`engine.batching`)."""
+        with self._lock:
+            return batching_of(self.model, pad_id(self.tokenizer))
+
+    def _planned(
+        self, routed: Routed, rows: Sequence[int], seed: int
+    ) -> tuple[Serve, list[tuple[Choice, ...]], bool]:
+        """What makes the model serve some of these rows, each row's choices, and whether they have to run one by one.
+
+        The lock must be held.
+        """
         if routed.route is None:
-            return lambda places: nullcontext(), [() for _ in rows]
+            return lambda places: nullcontext(), [() for _ in rows], False
         plan, gate = self.planner.plan(routed, rows, seed), self.planner.method.gate
         assert gate is not None
         sites = self._stack(plan, routed.source)
         serve = FORMS[self._form](self.model, sites, plan, gate, self._packed)
-        return serve, self.planner.choices(routed, rows, plan)
+        return serve, self.planner.choices(routed, rows, plan), rows_apart(self.model, sites, plan)
 
     def answer_batch(
         self,
@@ -305,30 +319,25 @@ class HiLoRA:
         if kwargs.get("pad_token_id") is None:
             kwargs["pad_token_id"] = pad_id(self.tokenizer)
         is_staged = can_stage(self.model, kwargs)
-        start = 1 if self.model.config.is_encoder_decoder else ids.shape[1]  # behind the decoder's start token
-        ending = row_ends(self.model, self.tokenizer, stops, kwargs, start)
+        ending = row_ends(self.model, self.tokenizer, stops, kwargs, ids.shape[1])
         with turn(self._lock, ending.follow), torch.inference_mode():
-            serve, choices = self._planned(routed, rows, seed)
+            batching = batching_of(self.model, pad_id(self.tokenizer))
+            serve, choices, apart = self._planned(routed, rows, seed)
+            if apart:
+                batching = Batching.ALONE
+            elif batching is Batching.OPEN and not is_staged:
+                batching = Batching.CLOSED
+            copies = len(ids) // len(rows)
             try:
-                if is_staged:
-                    new = generate_staged(
-                        self.model,
-                        ids,
-                        mask,
-                        kwargs,
-                        lambda live: serve([place // answers for place in live]),
-                        ending,
-                    )
-                else:
-                    with serve(range(len(rows))):
-                        out = self.model.generate(
-                            input_ids=ids,
-                            attention_mask=mask,
-                            do_sample=False,
-                            stopping_criteria=ending.criteria,
-                            **kwargs,
-                        )
-                    new = out[:, start:]
+                new = generate_rows(
+                    self.model,
+                    ids,
+                    mask,
+                    kwargs,
+                    lambda live: serve([place // copies for place in live]),
+                    ending,
+                    batching,
+                )
             except ValueError as error:  # transformers' own checks of options that do not go together
                 raise InputError(f"The generation options do not fit together: {first_line(error)}") from error
         said = [ending.answer(tokens, row) for row, tokens in enumerate(new.tolist())]

@@ -79,16 +79,19 @@ class Beside:
         modules: of the sites, which may read the same input.
         sites: the batch's adapters there, stacked.
         plan, gate: of the batch.
+        form: `Forms`, for tokens that lie as they do there.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], sites: Sequence[Site], plan: Plan, gate: Gate, form: type[Forms] = Forms
+    ) -> None:
         self.modules = modules
 
         def alone(place: int) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
-            forms = Forms(sites[place : place + 1], plan, gate)
+            forms = form(sites[place : place + 1], plan, gate)
             return lambda x: forms(x)[0]
 
-        self.shared = Shared(Forms(sites, plan, gate), alone, len(sites))
+        self.shared = Shared(form(sites, plan, gate), alone, len(sites))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -113,11 +116,14 @@ class Together:
         pack: the block.
         sites: those of its modules that adapters change, in the block's order.
         plan, gate: of the batch.
+        form: `Forms`, for tokens that lie as they do there.
     """
 
-    def __init__(self, pack: Packed, sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
-        self.pack, self.sites, self.plan, self.gate = pack, sites, plan, gate
-        self.forms = Forms(sites, plan, gate)
+    def __init__(
+        self, pack: Packed, sites: Sequence[Site], plan: Plan, gate: Gate, form: type[Forms] = Forms
+    ) -> None:
+        self.pack, self.sites, self.plan, self.gate, self.form = pack, sites, plan, gate, form
+        self.forms = form(sites, plan, gate)
         self.places = [pack.names.index(site.name) for site in sites]
         count = len(self.forms.rocs.owner)
         self.lodged = count if count <= pack.spare else 0
@@ -161,7 +167,7 @@ class Together:
         module = self.pack.modules[place]
         if place not in self.places:
             return partial(_linear, module)
-        forms = Forms([self.sites[self.places.index(place)]], self.plan, self.gate)
+        forms = self.form([self.sites[self.places.index(place)]], self.plan, self.gate)
         return lambda x: forms(x)[0](_linear(module, x))
 
 

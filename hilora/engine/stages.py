@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hilora.engine.cache import CACHE, can_join, join
-from hilora.engine.ended import RowEnds
+from hilora.engine.ended import RowEnds, When
 from hilora.engine.sampling import SeededSampling
 
 FIRST = 8
@@ -37,7 +37,10 @@ def can_stage(model: Any, options: Mapping[str, Any]) -> bool:
     beams = getattr(model.generation_config, "num_beams", 1) or 1
     cached = getattr(model.generation_config, "use_cache", True) is not False
     cached = cached and not any(getattr(model.generation_config, name, None) is not None for name in TIMED)
-    return own and cached and options.keys() <= PLAIN and beams == 1 and not model.config.is_encoder_decoder
+    dynamic = model.generation_config.cache_implementation in (None, "dynamic")
+    return (
+        own and cached and dynamic and options.keys() <= PLAIN and beams == 1 and not model.config.is_encoder_decoder
+    )
 
 
 def generate_staged(
@@ -46,7 +49,7 @@ def generate_staged(
     mask: Tensor,
     options: Mapping[str, Any],
     serve: Serve,
-    ending: RowEnds,
+    ending: RowEnds | When,
 ) -> Tensor:
     """New tokens of every row, padded on the right: (row, at most max_new_tokens).
 

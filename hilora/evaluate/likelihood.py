@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hilora.base.padding import pad_batch
-from hilora.base.prompts import encode_prompts, pad_id
+from hilora.base.prompts import context_length, encode_prompts, pad_id
+from hilora.engine.batching import Batching
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
 from hilora.planner import Routed
@@ -77,7 +78,7 @@ def encode_text(router: HiLoRA, text: str) -> list[Scored]:
     Every window has all the context before its targets that there is room for, and one token at least.
     """
     tokens = router.tokenizer(text, add_special_tokens=False)["input_ids"]
-    room = getattr(router.model.config, "max_position_embeddings", None) or max(1, len(tokens))
+    room = context_length(router.model.config) or max(1, len(tokens))
     read = [start_id(router), *tokens]  # read[i] predicts tokens[i]
     ends = [min(start + room, len(tokens)) for start in range(0, len(tokens), room)]
     return [
@@ -110,6 +111,8 @@ def score(
     for place, item in enumerate(items):
         passes.setdefault(item._replace(targets=item.targets[:-1]), []).append(place)
     order = sorted(passes, key=lambda item: -len(item.ids))  # like lengths share a batch
+    if router.batching is Batching.ALONE:  # padding would change the scores
+        batch_size = 1
     for start in range(0, len(order), batch_size):
         members = [passes[key] for key in order[start : start + batch_size]]
         batch = [items[places[0]] for places in members]

@@ -190,3 +190,37 @@ def test_two_checkouts_stand_side_by_side_and_take_turns(
     assert Counter(line["checkout"] for line in found) == {"before": 3, "after": 3}
     assert sys.modules["hilora"] is here
     assert "after / before" in capsys.readouterr().out
+
+
+def test_architectures_are_classed_and_compared_and_the_run_resumes(
+    bench_scripts: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    script = bench_scripts.load("benchmarks/architectures.py")
+    some = {
+        ("causal", "llama"): "LlamaForCausalLM",
+        ("causal", "mamba"): "MambaForCausalLM",
+        ("seq2seq", "led"): "LED",
+    }
+    monkeypatch.setattr(script, "architectures", lambda: dict(list(some.items())[:2]))
+    out, page = tmp_path / "found.jsonl", tmp_path / "page.md"
+    bench_scripts.run(script, "--json", out)
+    monkeypatch.setattr(script, "architectures", lambda: some | {("causal", "blt"): "BltForCausalLM"})
+    bench_scripts.run(script, "--json", out, "--page", page)
+    found = {line["type"]: line for line in lines(out)}
+    assert list(found) == ["llama", "mamba", "led", "blt"]
+    assert {name: line.get("batching") for name, line in found.items()} == {
+        **{"llama": "open", "mamba": "closed", "led": "closed"},
+        "blt": None,
+    }
+    assert "weights" in found["blt"]["skipped"]
+    assert all(line["right"] for name, line in found.items() if name != "blt")
+    assert found["led"]["by_step"] > 0
+    assert not found["mamba"]["ways"]["open"].startswith("same")
+    assert "3 architectures ran (1 open, 2 closed, 0 alone), 0 of them wrong; 1 could not" in page.read_text()
+
+
+def test_the_page_of_architectures_is_what_the_lines_say(bench_scripts: Any) -> None:
+    script = bench_scripts.load("benchmarks/architectures.py")
+    kept = lines(ROOT / "benchmarks" / "architectures.jsonl")
+    assert (ROOT / "docs" / "architectures.md").read_text() == script.page(kept)
+    assert [line["type"] for line in kept if not line.get("right", True)] == []

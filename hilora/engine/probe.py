@@ -1,0 +1,205 @@
+"""What rows may share a batch on a base model: short rows in a small padded batch are compared with each alone.
+
+Every new token is given, and the raw logits of each step are compared, so that no near tie decides. The batch is
+first run in stages, a longer row leaving after its first token; if that gives other logits, or a cache that cannot be
+cut by row, it is run to its end; if that gives other logits, too, rows run alone. They also do where a layer's cache
+is of a kind that is not known here: what it keeps of a long prompt does not show in a short one.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LogitsProcessor, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from hilora.base.padding import pad_batch
+from hilora.base.rows import BROKEN, some_tokens
+from hilora.engine.attach import carrying
+from hilora.engine.batching import Batching
+from hilora.engine.cache import CACHE, Growing
+from hilora.engine.ended import When
+from hilora.engine.stages import can_stage, generate_staged
+
+CUT_BY_ROW = (DynamicLayer, DynamicSlidingWindowLayer, Growing, getattr(cache_utils, "DummyLayer", DynamicLayer))
+"""Layers of a cache that hold keys and values alone, row by row, or nothing."""
+RECURRENT = tuple(each for name, each in vars(cache_utils).items() if name.startswith("LinearAttention"))
+"""Layers that hold a state of each row, too."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2}
+"""Largest difference that rounding explains, in standard deviations of the logits, by the model's dtype."""
+COARSE = 8e-2
+"""The same for bf16, and whatever else."""
+ROUNDED = 0.25
+"""More is no rounding, whatever a second row does without padding: experts are chosen by a hair in half precision."""
+LENGTHS, NEW = (16, 6, 2), 3
+"""Tokens of the rows, and new ones of each."""
+
+_log = logging.getLogger("hilora")
+_known: weakref.WeakKeyDictionary[nn.Module, dict[int, Batching]] = weakref.WeakKeyDictionary()
+
+
+def batching_of(model: Any, fill: int) -> Batching:
+    """How rows may run on a base model; found once, by running it some times on a few tokens.
+
+    Args:
+        model: in evaluation mode, carrying no plan.
+        fill: the token that fills batches.
+
+    Raises:
+        ModelError: it carries a plan.
+    """
+    known = _known.setdefault(model, {})
+    if fill not in known:
+        with carrying(model):
+            known[fill], why = _probe(model, fill)
+        _log.info("%s: batches are %s, since %s", type(model).__name__, known[fill].value, why)
+    return known[fill]
+
+
+@torch.inference_mode()
+def _probe(model: Any, fill: int) -> tuple[Batching, str]:
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        return Batching.ALONE, "its attention is another one in a batch that is long enough"
+    try:
+        probe = Probe(model, fill)
+        alone = [probe.run([row])[0] for row in probe.short]
+    except BROKEN as error:
+        return Batching.ALONE, f"the probe failed ({type(error).__name__})"
+    why = "an encoder-decoder has two caches"
+    if not model.config.is_encoder_decoder:
+        try:
+            if probe.same(probe.open(), alone):
+                return Batching.OPEN, "a row that is padded, and stays when another leaves, gives what it gives alone"
+            why = "a row gives something else when another leaves"
+        except BROKEN as error:
+            why = f"a cache cannot be cut by row ({type(error).__name__})"
+    try:
+        if probe.same(probe.closed(), alone):
+            return Batching.CLOSED, f"padding changes nothing, but {why}"
+        return Batching.ALONE, "padding changes what a row gives"
+    except BROKEN as error:
+        return Batching.ALONE, f"a padded batch fails ({type(error).__name__})"
+
+
+class Probe:
+    """A long row and short ones, run in several ways; a run gives the short ones' logits, (step, vocabulary) each."""
+
+    def __init__(self, model: Any, fill: int) -> None:
+        self.model, self.fill, self.short = model, fill, range(1, len(LENGTHS))
+        tokens = iter(some_tokens(model, sum(LENGTHS) + NEW * len(LENGTHS)))
+        self.prompts = [[next(tokens) for _ in range(length)] for length in LENGTHS]
+        self.answers = [[next(tokens) for _ in range(NEW)] for _ in LENGTHS]
+
+    def closed(self) -> list[Tensor]:
+        """All rows, padded, to their end."""
+        return self.run(range(len(LENGTHS)))
+
+    def open(self) -> list[Tensor]:
+        """All rows, padded, in stages: the long one leaves after its first token."""
+        options = {"max_new_tokens": NEW, "pad_token_id": self.fill}
+        if not can_stage(self.model, options):
+            raise NotImplementedError
+        heard = _Heard(self.model, CUT_BY_ROW)
+        given = {"logits_processor": [_Given([iter(answer) for answer in self.answers])]}
+        leaves = self.answers[0][0]
+        ids, mask = self._padded(range(len(LENGTHS)))
+        generate_staged(heard, ids, mask, options | given, heard.serve, When(lambda new: new[0] == leaves))
+        return [heard.logits(row) for row in self.short]
+
+    def same(self, got: Sequence[Tensor], alone: Sequence[Tensor]) -> bool:
+        """Whether a run of all rows gave the short ones the logits that they have alone, but for rounding."""
+        return all(self._same(row, *pair) for row, pair in zip(self.short, zip(got, alone, strict=True), strict=True))
+
+    def _same(self, row: int, got: Tensor, alone: Tensor) -> bool:
+        if (off := _off(got, alone)) <= TOLERANCE.get(self.model.dtype, COARSE):
+            return True
+        if self.model.dtype.itemsize > 2 or off > ROUNDED:
+            return False
+        return off <= 2 * _off(self.run([row, row])[0], alone)  # what a second row does by rounding, without padding
+
+    def run(self, rows: Sequence[int]) -> list[Tensor]:
+        """Some of the rows, to their end."""
+        heard = _Heard(self.model, (*CUT_BY_ROW, *RECURRENT) if len(rows) > 1 else None)
+        ids, mask = self._padded(rows)
+        heard.serve(rows)
+        heard.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=NEW,
+            pad_token_id=self.fill,
+            return_dict_in_generate=True,
+            logits_processor=[_Given([iter(self.answers[row]) for row in rows])],
+        )
+        return [heard.logits(row) for row in self.short if row in rows]
+
+    def _padded(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        left = not self.model.config.is_encoder_decoder
+        ids, mask = pad_batch([self.prompts[row] for row in rows], self.fill, left=left)
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+
+class _Given(LogitsProcessor):
+    """Makes given tokens the next ones, row by row."""
+
+    def __init__(self, streams: Sequence[Iterator[int]]) -> None:
+        self.streams = streams
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (row, vocabulary) whose largest entry is the given token's."""
+        tokens = torch.tensor([next(stream) for stream in self.streams], device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0)
+
+
+class _Heard:
+    """A model whose raw logits are kept, with the row that each is of.
+
+    Args:
+        model: the model.
+        layers: of which its caches may be; None for any.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[type] | None) -> None:
+        self.model, self.layers = model, layers
+        self.rows: Sequence[int] = ()
+        self.steps: list[tuple[Sequence[int], Tensor]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def serve(self, rows: Sequence[int]) -> AbstractContextManager[object]:
+        """What is generated next is of these rows."""
+        self.rows = rows
+        return nullcontext()
+
+    def generate(self, **options: Any) -> Any:
+        """As the model does it."""
+        found = self.model.generate(**options, output_logits=True, num_beams=1, num_return_sequences=1)
+        cache = getattr(found, CACHE, None)
+        if self.layers is CUT_BY_ROW and type(cache) is not DynamicCache:
+            raise NotImplementedError
+        if self.layers and any(type(layer) not in self.layers for layer in getattr(cache, "layers", ())):
+            raise NotImplementedError
+        self.steps += [(self.rows, step) for step in found.logits]
+        return found
+
+    def logits(self, row: int) -> Tensor:
+        """Of a row, at every step: (step, vocabulary)."""
+        return torch.stack([step[list(rows).index(row)] for rows, step in self.steps if row in rows])
+
+
+def _off(got: Tensor, want: Tensor) -> float:
+    """The largest difference of logits in standard deviations; infinite where either is not a number."""
+    if got.shape != want.shape:
+        return float("inf")
+    got, want = got.double(), want.double()
+    finite = want.isfinite()
+    if not finite.any() or not torch.equal(finite, got.isfinite()):
+        return float("inf")
+    return float((got - want)[finite].abs().max() / want[finite].std())
