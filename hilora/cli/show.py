@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -30,6 +31,11 @@ SEEN = {True: "[green]seen[/]", False: "[yellow]unseen[/]", None: "-"}
 
 class Screen(Console):
     """Wraps lines for a screen only; in a pipe or a file they are as long as they need to be."""
+
+    def __init__(self, **options: Any) -> None:
+        # a width that the environment names is a screen's, too
+        environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        super().__init__(_environ=environment, **options)
 
     @property  # type: ignore[misc]
     def size(self) -> ConsoleDimensions:

@@ -258,7 +258,9 @@ def test_each_token_uses_as_many_rocs_of_each_adapter_as_the_plan_says(
     for site in found.used:
         counts = found.counts([site])
         assert counts.shape == (len(found.tokens), len(found.names))
-        assert counts.eq(found.plan.rocs[0][None]).all(), site
+        read = [i for i, token in enumerate(found.tokens) if token != "<pad>"]  # that is all 0
+        assert len(read) > found.num_prompt
+        assert counts[read].eq(found.plan.rocs[0][None]).all(), site
     assert found.used_at(list(found.used)).shape[1] == int(found.plan.ranks.sum())
     torch.testing.assert_close(found.shares().sum(1), torch.ones(len(found.tokens)))
 

@@ -412,7 +412,7 @@ def test_pool_add_all_adds_the_good_and_names_the_refused(
     result = CliRunner().invoke(app, ["pool", "add-all", str(home), "--pool", str(pool)])
     assert "1 added, 1 there before, 4 refused" in result.stdout
     assert result.exit_code == 2
-    said = [line for line in result.stderr.splitlines() if line.strip()]  # where the bar was, a line is blank
+    said = [line for line in result.stderr.splitlines() if line.startswith("hilora: ")]
     told = {
         "a-dora": "use_dora",
         "b-half": "line 1 has half a character",

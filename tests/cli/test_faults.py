@@ -29,7 +29,7 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """Exit code and stderr of a program whose command ends with an error."""
 
     def call(error: BaseException) -> tuple[Any, str]:
-        def fail() -> None:
+        def fail(**_: Any) -> None:
             raise error
 
         monkeypatch.setattr(commands, "app", fail)
