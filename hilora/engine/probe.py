@@ -37,6 +37,9 @@ COARSE = 8e-2
 """The same for bf16, and whatever else."""
 ROUNDED = 0.25
 """More is no rounding, whatever a second row does without padding: experts are chosen by a hair in half precision."""
+DEEP = 0.5
+"""What many layers of plain attention may round to in half precision: SmolLM2-135M in bf16 gives up to 0.21 with padding,
+and is 0.29 away from itself in fp32. Only where the cache says that attention is all there is."""
 LENGTHS, NEW = (16, 6, 2), 3
 """Tokens of the rows, and new ones of each."""
 
@@ -74,7 +77,7 @@ def _probe(model: Any, fill: int) -> tuple[Batching, str]:
     why = "an encoder-decoder has two caches"
     if not model.config.is_encoder_decoder:
         try:
-            if probe.same(probe.open(), alone):
+            if probe.same(probe.open(), alone, DEEP):
                 return Batching.OPEN, "a row that is padded, and stays when another leaves, gives what it gives alone"
             why = "a row gives something else when another leaves"
         except BROKEN as error:
@@ -112,15 +115,23 @@ class Probe:
         generate_staged(heard, ids, mask, options | given, heard.serve, When(lambda new: new[0] == leaves))
         return [heard.logits(row) for row in self.short]
 
-    def same(self, got: Sequence[Tensor], alone: Sequence[Tensor]) -> bool:
-        """Whether a run of all rows gave the short ones the logits that they have alone, but for rounding."""
-        return all(self._same(row, *pair) for row, pair in zip(self.short, zip(got, alone, strict=True), strict=True))
+    def same(self, got: Sequence[Tensor], alone: Sequence[Tensor], most: float = 0.0) -> bool:
+        """Whether a run of all rows gave the short ones the logits that they have alone, but for rounding.
 
-    def _same(self, row: int, got: Tensor, alone: Tensor) -> bool:
+        Args:
+            got, alone: logits of the short rows.
+            most: a difference that half precision is allowed without being asked.
+        """
+        pairs = zip(got, alone, strict=True)
+        return all(self._same(row, *pair, most) for row, pair in zip(self.short, pairs, strict=True))
+
+    def _same(self, row: int, got: Tensor, alone: Tensor, most: float) -> bool:
         if (off := _off(got, alone)) <= TOLERANCE.get(self.model.dtype, COARSE):
             return True
-        if self.model.dtype.itemsize > 2 or off > ROUNDED:
+        if self.model.dtype.itemsize > 2:
             return False
+        if off <= most or off > ROUNDED:
+            return off <= most
         return off <= 2 * _off(self.run([row, row])[0], alone)  # what a second row does by rounding, without padding
 
     def run(self, rows: Sequence[int]) -> list[Tensor]:

