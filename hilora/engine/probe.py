@@ -38,8 +38,8 @@ COARSE = 8e-2
 ROUNDED = 0.25
 """More is no rounding, whatever a second row does without padding: experts are chosen by a hair in half precision."""
 DEEP = 0.5
-"""What many layers of plain attention may round to in half precision: SmolLM2-135M in bf16 gives up to 0.21 with padding,
-and is 0.29 away from itself in fp32. Only where the cache says that attention is all there is."""
+"""What many layers of attention may round to in half precision: SmolLM2-135M in bf16 differs by 0.21 with padding,
+and by 0.29 from itself in fp32. Only where the cache says that attention is all there is."""
 LENGTHS, NEW = (16, 6, 2), 3
 """Tokens of the rows, and new ones of each."""
 
