@@ -112,7 +112,7 @@ def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
         InputError: the template refuses the chat or leaves out a message, or the prompt has half a character.
     """
     chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    contents = [_whole(content) for _, content in _turns(chat)]
+    contents = [content for _, content in _turns(chat)]
     return render(chat, tokenizer) if tokenizer.chat_template else "\n".join(contents)
 
 
