@@ -37,7 +37,9 @@ class Average:
 
 
 def combine(adapters: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """The weighted sums of A and of B, each by itself."""
+    """The weighted sums of A and of B, each by itself, summed in fp64: a weight such as 1/52 times a bf16 factor is
+    rounded only once, in the sum (fp32; fp64 where a factor is).
+    """
     merged: Factors = {}
     for site in sorted({site for factors in adapters for site in factors}):
         parts = [
@@ -45,11 +47,12 @@ def combine(adapters: Sequence[Factors], weights: Sequence[float]) -> Factors:
         ]
         rank = max(down.shape[0] for _, down, _ in parts)
         _, first, last = parts[0]
+        exact = any(torch.float64 in (a.dtype, b.dtype) for _, a, b in parts)
         down = torch.zeros(rank, first.shape[1], dtype=torch.float64)
         up = torch.zeros(last.shape[0], rank, dtype=torch.float64)
         for weight, a, b in parts:
-            down[: a.shape[0]] += weight * a
-            up[:, : b.shape[1]] += weight * b
-        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+            down[: a.shape[0]] += weight * a.double()
+            up[:, : b.shape[1]] += weight * b.double()
+        wide = torch.float64 if exact else torch.float32
         merged[site] = (down.to(wide), up.to(wide))
     return merged

@@ -35,6 +35,16 @@ def test_average_takes_the_mean_of_a_and_of_b_with_zeros_for_what_is_missing() -
     torch.testing.assert_close(merged["v"][0], adapters[0]["v"][0] / 2)
 
 
+def test_halves_are_summed_before_they_are_rounded() -> None:
+    stored = [{s: (a.bfloat16(), b.bfloat16()) for s, (a, b) in f.items()} for f in random_adapters([3] * 7)]
+    exact = [{s: (a.double(), b.double()) for s, (a, b) in f.items()} for f in stored]
+    for site, (down, up) in Average()(stored).items():
+        wanted_down, wanted_up = Average()(exact)[site]
+        assert down.dtype == up.dtype == torch.float32
+        torch.testing.assert_close(down, wanted_down.float(), rtol=0, atol=0)
+        torch.testing.assert_close(up, wanted_up.float(), rtol=0, atol=0)
+
+
 def test_one_adapter_averaged_or_with_few_rocs_is_itself() -> None:
     (adapter,) = random_adapters([4])
     for merge in (Average(), Lego(4), Lego(9)):
