@@ -168,8 +168,10 @@ def page(here: Device, lines: list[dict[str, object]]) -> str:
             continue
         load = Load(line["batch"], round(line["tokens"]["prompt"] / line["batch"]), line["distinct"], line["rank"])
         found = ratios(SMOL, load, here, line["new_tokens"])
-        seen = {part: line[part]["hilora_over_base"] for part in ("prefill", "decode")} | {
-            "whole": line["hilora_over_base"]
+        if "pinned_over_base" not in line:
+            continue  # routed freely: what a row uses is not known beforehand
+        seen = {part: line[part]["pinned_over_base"] for part in ("prefill", "decode")} | {
+            "whole": line["pinned_over_base"]
         }
         cells = [f"{found[part]:.2f} / {seen[part]:.2f}" for part in ("prefill", "decode", "whole")]
         checked.append((line["case"], *cells))

@@ -15,8 +15,8 @@ from hilora.jsonl import read_lines
 
 HERE = Path(__file__).parent
 Line = dict[str, Any]
-MAIN = "batch 32, 8 adapters, zipf"
-PEFT = "... beside PEFT"
+MAIN = "routed freely, batch 32"
+PEFT = "beside PEFT, batch 32, 8 adapters"
 DISTINCT = "32 distinct"
 ARROW = "Arrow over 48"
 MANY = "Arrow over 1,000"
@@ -73,8 +73,10 @@ def token_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
     rows = []
     for name, one, other, least in (
         (MAIN, "hilora", "base", ">= 0.95"),
-        (PEFT, "hilora", "peft_single", ">= 1.8"),
-        (DISTINCT, "hilora", "peft_mixed", ">= 4"),
+        (MAIN, "pinned", "base", "-"),
+        (PEFT, "pinned", "peft_single", ">= 1.8"),
+        (DISTINCT, "pinned", "peft_mixed", ">= 4"),
+        (DISTINCT, "oracle", "peft_mixed", "-"),
         (ARROW, "arrow", "peft_arrow", ">= 3"),
         (ARROW, "hilora", "peft_arrow", ">= 5"),
         (MANY, "hilora", "peft_arrow", ">= 50"),
@@ -82,9 +84,9 @@ def token_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
         line = pick(lines, case=name)
         if line and {one, other} <= line["seconds"].keys():
             rows.append((f"{one} / {other}: {name}", least, ratio(line, one, other)))
-            if other == "base":
+            if other == "base" and one == "hilora":
                 rows += [(f"... {p}", "-", ratio(line, one, other, p)) for p in ("prefill", "decode")]
-            elif one == "hilora":
+            elif one in ("hilora", "pinned") and other != "base":
                 rows.append((f"... base / {other}", "-", ratio(line, "base", other)))
     return rows
 
@@ -145,14 +147,19 @@ def throughput_table(lines: Sequence[Line]) -> str:
     rows = []
     first = (MAIN, PEFT)
     for line in sorted(lines, key=lambda line: first.index(line["case"]) if line["case"] in first else len(first)):
-        cells = [ratio(line, "hilora", "base", part) for part in ("whole", "prefill", "decode")]
-        for other in ("peft_single", "peft_mixed", "peft_arrow"):
-            cells.append(ratio(line, "hilora", other) if other in line["seconds"] else "-")
-        speed = line["tokens"]["new"] / statistics.median(seconds_of(line["seconds"]["hilora"], "decode"))
         alone = ", one thread" if line["threads"] == 1 else ""
-        rows.append((line["case"] + alone, *cells, f"{speed:.0f}"))
+        for one in (name for name in ("hilora", "pinned") if name in line["seconds"]):
+            cells = [ratio(line, one, "base", part) for part in ("whole", "prefill", "decode")]
+            for other in ("peft_single", "peft_mixed", "peft_arrow"):
+                cells.append(ratio(line, one, other) if other in line["seconds"] else "-")
+            speed = line["tokens"]["new"] / statistics.median(seconds_of(line["seconds"][one], "decode"))
+            used = line["free"]["distinct"] if one == "hilora" else line["distinct"]
+            how = "freely" if one == "hilora" else "pinned"
+            rows.append((line["case"] + alone, how, str(used), *cells, f"{speed:.0f}"))
     heading = [
         "case",
+        "routed",
+        "adapters in the batch",
         "of base",
         "prefill",
         "decode",
@@ -254,7 +261,8 @@ def page(home: Path) -> str:
             "## Throughput",
             "",
             "{told}, {dtype}, PEFT {peft};".format(told=device(line), **line),
-            "median and range of the ratio in each of the interleaved rounds; hilora embeds and routes every prompt.",
+            "median and range of the ratio in each of the interleaved rounds; hilora embeds and routes every prompt,",
+            "freely among all adapters of the pool or pinned to one, as PEFT's single and mixed batches are.",
             "",
             throughput_table(throughput),
             "",

@@ -3,8 +3,10 @@
     python benchmarks/throughput.py --json benchmarks/throughput.jsonl
 
 Each case is a `hilora bench`: contenders that compute the same are compared first, then all are timed in interleaved
-rounds. Cases that the file has already from this processor are left; --only names some. Adapters of cases that name a
-rank are random, as are base models "as wide as Llama-2-7B" (two layers). Run it with nothing else on the machine.
+rounds. "Routed freely" chooses among all adapters of the pool; in the other cases a prompt is pinned to one, so that
+the batch has as many adapters as the case says. Cases that the file has already from this processor are left; --only
+names some. Adapters of cases that name a rank are random, as are base models "as wide as Llama-2-7B" (two layers).
+Run it with nothing else on the machine.
 """
 
 import argparse
@@ -25,8 +27,9 @@ from hilora.pool.source import find_pool
 
 QV, ALL = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ARROW = ("base", "hilora", "arrow", "peft_arrow")
-MIXED = ("base", "hilora", "oracle", "peft_single", "peft_mixed")
-FEW = ("base", "hilora")
+MIXED = ("base", "pinned", "oracle", "peft_single", "peft_mixed")
+FREE = ("base", "hilora", "pinned")
+FEW = ("base", "pinned")
 SHORT = {"rounds": 3, "new_tokens": 16}
 WIDE = "as wide as Llama-2-7B"
 LAYERS = 2
@@ -58,10 +61,10 @@ def case(name: str, *, contenders: Sequence[str] = MIXED, **more: Any) -> Case:
 
 
 CASES = (
-    case("batch 32, 8 adapters, zipf", contenders=("base", "hilora", "oracle"), rounds=9),
-    case("... beside PEFT", **SHORT),
+    case("routed freely, batch 32", contenders=(*FREE, "oracle"), rounds=9, method=("hilora-plus", {})),
+    case("beside PEFT, batch 32, 8 adapters", **SHORT),
     case("Arrow over 48", contenders=ARROW, rounds=2, new_tokens=8),
-    case("hilora-plus", contenders=FEW, **SHORT, method=("hilora-plus", {})),
+    case("hilora as printed, routed freely", contenders=FREE, rounds=9, method=("hilora", {})),
     case("batch 1", batch=1, adapters=1, rounds=9, new_tokens=16),
     case("batch 8, 8 adapters", batch=8, share="distinct", rounds=5, new_tokens=16),
     case("batch 64, 8 adapters", batch=64, contenders=FEW, **SHORT),

@@ -1,15 +1,17 @@
 """Who is timed: hilora, the base model, and PEFT's ways to serve adapters, all on the same weights.
 
     base            the model alone
-    hilora          each prompt routed (embedding included) among the adapters that it may use
-    oracle          the same without routing: each prompt's own adapter, whole
+    hilora          each prompt routed (embedding included) among all adapters of the pool
+    pinned          the same, but that a prompt may use one adapter only: as many in the batch as were asked for
+    oracle          not routed: each prompt's own adapter, whole
     arrow           our Arrow over the adapters of the bench
     peft_single     PEFT, one unmerged adapter for all rows
     peft_mixed      PEFT, `adapter_names`: one adapter per row
     peft_arrow      PEFT's Arrow over the adapters of the bench
 
-`oracle` and `peft_mixed` compute the same function, as do `arrow` and `peft_arrow`: their logits are compared before
-anything is timed.
+Who chooses among all adapters is compared with who does (`hilora` with `peft_arrow`), who is given one with who is
+(`pinned` and `oracle` with `peft_single` and `peft_mixed`). `oracle` and `peft_mixed` compute the same function, as
+do `arrow` and `peft_arrow`: their logits are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from hilora.errors import InputError
 from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 
-CONTENDERS = ("base", "hilora", "oracle", "arrow", "peft_single", "peft_mixed", "peft_arrow")
+CONTENDERS = ("base", "hilora", "pinned", "oracle", "arrow", "peft_single", "peft_mixed", "peft_arrow")
 TWINS = {("oracle", "peft_mixed"): 0.0, ("arrow", "peft_arrow"): 0.05}
 """Pairs that compute the same function -> how far apart they may be at least: PEFT finds Arrow's prototypes by 15
 steps of power iteration, not exactly."""
@@ -47,7 +49,8 @@ def contenders(stage: Stage, wanted: Sequence[str]) -> Iterator[list[Contender]]
     """
     ours = {
         "base": lambda: _ours("base", stage, "base", {}),
-        "hilora": lambda: _ours("hilora", stage, *stage.method, allow=[[name] for name in stage.work.adapters]),
+        "hilora": lambda: _ours("hilora", stage, *stage.method),
+        "pinned": lambda: _ours("pinned", stage, *stage.method, allow=[[name] for name in stage.work.adapters]),
         "oracle": lambda: _ours("oracle", stage, "oracle", {}, labels=list(stage.work.adapters)),
         "arrow": lambda: _ours("arrow", stage, "arrow", {}, allow=list(stage.names)),
     }

@@ -17,9 +17,10 @@ Times = dict[str, dict[str, list[float]]]
 """Contender -> "prefill" (the first new token) and "whole" -> seconds of each round."""
 RATIOS = {
     "hilora_over_base": ("hilora", "base"),
-    "hilora_over_peft_single": ("hilora", "peft_single"),
-    "hilora_over_peft_mixed": ("hilora", "peft_mixed"),
-    "hilora_over_arrow": ("hilora", "peft_arrow"),
+    "pinned_over_base": ("pinned", "base"),
+    "pinned_over_peft_single": ("pinned", "peft_single"),
+    "pinned_over_peft_mixed": ("pinned", "peft_mixed"),
+    "hilora_over_peft_arrow": ("hilora", "peft_arrow"),
     "arrow_over_peft_arrow": ("arrow", "peft_arrow"),
 }
 """Throughput of the first over that of the second."""

@@ -21,6 +21,7 @@ from hilora.engine.generate import HiLoRA
 from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup
 from hilora.methods.lookup import get_method
+from hilora.planner import Planner
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView
@@ -40,6 +41,7 @@ class Settings:
     contenders: Sequence[str] | None = None
     method: tuple[str, dict[str, Any]] = ("hilora", {})
     seed: int = 0
+    prompts: Sequence[str] | None = None
 
     def wanted(self) -> list[str]:
         """The contenders; by default all, PEFT's if it is installed.
@@ -125,6 +127,7 @@ def prepared(pool: str, base: str | None, dtype: str | None, settings: Settings)
         words=settings.words,
         new_tokens=settings.new_tokens,
         seed=settings.seed,
+        prompts=settings.prompts,
     )
     router = HiLoRA.from_pretrained(base, opened, dtype=dtype)
     stage = Stage(
@@ -138,12 +141,12 @@ def prepared(pool: str, base: str | None, dtype: str | None, settings: Settings)
         settings.method,
     )
     with contenders(stage, wanted) as built:
-        gaps = check_twins(built)
+        gaps, free = check_twins(built), routed_freely(stage) if "hilora" in wanted else {}
         yield Bench(
             built,
             settings,
             count_tokens(router, work),
-            describe(stage, settings, gaps),
+            describe(stage, settings, gaps) | free,
             router.model.device,
             lambda: stage.embedder(work.prompts),
         )
@@ -164,6 +167,19 @@ def count_tokens(router: HiLoRA, work: Workload) -> dict[str, int]:
     return {"prompt": prompt, "new": (work.new_tokens - 1) * len(work.prompts)}
 
 
+def routed_freely(stage: Stage) -> dict[str, Any]:
+    """What `hilora` uses of the pool for this batch: adapters and ROCs of a prompt, adapters of all prompts."""
+    planner = Planner(stage.pool, get_method(stage.method[0], **stage.method[1]), stage.embedder)
+    chosen = planner.explain(planner.route(list(stage.work.prompts)))
+    return {
+        "free": {
+            "distinct": len({choice.name for row in chosen for choice in row}),
+            "adapters": round(statistics.mean(map(len, chosen)), 2),
+            "rocs": round(statistics.mean(sum(choice.rocs for choice in row) for row in chosen), 2),
+        }
+    }
+
+
 def describe(stage: Stage, settings: Settings, gaps: dict[str, float]) -> dict[str, Any]:
     """The setup of the numbers."""
     versions = {}
@@ -175,7 +191,7 @@ def describe(stage: Stage, settings: Settings, gaps: dict[str, float]) -> dict[s
         "hilora bench",
         **versions,
         dtype=str(stage.model.dtype).removeprefix("torch."),
-        **asdict(settings),
+        **asdict(settings) | {"prompts": "given" if settings.prompts else "random words"},
         pool_adapters=len(stage.pool),
         arrow_over=len(stage.names),
         distinct=len(stage.work.distinct),

@@ -1,4 +1,4 @@
-"""What is timed: prompts of random words, and the adapter that each one needs."""
+"""What is timed: prompts, of random words if none are given, and the adapter that each one is pinned to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Workload:
 
     Attributes:
         prompts: texts.
-        adapters: the name of the one that serves each prompt.
+        adapters: for who is given one: its name for each prompt.
         new_tokens: to generate for each, whatever the end token says.
     """
 
@@ -37,7 +37,15 @@ class Workload:
 
 
 def make_workload(
-    names: Sequence[str], *, batch: int, adapters: int, share: str, words: int, new_tokens: int, seed: int = 0
+    names: Sequence[str],
+    *,
+    batch: int,
+    adapters: int,
+    share: str,
+    words: int,
+    new_tokens: int,
+    seed: int = 0,
+    prompts: Sequence[str] | None = None,
 ) -> Workload:
     """Prompts, and adapters shared out over them.
 
@@ -49,10 +57,11 @@ def make_workload(
             "identical" (one adapter for all).
         words, new_tokens: of each prompt and answer.
         seed: of words and order.
+        prompts: the first `batch` of them instead of random words; `words` counts for nothing then.
 
     Raises:
         UnknownNameError: no such share.
-        InputError: more adapters than prompts or names, or none.
+        InputError: more adapters than prompts or names, or none; fewer prompts than the batch has.
     """
     if share not in SHARES:
         raise UnknownNameError("share", share, SHARES)
@@ -62,6 +71,9 @@ def make_workload(
             f"{count} distinct adapters do not go into a batch of {batch} from a pool of {len(names)}. "
             f"Give --adapters from 1 to {min(batch, len(names))}, or a larger batch."
         )
+    if prompts is not None and len(prompts) < batch:
+        found = len(prompts)
+        raise InputError(f"A batch of {batch} needs as many prompts, got {found}. Give --batch {found}.")
     random = np.random.default_rng(seed)
     chosen = [names[i] for i in random.permutation(len(names))[:count]]
     weights = 1 / np.arange(1, count + 1) if share == "zipf" else np.ones(count)
@@ -70,5 +82,6 @@ def make_workload(
     times[np.argsort(times - left, kind="stable")[: batch - count - times.sum()]] += 1  # largest remainders
     owners = [name for name, more in zip(chosen, times.tolist(), strict=True) for _ in range(more + 1)]
     order = random.permutation(batch)
-    prompts = [" ".join(random.choice(WORDS.split(), size=words)) for _ in range(batch)]
-    return Workload(prompts, [owners[i] for i in order], new_tokens)
+    if prompts is None:
+        prompts = [" ".join(random.choice(WORDS.split(), size=words)) for _ in range(batch)]
+    return Workload(list(prompts[:batch]), [owners[i] for i in order], new_tokens)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hilora.cli.options import Base, Dtype, PoolName, Settings, parse_settings, quiet_transformers, split_names
+from hilora.cli.prompts import read_asked
 from hilora.cli.show import console, progress, status
 
 
@@ -21,12 +22,13 @@ def bench(
     method: Annotated[str, typer.Option(help="What is timed as hilora: a method that routes by itself.")] = "hilora",
     option: Settings = None,
     contenders: Annotated[
-        str, typer.Option(help="Of base, hilora, oracle, arrow, peft_single, peft_mixed, ...")
+        str, typer.Option(help="Of base, hilora, pinned, oracle, arrow, peft_single, peft_mixed, peft_arrow.")
     ] = "",
     batch: Annotated[int, typer.Option(min=1, help="Prompts in the batch.")] = 32,
-    adapters: Annotated[int, typer.Option(min=1, help="Distinct adapters in the batch.")] = 8,
+    adapters: Annotated[int, typer.Option(min=1, help="Adapters that prompts are pinned to.")] = 8,
     share: Annotated[str, typer.Option(help="How prompts share them: zipf, identical, distinct.")] = "zipf",
     words: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 60,
+    file: Annotated[Path | None, typer.Option(help="Time these prompts, one per line, not random words.")] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
     arrow_adapters: Annotated[int, typer.Option(min=1, help="Adapters that Arrow looks at.")] = 48,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 5,
@@ -36,8 +38,11 @@ def bench(
 ) -> None:
     """Time hilora, the base model and PEFT in interleaved rounds, on your base, pool and device.
 
-    Run it with nothing else on the machine.
+    hilora routes each prompt among all adapters of the pool; "pinned" is hilora with one adapter a prompt, which is
+    what PEFT's batches are given. Prompts are random words unless --file gives some. Run it with nothing else on the
+    machine.
     """
+    from hilora.base.prompts import query_texts
     from hilora.bench.plot import check_plot, draw
     from hilora.bench.run import Settings as Wanted
     from hilora.bench.run import prepared
@@ -55,6 +60,7 @@ def bench(
         rounds=2 if quick else rounds,
         contenders=split_names(contenders) if contenders else None,
         method=(method, parse_settings(option)),
+        prompts=query_texts([each.prompt for each in read_asked((), file)]) if file else None,
     )
     quiet_transformers()
     with ExitStack() as stack:

@@ -131,10 +131,47 @@ def test_all_contenders_compute_what_they_should_and_are_timed(world: Pool) -> N
         assert bench.header["twins"]["oracle = peft_mixed"] < 1e-4
         result = bench.run()
     assert set(result["seconds"]) == set(CONTENDERS)
-    for ratio in ("base", "peft_single", "peft_mixed", "arrow"):
-        assert result[f"hilora_over_{ratio}"] > 0
+    for ratio in ("hilora_over_base", "hilora_over_peft_arrow", "pinned_over_peft_mixed", "pinned_over_peft_single"):
+        assert result[ratio] > 0
     assert result["tokens"]["new"] == 6 * 2
     assert json.loads(json.dumps(result))["seconds"] == result["seconds"]
+
+
+def test_hilora_routes_freely_and_pinned_does_not(world: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    route = running.Planner.route
+
+    def seen(self: Any, texts: Any, **options: Any) -> Any:
+        found = route(self, texts, **options)
+        asked[str(options.get("allow"))] = [{c.name: c.rocs for c in each} for each in self.explain(found)]
+        return found
+
+    monkeypatch.setattr(running.Planner, "route", seen)
+    settings = small(contenders=["hilora", "pinned"], method=("mixture", {"k": 2}))
+    with prepared(str(world.path), None, None, settings) as bench:
+        free, *_ = asked.values()
+        assert bench.header["free"] == {
+            "distinct": len(set().union(*free)),
+            "adapters": sum(map(len, free)) / len(free),
+            "rocs": round(sum(sum(each.values()) for each in free) / len(free), 2),
+        }
+        asked.clear()
+        bench.run()
+    pinned = [[name] for name in asked.keys() - {"None"}]
+    assert asked["None"] == free
+    assert len(pinned) == 1
+    assert all(len(each) == 1 for each in asked[pinned[0][0]])
+
+
+def test_given_prompts_are_timed_and_too_few_are_refused(world: Pool) -> None:
+    texts = [f"prompt {i}" for i in range(6)]
+    with prepared(str(world.path), None, None, small(contenders=["base"], prompts=texts)) as bench:
+        assert bench.header["prompts"] == "given"
+        assert "free" not in bench.header
+    with pytest.raises(InputError, match="Give --batch 5"):
+        make_workload(NAMES, batch=6, adapters=2, share="zipf", words=3, new_tokens=2, prompts=texts[:5])
+    work = make_workload(NAMES, batch=4, adapters=2, share="zipf", words=3, new_tokens=2, prompts=texts)
+    assert work.prompts == texts[:4]
 
 
 def test_the_command_writes_a_line_and_a_plot(world: Pool, tmp_path: Path) -> None:
