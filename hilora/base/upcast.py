@@ -27,7 +27,7 @@ def is_half(model: nn.Module) -> bool:
 
 @contextmanager
 def in_fp32(model: nn.Module) -> Iterator[None]:
-    """Run a model in fp32 while the context is open. No weight is changed: an fp32 one stands in for it in its block.
+    """Run a model in fp32 while the context is open. No weight is changed: an fp32 one stands in for it.
 
     Args:
         model: called by nobody else meanwhile.
@@ -35,11 +35,12 @@ def in_fp32(model: nn.Module) -> Iterator[None]:
     Raises:
         NotImplementedError: its weights are quantised, or elsewhere.
     """
-    for each in model.parameters():
-        if not each.is_floating_point() or each.dtype.itemsize < 2 or getattr(model, "hf_quantizer", None):
-            raise NotImplementedError("its weights are quantised")
-        if each.is_meta:
-            raise NotImplementedError("its weights are offloaded")
+    weights = list(model.parameters())
+    coded = any(not each.is_floating_point() or each.dtype.itemsize < 2 for each in weights)
+    if coded or getattr(model, "hf_quantizer", None) is not None:  # some keep what is coded in buffers
+        raise NotImplementedError("its weights are quantised")
+    if any(each.is_meta for each in weights):
+        raise NotImplementedError("its weights are offloaded")
     layers, room = _layers(model), ROOM
     within = {part for parts in layers.values() for part in parts}
     with ExitStack() as stack:

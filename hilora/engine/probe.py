@@ -8,7 +8,7 @@ is of a kind that is not known here: what it keeps of a long prompt does not sho
 What a base's code does to a row does not depend on its precision, and in fp32 no rounding is large enough to hide it,
 or to pass for it: so a base in half precision is judged in fp32, all of its layers, with its own weights
 (`base.upcast`; a shallow copy would have to know which layers a hybrid cannot do without). One that does not run so
-(weights that are quantised or offloaded, kernels for half precision alone) is judged as it is, by a tolerance.
+(weights quantised or offloaded, kernels for half precision alone, no memory) is judged as it is, by a tolerance.
 """
 
 from __future__ import annotations
