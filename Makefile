@@ -1,16 +1,24 @@
 # make demo: a fresh machine to routed answers.   make test: the tests.   make lint: what CI also checks.
+# make test-transformers VERSION=5.19: the tests that lean on transformers, with that one; by default the oldest promised.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN = .venv/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = bin/python -m pip install --quiet --disable-pip-version-check
+PIP = .venv/$(INSTALL)
+WORKERS ?= -n logical --maxprocesses 8 --dist worksteal
+VERSION ?= 5.17
+OTHER = .venv-transformers-$(VERSION)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-transformers lint format clean
 
 demo: .venv/.demo
 	$(BIN)/hilora demo --pool pools/flan-mini
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
+
+test-transformers: $(OTHER)/.dev
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest $(WORKERS) $(addprefix tests/,base pool compose engine train)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -35,5 +43,15 @@ format: .venv/.dev
 	$(PIP) --constraint constraints.txt --editable '.[default,dev]'
 	touch $@
 
+# what transformers itself asks for is left to pip, all else is as in constraints.txt
+$(OTHER)/.dev: pyproject.toml constraints.txt requirements-default.txt
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/$(INSTALL) $(TORCH)
+	grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > $(OTHER)/constraints.txt
+	echo 'transformers==$(VERSION).*' >> $(OTHER)/constraints.txt
+	$(OTHER)/$(INSTALL) --constraint $(OTHER)/constraints.txt --editable '.[default,dev]'
+	$(OTHER)/$(INSTALL) --no-deps --require-hashes --requirement requirements-default.txt
+	touch $@
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-transformers-* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -2,13 +2,16 @@
 
 Each gets random weights in fp32 and two random adapters at its linear modules. Four prompts of different lengths, of
 which one ends early, are answered in one batch as `HiLoRA` runs it, and each prompt alone by the plain equation. What
-the other ways to run the batch give is noted, too. Resumes where it stopped; `--page` writes the table of the docs.
+the other ways to run the batch give is noted, too, and the class of the same weights in bf16. Resumes where it
+stopped; `--page` writes the table of the docs.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import re
 import signal
 import time
 import traceback
@@ -21,7 +24,7 @@ from typing import Any
 import torch
 from lines import append
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM, __version__
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -117,6 +120,8 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 """What an architecture needs beside."""
+OTHER = re.compile("Router|GroupedLinear")
+"""Linear by name, but what they give is not x @ weight.T: an adapter's delta has another shape."""
 
 
 BESIDE: tuple[dict[str, Any], ...] = (
@@ -275,7 +280,7 @@ def examine(model: Any) -> dict[str, Any]:
     """What is found out about a model."""
     lies, output = orders(model), model.get_output_embeddings()
     modules = {each: model.get_submodule(each) for each in linear_shapes(model)}
-    names = [each for each, of in modules.items() if "Router" not in type(of).__name__ and of is not output]
+    names = [each for each, of in modules.items() if not OTHER.search(type(of).__name__) and of is not output]
     plain = [each for each in names if lies.get(each) is not Order.MIXED]
     found: dict[str, Any] = {
         "weights": sum(p.numel() for p in model.parameters()),
@@ -283,9 +288,9 @@ def examine(model: Any) -> dict[str, Any]:
         "by_step": sum(order is Order.STEPS for order in lies.values()),
         "mixed": len(names) - len(plain),
     }
-    batching = batching_of(model, FILL)
+    batching, half = batching_of(model, FILL), copy.deepcopy(model).to(torch.bfloat16)
     case = Case(model, plain)
-    found |= {"batching": batching.value, "answers": case.compare(batching)}
+    found |= {"batching": batching.value, "bf16": batching_of(half, FILL).value, "answers": case.compare(batching)}
     found["lengths"] = [len(new) for new, _ in case.expected]
     ways = (Batching.CLOSED, Batching.ALONE) if not case.left else tuple(Batching)
     found["ways"] = {way.value: case.compare(way) for way in ways if way is not batching}
@@ -293,7 +298,8 @@ def examine(model: Any) -> dict[str, Any]:
         every = Case(model, names)
         assert rows_apart(model, every.sites, every.plan)
         found["everywhere"] = every.compare(Batching.ALONE)
-    found["right"] = found["answers"].startswith("same") and found.get("everywhere", "same").startswith("same")
+    answers = (found["answers"], found.get("everywhere", "same"))
+    found["right"] = all(said.startswith("same") for said in answers) and found["bf16"] == batching
     return found
 
 
@@ -315,7 +321,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 def line(kind: str, name: str, made: str, measured: Callable[[str, str], dict[str, Any]] = measure) -> dict[str, Any]:
     """The line of an architecture: what was found out, or why it was not run."""
-    began, head = time.perf_counter(), {"kind": kind, "type": name, "class": made}
+    began, head = time.perf_counter(), {"kind": kind, "type": name, "class": made, "transformers": __version__}
     try:
         with limited(SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -332,6 +338,7 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
     ran = [each for each in lines if "skipped" not in each]
     counts = {way: sum(each["batching"] == way.value for each in ran) for way in Batching}
     wrong = [each for each in ran if not each["right"]]
+    versions = " and ".join(sorted({each["transformers"] for each in lines}))
     text = [
         "# Architectures",
         "",
@@ -348,10 +355,12 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
         "",
         "Below is what `benchmarks/architectures.py` found on tiny random models in fp32: four prompts of different",
         "lengths and two adapters in one batch, one row ending early, against each prompt alone. A class stands for",
-        "a config that was made small; yours is probed when it is loaded.",
+        "a config that was made small; yours is probed before it first answers. The same weights in bf16 are of the",
+        "same class, since half precision is judged in fp32; one that is not would count as wrong.",
         "",
         f"{len(ran)} architectures ran ({', '.join(f'{count} {way}' for way, count in counts.items())}), "
-        f"{len(wrong)} of them wrong; {len(lines) - len(ran)} could not be built or run tiny.",
+        f"{len(wrong)} of them wrong; {len(lines) - len(ran)} could not be built or run tiny "
+        f"(transformers {versions}).",
         "",
         "| type | class of transformers | batches | answers | other ways | modules by step, mixed |",
         "|---|---|---|---|---|---|",
@@ -359,7 +368,7 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
     for each in sorted(ran, key=lambda each: (each["kind"], each["type"])):
         ways = ", ".join(f"{way}: {said.split(':')[0]}" for way, said in each["ways"].items())
         lie = f"{each['by_step']}, {each['mixed']}" if each["by_step"] or each["mixed"] else ""
-        answers = each["answers"] if each["right"] else f"**{each['answers']}**"
+        answers = each["answers"] if each["right"] else f"**{each['answers']}; in bf16 {each['bf16']}**"
         text.append(f"| {each['type']} | {each['class']} | {each['batching']} | {answers} | {ways} | {lie} |")
     text += ["", "## Not run", "", "| type | class of transformers | why |", "|---|---|---|"]
     for each in sorted(lines, key=lambda each: (each["kind"], each["type"])):

@@ -62,6 +62,12 @@ def test_the_public_names_are_these() -> None:
     assert "__version__" in dir(hilora)
 
 
+def test_the_oldest_transformers_that_is_promised_is_the_one_that_make_tests() -> None:
+    (promised,) = re.findall(r'"transformers>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert f"\nVERSION ?= {promised}\n" in (ROOT / "Makefile").read_text()
+    assert f"transformers {promised} or newer" in (ROOT / "docs" / "getting-started.md").read_text()
+
+
 def test_the_readmes_table_is_the_one_that_was_measured() -> None:
     text = (ROOT / "README.md").read_text()
     table = text.split("<!-- from reproduce/hilora/results.md -->\n")[1].split("\n<!-- end -->")[0]

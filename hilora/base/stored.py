@@ -53,9 +53,10 @@ class Layout:
 
     def module(self, saved: str) -> str:
         """The present name of a module that an adapter names as it was saved."""
-        from transformers.core_model_loading import apply_renamings
+        from transformers.core_model_loading import rename_source_key
 
-        return apply_renamings(f"{saved}.weight", self._renamings).removesuffix(".weight")
+        now: str = rename_source_key(f"{saved}.weight", self._renamings, [])[0]
+        return now.removesuffix(".weight")
 
     def tied(self, name: str) -> list[str]:
         """Parameters that are one with this one, itself first: an output layer may be the embedding."""

@@ -4,6 +4,11 @@ Every new token is given, and the raw logits of each step are compared, so that 
 first run in stages, a longer row leaving after its first token; if that gives other logits, or a cache that cannot be
 cut by row, it is run to its end; if that gives other logits, too, rows run alone. They also do where a layer's cache
 is of a kind that is not known here: what it keeps of a long prompt does not show in a short one.
+
+What a base's code does to a row does not depend on its precision, and in fp32 no rounding is large enough to hide it,
+or to pass for it: so a base in half precision is judged in fp32, all of its layers, with its own weights
+(`base.upcast`; a shallow copy would have to know which layers a hybrid cannot do without). One that does not run so
+(weights quantised or offloaded, kernels for half precision alone, no memory) is judged as it is, by a tolerance.
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from hilora.base.models import first_line
 from hilora.base.padding import pad_batch
 from hilora.base.rows import BROKEN, some_tokens
+from hilora.base.upcast import in_fp32, is_half
 from hilora.engine.attach import carrying
 from hilora.engine.batching import Batching
 from hilora.engine.cache import CACHE, Growing
@@ -32,7 +39,7 @@ CUT_BY_ROW = (DynamicLayer, DynamicSlidingWindowLayer, Growing, getattr(cache_ut
 RECURRENT = tuple(each for name, each in vars(cache_utils).items() if name.startswith("LinearAttention"))
 """Layers that hold a state of each row, too."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2}
-"""Largest difference that rounding explains, in standard deviations of the logits, by the model's dtype."""
+"""Largest difference that rounding explains, in standard deviations of the logits, by the dtype it is judged in."""
 COARSE = 8e-2
 """The same for bf16, and whatever else."""
 ROUNDED = 0.25
@@ -69,32 +76,54 @@ def batching_of(model: Any, fill: int) -> Batching:
 def _probe(model: Any, fill: int) -> tuple[Batching, str]:
     if getattr(model.config, "attention_type", None) == "block_sparse":
         return Batching.ALONE, "its attention is another one in a batch that is long enough"
+    how, dtype = "", model.dtype
+    if is_half(model):
+        try:
+            with in_fp32(model):
+                return _judge(Probe(model, fill, torch.float32))
+        except BROKEN as error:
+            how = f" (judged by a tolerance, not in fp32: {first_line(error)})"
     try:
-        probe = Probe(model, fill)
-        alone = [probe.run([row])[0] for row in probe.short]
+        found, why = _judge(Probe(model, fill, dtype))
     except BROKEN as error:
-        return Batching.ALONE, f"the probe failed ({type(error).__name__})"
+        found, why = Batching.ALONE, f"a row alone, or a padded batch, fails ({type(error).__name__})"
+    return found, why + how
+
+
+def _judge(probe: Probe) -> tuple[Batching, str]:
+    """A class, and why; raises one of `BROKEN` where the model fails at rows alone, or at a padded batch."""
+    alone = [probe.run([row])[0] for row in probe.short]
     why = "an encoder-decoder has two caches"
-    if not model.config.is_encoder_decoder:
+    if not probe.model.config.is_encoder_decoder:
         try:
             if probe.same(probe.open(), alone, DEEP):
                 return Batching.OPEN, "a row that is padded, and stays when another leaves, gives what it gives alone"
             why = "a row gives something else when another leaves"
         except BROKEN as error:
-            why = f"a cache cannot be cut by row ({type(error).__name__})"
+            why = f"a cache cannot be cut by row ({first_line(error)})"
     try:
         if probe.same(probe.closed(), alone):
             return Batching.CLOSED, f"padding changes nothing, but {why}"
         return Batching.ALONE, "padding changes what a row gives"
-    except BROKEN as error:
-        return Batching.ALONE, f"a padded batch fails ({type(error).__name__})"
+    except UnknownCache as error:
+        return Batching.ALONE, str(error)
+
+
+class UnknownCache(NotImplementedError):
+    """A model's cache has layers that may not run in the way that is tried."""
 
 
 class Probe:
-    """A long row and short ones, run in several ways; a run gives the short ones' logits, (step, vocabulary) each."""
+    """A long row and short ones, run in several ways; a run gives the short ones' logits, (step, vocabulary) each.
 
-    def __init__(self, model: Any, fill: int) -> None:
-        self.model, self.fill, self.short = model, fill, range(1, len(LENGTHS))
+    Args:
+        model: the base model.
+        fill: the token that fills batches.
+        dtype: in which the model computes.
+    """
+
+    def __init__(self, model: Any, fill: int, dtype: torch.dtype) -> None:
+        self.model, self.fill, self.dtype, self.short = model, fill, dtype, range(1, len(LENGTHS))
         tokens = iter(some_tokens(model, sum(LENGTHS) + NEW * len(LENGTHS)))
         self.prompts = [[next(tokens) for _ in range(length)] for length in LENGTHS]
         self.answers = [[next(tokens) for _ in range(NEW)] for _ in LENGTHS]
@@ -126,9 +155,9 @@ class Probe:
         return all(self._same(row, *pair, most) for row, pair in zip(self.short, pairs, strict=True))
 
     def _same(self, row: int, got: Tensor, alone: Tensor, most: float) -> bool:
-        if (off := _off(got, alone)) <= TOLERANCE.get(self.model.dtype, COARSE):
+        if (off := _off(got, alone)) <= TOLERANCE.get(self.dtype, COARSE):
             return True
-        if self.model.dtype.itemsize > 2:
+        if self.dtype.itemsize > 2:
             return False
         if off <= most or off > ROUNDED:
             return off <= most
@@ -194,9 +223,10 @@ class _Heard:
         found = self.model.generate(**options, output_logits=True, num_beams=1, num_return_sequences=1)
         cache = getattr(found, CACHE, None)
         if self.layers is CUT_BY_ROW and type(cache) is not DynamicCache:
-            raise NotImplementedError
-        if self.layers and any(type(layer) not in self.layers for layer in getattr(cache, "layers", ())):
-            raise NotImplementedError
+            raise UnknownCache(f"its cache is a {type(cache).__name__}")
+        for layer in getattr(cache, "layers", ()):
+            if self.layers and type(layer) not in self.layers:
+                raise UnknownCache(f"a layer of its cache is a {type(layer).__name__}")
         self.steps += [(self.rows, step) for step in found.logits]
         return found
 

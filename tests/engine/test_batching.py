@@ -21,7 +21,7 @@ from hilora.base.rows import Order, alike, orders, some_tokens
 from hilora.engine.attach import attach
 from hilora.engine.batching import Batching
 from hilora.engine.cache import CACHE
-from hilora.engine.probe import batching_of
+from hilora.engine.probe import COARSE, DEEP, Probe, _off, batching_of
 from hilora.errors import InputError, ModelError
 
 VOCAB = 99
@@ -111,6 +111,95 @@ def test_a_base_is_of_the_class_that_its_caches_and_masks_allow(build: Any, kind
 @pytest.mark.parametrize(("kind", "expected"), CLASSES.items())
 def test_rounding_does_not_change_the_class(kind: str, expected: str, dtype: torch.dtype) -> None:
     assert batching_of(random_model(CONFIGS[kind](), dtype), 0) == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen3.5", "rwkv", "sliding"])
+def test_the_class_is_the_same_where_blocks_are_cast_one_at_a_time(kind: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("hilora.base.upcast.ROOM", 0)
+    assert batching_of(random_model(CONFIGS[kind](), torch.bfloat16), 0) == CLASSES[kind]
+
+
+def rough_model() -> Any:
+    """In bf16, whose attention is so sharp that rounding grows from layer to layer."""
+    model = random_model(tf.LlamaConfig(**ENDS, **WIDE | {"num_hidden_layers": 16}))
+    for layer in model.model.layers:
+        for each in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            each.weight.data *= 6
+    return model.bfloat16()
+
+
+@torch.inference_mode()
+def differs(model: Any, dtype: torch.dtype) -> float:
+    """By how much the logits of padded rows differ from those alone, in standard deviations."""
+    probe = Probe(model, 0, dtype)
+    return max(_off(got, probe.run([row])[0]) for got, row in zip(probe.closed(), probe.short, strict=True))
+
+
+def test_rounding_beyond_any_tolerance_keeps_no_row_alone() -> None:
+    model = rough_model()
+    assert differs(model, torch.bfloat16) > DEEP
+    assert batching_of(model, 0) is Batching.OPEN
+
+
+class Leaks(nn.Module):
+    """Adds a little of all tokens, padding included, to each."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.inner(x)
+        return found + 5e-4 * found.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_wrong_by_less_than_half_precision_rounds_is_found(dtype: torch.dtype) -> None:
+    model = random_model(CONFIGS["sliding"](), dtype)
+    for layer in model.model.layers:
+        layer.mlp = Leaks(layer.mlp)
+    assert differs(model, dtype) < COARSE
+    assert batching_of(model, 0) is Batching.ALONE
+
+
+class Kernel(nn.Module):
+    """Takes half precision alone, as some kernels do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype is torch.float32:
+            raise RuntimeError("only fp16 and bf16")
+        found: torch.Tensor = self.inner(x)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("kernel", "only fp16 and bf16"), ("quantised", "its weights are quantised")]
+)
+def test_what_does_not_run_in_fp32_is_judged_by_a_tolerance(
+    kind: str, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_model(CONFIGS["sliding"](), torch.bfloat16)
+    if kind == "kernel":
+        model.model.layers[1].mlp = Kernel(model.model.layers[1].mlp)
+    else:
+        model.register_parameter("codes", nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False))
+    with caplog.at_level(logging.INFO, "hilora"):
+        assert batching_of(model, 0) is Batching.OPEN
+    assert f"judged by a tolerance, not in fp32: {why}" in caplog.text
+
+
+def test_half_precision_is_judged_in_as_many_passes_as_fp32() -> None:
+    counts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model, calls = random_model(CONFIGS["sliding"](), dtype), []
+        model.model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        batching_of(model, 0)
+        counts.append(len(calls))
+    assert counts == [9, 9]
 
 
 @pytest.mark.parametrize("kind", CLASSES)

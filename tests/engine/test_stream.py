@@ -60,6 +60,14 @@ def nothing_is_left(router: HiLoRA) -> bool:
     return not streams() and not ours and len(router.generate("zzy", max_new_tokens=1)) == 1
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Also by what a shell runs in the background, which it lets ignore it: a test would wait for ever."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt() -> None:
     """Ctrl-C, as the thread that takes the pieces meets it."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
