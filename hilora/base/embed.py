@@ -119,14 +119,19 @@ class EmbedderInfo:
             return False
         return mine.samefile(other) if mine.exists() else mine.is_absolute() and any(other.glob("*.safetensors"))
 
-    def load(self, pool: Path, dtype: torch.dtype | str = torch.float32) -> Embedder:
+    def load(self, pool: Path, dtype: torch.dtype | str = torch.float32, name: str | None = None) -> Embedder:
         """Load this embedder of a pool.
+
+        Args:
+            pool: its folder.
+            dtype: that the encoder computes in.
+            name: what it goes by now, where that is another folder or name than the pool's.
 
         Raises:
             ModelError: there is no such model.
             MismatchError: there is another one under this name.
         """
-        embedder = Embedder(self.name, instruction=self.instruction, dtype=dtype)
+        embedder = Embedder(name or self.name, instruction=self.instruction, dtype=dtype)
         self.check(describe_embedder(embedder), pool)
         return embedder
 

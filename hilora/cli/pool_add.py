@@ -126,9 +126,7 @@ def _open_or_create(path: str, base: str | None, embedder: str | None) -> tuple[
         pool = Pool.open(path)
         if base is not None:
             _check_base(pool.base, base, path)
-        found = Embedder(embedder or pool.embedder.name, instruction=pool.embedder.instruction)
-        pool.embedder.check(describe_embedder(found), pool.path)
-        return pool, found
+        return pool, pool.embedder.load(pool.path, name=embedder)
     left = {BASE} if Path(path).is_dir() else set()  # what a crash may leave of a pool that was being made
     if Path(path).exists() and (not left or {p.name for p in Path(path).iterdir() if p.name[0] != "."} - left):
         raise PoolError(f"{path} exists and is no pool. Choose an empty or a new folder for a new pool.")
@@ -146,14 +144,12 @@ def _check_base(own: BaseInfo, base: str, pool: str) -> None:
         ModelError: there is no such base.
     """
     from hilora.base.embedded import BASES
-    from hilora.base.fingerprint import describe_base, same_sketch
+    from hilora.base.fingerprint import describe_base
 
     if base == own.name or (own.name in BASES and base in BASES[own.name].aliases):
         return
     quiet_transformers()
-    found = describe_base(base)
-    alike = (found.sites, found.template) == (own.sites, own.template) and found.sketch.keys() & own.sketch.keys()
-    if not alike or not same_sketch(found.sketch, own.sketch):
+    if not own.is_same(describe_base(base)):
         raise MismatchError(
             f"The pool {pool} is for {own.name!r}, not for {base!r}. Leave --base away, or name a new --pool."
         )

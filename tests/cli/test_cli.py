@@ -391,6 +391,20 @@ def test_a_pool_that_is_there_takes_no_other_base_or_embedder(
         assert "was embedded with 'fake'" in fails(*command, "--pool", pool, "--embedder", "fake")
 
 
+def test_a_base_that_cannot_be_sampled_is_known_by_its_files(
+    pool: Path, fake: Any, fails: Any, original: tuple[Any, Pool], tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(original[1].base, sketch={}, files="0123")
+    (pool / "base.json").write_text(own.to_json())
+    others = {"moved/weights": own, "other/weights": replace(own, files="4567"), "no/files": replace(own, files="")}
+    monkeypatch.setattr("hilora.base.fingerprint.describe_base", others.__getitem__)
+    folder = tiny.adapter(pool.parent / "new", tiny.sites(original[0], "llama"), seed=31)
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, tiny.texts("alpha", 9, 3))))
+    for name in ("other/weights", "no/files"):
+        assert f"not for '{name}'" in fails("pool", "add", "new", folder, "--pool", pool, "--base", name)
+    run("pool", "add", "new", folder, "--pool", pool, "--base", "moved/weights")
+
+
 def test_pool_add_all_adds_the_good_and_names_the_refused(
     pool: Path, tiny: Any, fake: Any, no_base: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
