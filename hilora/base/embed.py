@@ -19,6 +19,7 @@ from hilora.base.models import first_line, parse_dtype, told_in_a_line
 from hilora.base.pointers import refuse_pointers
 from hilora.base.prompts import half_pair
 from hilora.base.stored import PICKLED, hash_files
+from hilora.base.threads import one_thread
 from hilora.errors import InputError, MismatchError, ModelError
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
@@ -26,6 +27,12 @@ INSTRUCTION = "Represent the sentence for similar task retrieval"
 
 BATCH = 16
 """Texts embedded at once: of like length, so that little is padded; 32 are no faster (`benchmarks/embedding.py`)."""
+
+FEW_CHARACTERS = 256
+"""Of all texts of a call, with their instructions, that one thread embeds: a question of a line or two, in some 64
+tokens. An encoder works on them in dozens of products, too small to be worth it that threads wait for each other
+after each; where other programs have the cores, every such wait may last as long as all of the work. Of more tokens,
+and so of any list of samples, the products are large enough to be shared."""
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 EMBEDDERS = {
@@ -65,7 +72,8 @@ class Embedder:
         with told_in_a_line(f"The embedder {name!r} cannot be loaded", "Check its files."):
             self._encode = plain_encoder(path, device, dtype) or sentence_encoder(path, device, dtype)
             self.fingerprint = hash_files(_weights(path))
-            self.dim = int(self._encode(["a"]).shape[1])
+            with one_thread():
+                self.dim = int(self._encode(["a"]).shape[1])
 
     def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
         """Embed texts; like lengths share a batch, the order is the caller's.
@@ -82,9 +90,10 @@ class Embedder:
         instructed = [f"{self.instruction}: {text}" if self.instruction else text for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
         out = torch.empty(len(texts), self.dim)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            out[part] = self._encode([instructed[i] for i in part]).float().cpu()
+        with one_thread(sum(map(len, instructed)), FEW_CHARACTERS):
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
+                out[part] = self._encode([instructed[i] for i in part]).float().cpu()
         return out
 
 

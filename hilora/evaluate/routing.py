@@ -19,6 +19,7 @@ from torch import Tensor
 from hilora.base import embed
 from hilora.base.embed import Embedder, Remembering, describe_embedder
 from hilora.base.records import prompt_of, text_of
+from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import Floats
 from hilora.evaluate.setup import setup
@@ -56,7 +57,9 @@ def _cosine(samples: Sequence[Features]) -> Scorer:
 def own_scorer(samples: Sequence[Features], ridge: float | None = None) -> Scorer:
     """A Gaussian per adapter (HiLoRA Eq. 3); without a ridge, one is chosen on the samples."""
     embeddings = [own.embeddings for own in samples]
-    model = OwnGaussian(choose_ridge(embeddings) if ridge is None else ridge).fit(embeddings)
+    chosen = choose_ridge(embeddings) if ridge is None else ridge
+    with one_thread():  # each adapter's own matrix is small, however many there are
+        model = OwnGaussian(chosen).fit(embeddings)
     return Scorer(lambda texts: model.score(texts.embeddings), {"ridge": model.ridge})
 
 
