@@ -38,6 +38,7 @@ def bench(
 
     Run it with nothing else on the machine.
     """
+    from hilora.base.outputs import check_file
     from hilora.bench.plot import check_plot, draw
     from hilora.bench.run import Settings as Wanted
     from hilora.bench.run import prepared
@@ -45,6 +46,8 @@ def bench(
 
     if plot is not None:
         check_plot(plot)
+    if out is not None:
+        check_file(out)
     settings = Wanted(
         batch=8 if quick else batch,
         adapters=min(adapters, 4) if quick else adapters,

@@ -44,6 +44,7 @@ def tasks(
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.base.models import load_base
+    from hilora.base.outputs import check_file, refuse_held
     from hilora.evaluate.job import Bench, Job
     from hilora.evaluate.lines import check_plain
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
@@ -53,6 +54,8 @@ def tasks(
     if halves is not None and setting != "within":
         raise InputError(f"--halves are of the setting within; got --setting {setting}. Leave --halves away.")
     check_plain(json_out)
+    check_file(json_out)
+    refuse_held(json_out)
     opened = open_pool(pool)
     rows = load_rows(data)
     keep_tasks, keep_clusters = (None if names is None else split_names(names) for names in (task, cluster))

@@ -40,12 +40,14 @@ def add(
 ) -> None:
     """Check an adapter and put it into a pool; the pool is made if there is none."""
     from hilora.pool.described import DESCRIPTION, description_texts
+    from hilora.pool.manifest import check_name
     from hilora.pool.peft_config import read_config
     from hilora.pool.source import adapter_folder, samples_for
     from hilora.route.gaussian import MIN_SAMPLES
 
     if sum(given is not None for given in (samples, prompts, describe)) > 1:
         raise InputError("Give one of --samples, --prompts and --describe.")
+    check_name(name)
     folder = adapter_folder(source)
     read_config(folder)  # what is no adapter is said before samples are asked for
     if describe is not None:
@@ -119,9 +121,11 @@ def _open_or_create(path: str, base: str | None, embedder: str | None) -> tuple[
     """The pool, made if there is none, and its embedder; what is named for a pool that is there must be its own."""
     from hilora.base.embed import DEFAULT_EMBEDDER, Embedder, describe_embedder
     from hilora.base.fingerprint import describe_base
+    from hilora.base.outputs import check_folder
     from hilora.pool import Pool
     from hilora.pool.store import BASE, MANIFEST
 
+    check_folder(Path(path))
     if (Path(path) / MANIFEST).exists():
         pool = Pool.open(path)
         if base is not None:

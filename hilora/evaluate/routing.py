@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hilora.base import embed
 from hilora.base.embed import Embedder, Remembering, describe_embedder
+from hilora.base.outputs import check_file
 from hilora.base.records import prompt_of, text_of
 from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
@@ -193,6 +194,8 @@ def run_routing(
     Raises:
         HiloraError: a file, a method or the embedder will not do.
     """
+    if out is not None:
+        check_file(out)
     known, asked = read_samples(samples), read_samples(test)
     _check(known, asked, methods)  # before a model is loaded
     embedder = embed.Embedder(embedder_name, instruction=instruction)

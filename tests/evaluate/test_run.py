@@ -96,6 +96,19 @@ def test_every_method_is_measured_on_every_case(run: Run, rows: list[Row], tmp_p
             assert line["seen"] or own not in [name for name, *_ in line["route"]]
 
 
+def test_no_second_run_writes_the_same_results_meanwhile(run: Run, rows: list[Row], tmp_path: Path) -> None:
+    out, told = tmp_path / "out.jsonl", []
+
+    def meanwhile(label: str, done: int) -> None:
+        with pytest.raises(InputError, match="Another run is writing") as caught:
+            run(out)
+        told.append(str(caught.value))
+
+    run(out, on_rows=meanwhile)
+    assert told
+    assert len(measured(run(out))) == 3 * len(rows)
+
+
 def test_what_is_written_is_what_generate_answers(
     run: Run, rows: list[Row], world: Any, tokenizer: Any, embedder: Any, tmp_path: Path
 ) -> None:
