@@ -85,7 +85,7 @@ def table(
     setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="That the others are compared with; default: hilora, if it is there."),
+        typer.Option(help="With --by method: that the others are compared with; default: hilora, if it is there."),
     ] = None,
     by: Annotated[str, typer.Option(help="method, cost, cluster or task.")] = "method",
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
@@ -98,6 +98,11 @@ def table(
 
     if by not in TABLES:
         raise UnknownNameError("table", by, TABLES)
+    if reference is not None and by != "method":
+        raise InputError(
+            f"--reference is what the table by method compares with, and the one by {by} compares nothing. Leave "
+            f"--reference away, or take --by method."
+        )
     read = read_results(results)
     if setting is not None and setting not in read.settings:
         raise UnknownNameError("setting of these results:", setting, read.settings)

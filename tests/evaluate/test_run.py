@@ -125,6 +125,9 @@ def test_what_is_written_is_what_generate_answers(
             assert line["rocs"] == sum(answer.rocs.values())
 
 
+NO_REFERENCE = [by for by in TABLES if by != "method"]
+
+
 def test_a_table_is_compared_with_a_method_of_the_results_or_refused(run: Run, tmp_path: Path) -> None:
     run(tmp_path / "out.jsonl", methods="base,mixture")
 
@@ -141,9 +144,10 @@ def test_a_table_is_compared_with_a_method_of_the_results_or_refused(run: Run, t
         ("--reference", "hilora"): ("reference", "'hilora'", "base, mixture"),
         ("--reference", "mixtrue"): ("Did you mean 'mixture'?", "base, mixture"),
         ("--setting", "odd"): ("setting", "'odd'", "iid"),
+        **{("--reference", "base", "--by", by): ("--reference", f"by {by}", "--by method") for by in NO_REFERENCE},
     }.items():
         refused = table(*args)
-        assert isinstance(refused.exception, UnknownNameError)
+        assert isinstance(refused.exception, UnknownNameError | InputError)
         assert all(word in str(refused.exception) for word in words)
         assert refused.stdout == ""
 
