@@ -17,10 +17,10 @@ from hilora.base.embedded import Embedded
 from hilora.base.encoders import plain_encoder, sentence_encoder
 from hilora.base.models import first_line, parse_dtype, told_in_a_line
 from hilora.base.pointers import refuse_pointers
-from hilora.base.prompts import half_pair
+from hilora.base.prompts import check_whole
 from hilora.base.stored import PICKLED, hash_files
 from hilora.base.threads import one_thread
-from hilora.errors import InputError, MismatchError, ModelError
+from hilora.errors import MismatchError, ModelError
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
@@ -82,11 +82,7 @@ class Embedder:
             InputError: a text has half a character, which no tokenizer reads.
         """
         for number, text in enumerate(texts):
-            if (place := half_pair(text)) is not None:
-                raise InputError(
-                    f"Text {number} has half a character ({text[place]!r}) at {place}: {text!r:.60} Give the whole "
-                    f"character, or leave it out."
-                )
+            check_whole(text, f"Text {number}")
         instructed = [f"{self.instruction}: {text}" if self.instruction else text for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
         out = torch.empty(len(texts), self.dim)

@@ -19,6 +19,7 @@ from torch import Tensor
 from hilora.base import embed
 from hilora.base.embed import Embedder, Remembering, describe_embedder
 from hilora.base.outputs import check_file
+from hilora.base.prompts import check_whole
 from hilora.base.records import prompt_of, text_of
 from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
@@ -100,6 +101,7 @@ def read_samples(path: Path) -> dict[str, list[str]]:
             task = text = None
         if not (isinstance(task, str) and isinstance(text, str) and task.strip() and text.strip()):
             raise InputError(f'{path}, line {number}: expected {{"task": ..., "inputs": ...}}, got {line:.60}')
+        check_whole(text, f"{path}, line {number}")
         texts.setdefault(task, []).append(text)
     if not texts:
         raise InputError(f'{path} holds no rows. Expected JSON Lines with "task" and "inputs".')
