@@ -95,10 +95,10 @@ def check_whole(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         place = error.start
+        near = text[max(0, place - 30) : place + 20]
         raise InputError(
-            f"{what} has half a character ({text[place]!r}) at {place}, in {text[max(0, place - 30) : place + 20]!r}. "
-            "No tokenizer reads it; the text was cut inside a surrogate pair. Give the whole character, or leave it "
-            "out."
+            f"{what} has half a character ({text[place]!r}) at {place}, in {near!r}. No tokenizer reads it; the text "
+            "was cut inside a surrogate pair. Give the whole character, or leave it out."
         ) from error
 
 

@@ -87,14 +87,17 @@ def add_all(
 ) -> None:
     """Add every PEFT folder inside a folder under its own name; what is there already is left.
 
-    Whatever is wrong with one, the others are added; each that was refused is a line on stderr at the end.
+    Whatever is wrong with one, the others are added; each that was refused, and each folder that is no PEFT folder
+    and was left, is a line on stderr at the end.
     """
     from hilora.base.models import first_line
+    from hilora.pool.peft_config import CONFIG
     from hilora.pool.source import samples_for
 
-    found = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    inside = sorted(path for path in folder.glob("*") if path.is_dir())
+    found = [path for path in inside if (path / CONFIG).exists()]
     if not found:
-        raise InputError(f"{folder} holds no PEFT folders (none of its folders has an adapter_config.json).")
+        raise InputError(f"{folder} holds no PEFT folders (none of its folders has an {CONFIG}).")
     opened, embed = _open_or_create(pool, base, embedder)
     new = [path for path in found if path.name not in opened.names]
     refused = []
@@ -111,9 +114,11 @@ def add_all(
             advance(number)
     opened.tune()
     console.print(f"{len(new) - len(refused)} added, {len(found) - len(new)} there before, {len(refused)} refused")
+    others = [path for path in inside if path not in found and path.name[0] != "." and not path.samefile(pool)]
+    skipped = [f"{path.name}: skipped, as it has no {CONFIG}; an adapter needs one." for path in others]
+    for line in [*refused, *skipped]:
+        print(f"hilora: {line.encode(errors='backslashreplace').decode()}", file=sys.stderr)
     if refused:
-        for line in refused:
-            print(f"hilora: {line.encode(errors='backslashreplace').decode()}", file=sys.stderr)
         raise typer.Exit(2)
 
 

@@ -440,6 +440,25 @@ def test_pool_add_all_adds_the_good_and_names_the_refused(
     assert sorted(Pool.open(pool).names) == ["alpha", "beta", "delta", "gamma", "good"]
 
 
+def test_pool_add_all_names_the_folders_that_it_skips_and_is_well(
+    pool: Path, tiny: Any, fake: Any, no_base: None, tmp_path: Path
+) -> None:
+    home = tmp_path / "many"
+    for name in ("good", "better"):
+        folder = tiny.adapter(home / name, tiny.sites(tiny.model("llama"), "llama"), seed=len(name))
+        (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, tiny.texts("gamma", 6))))
+    (home / "notes").mkdir()
+    (home / "deeper" / "adapter").mkdir(parents=True)
+    (home / ".git").mkdir()
+    (home / "README.md").write_text("no folder")
+    shutil.move(pool, home / "pool")
+    result = CliRunner().invoke(app, ["pool", "add-all", str(home), "--pool", str(home / "pool")])
+    assert result.exit_code == 0, result.output
+    skipped = [line for line in result.stderr.splitlines() if "skipped" in line]
+    assert [line.split(":")[1].strip() for line in skipped] == ["deeper", "notes"]
+    assert {"good", "better"} <= set(Pool.open(home / "pool").names)
+
+
 def test_pool_reembed_takes_the_texts_from_a_folder(pool: Path, tiny: Any, fake: Any, fails: Any) -> None:
     texts = pool.parent / "texts"
     texts.mkdir()
