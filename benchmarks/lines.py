@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hilora.base.outputs import check_file
+
 Line = dict[str, Any]
 
 
@@ -26,6 +28,8 @@ def add(path: Path | None, lines: Iterable[Line]) -> None:
 
 def write(path: Path | None, lines: Iterable[Line]) -> None:
     """Show lines as they come, and put them, when all are there, in place of what a file held."""
+    if path:
+        check_file(path)  # lines may take hours to come
     kept = []
     for line in lines:
         print(line, flush=True)

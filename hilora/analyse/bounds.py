@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.threads import one_thread
 from hilora.errors import InputError
 from hilora.route.gaussian import OwnGaussian
 from hilora.route.tied import TiedGaussian
@@ -86,6 +87,7 @@ def normals(model: OwnGaussian | TiedGaussian) -> Normals:
     return Normals(model.mean_, floor, factor)
 
 
+@one_thread()  # each matrix is as wide as one adapter has directions
 def squares(
     floor: Float[Tensor, "adapter dim"],
     factor: Float[Tensor, "adapter direction dim"],

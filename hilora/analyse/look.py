@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hilora.base.outputs import check_folder
 from hilora.errors import HiloraError, InputError
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b5b5b", "#7b3f9e")
@@ -66,6 +67,16 @@ def need_matplotlib() -> None:
     """
     with drawing():
         pass
+
+
+def check_drawing(folder: Path) -> None:
+    """Refuse to begin what cannot be drawn, or not be kept in a folder.
+
+    Raises:
+        HiloraError: matplotlib is not installed, or the folder cannot be written.
+    """
+    check_folder(folder)
+    need_matplotlib()
 
 
 def save(figure: Any, path: Path, formats: Sequence[str] = FORMATS, dpi: int = DPI) -> list[Path]:

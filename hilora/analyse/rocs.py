@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
 from hilora.pool.canonical import canonical
 from hilora.types import Factors
@@ -155,6 +156,7 @@ def directions(of: Directions) -> Numbers:
     }
 
 
+@one_thread()
 def two_groups(units: Float[Tensor, "roc width"], signs: str) -> float:
     """How well one adapter's directions fall into two groups of two or more: the best cut along their first axis.
 

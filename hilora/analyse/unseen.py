@@ -44,6 +44,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.analyse.bounds import Normals, normals, reduced, squares
+from hilora.base.threads import one_thread
 from hilora.errors import InputError
 from hilora.route.features import check_samples
 from hilora.route.gaussian import MIN_SAMPLES, OwnGaussian
@@ -81,6 +82,7 @@ class Chernoff:
         return min(1.0, float(self.log_moment[others].exp().sum()) / k)
 
 
+@one_thread()  # here and below, each matrix is of one task's samples, or of one rival's span
 def fit_unseen(model: OwnGaussian | TiedGaussian, samples: Float[Tensor, "sample dim"]) -> Normals:
     """The unseen task's Gaussian, in the coordinates of `normals(model)`.
 
@@ -101,6 +103,7 @@ def fit_unseen(model: OwnGaussian | TiedGaussian, samples: Float[Tensor, "sample
     return Normals(mean, torch.full_like(mean, model.shrinkage), factor[None])
 
 
+@one_thread()
 def expected_scores(unseen: Normals, pool: Normals) -> Float[Tensor, " adapter"]:
     """E_q[log p_i(z)] up to what all adapters share; KL(q || p_i) = its negative, less q's entropy.
 
@@ -116,6 +119,7 @@ def expected_scores(unseen: Normals, pool: Normals) -> Float[Tensor, " adapter"]
     return -(log_det + distance.sum(1) + trace) / 2
 
 
+@one_thread()
 def chernoff(unseen: Normals, pool: Normals, target: int | None = None) -> Chernoff:
     """Lemma 3 at the best alpha for each rival of the nearest adapter i*, or of another one, the target.
 

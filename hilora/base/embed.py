@@ -17,15 +17,22 @@ from hilora.base.embedded import Embedded
 from hilora.base.encoders import plain_encoder, sentence_encoder
 from hilora.base.models import first_line, parse_dtype, told_in_a_line
 from hilora.base.pointers import refuse_pointers
-from hilora.base.prompts import half_pair
+from hilora.base.prompts import check_whole
 from hilora.base.stored import PICKLED, hash_files
-from hilora.errors import InputError, MismatchError, ModelError
+from hilora.base.threads import one_thread
+from hilora.errors import MismatchError, ModelError
 
 INSTRUCTION = "Represent the sentence for similar task retrieval"
 """The instruction of both papers."""
 
 BATCH = 16
 """Texts embedded at once: of like length, so that little is padded; 32 are no faster (`benchmarks/embedding.py`)."""
+
+FEW_CHARACTERS = 256
+"""Of all texts of a call, with their instructions, that one thread embeds: a question of a line or two, in some 64
+tokens. An encoder works on them in dozens of products, too small to be worth it that threads wait for each other
+after each; where other programs have the cores, every such wait may last as long as all of the work. Of more tokens,
+and so of any list of samples, the products are large enough to be shared."""
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 EMBEDDERS = {
@@ -65,7 +72,8 @@ class Embedder:
         with told_in_a_line(f"The embedder {name!r} cannot be loaded", "Check its files."):
             self._encode = plain_encoder(path, device, dtype) or sentence_encoder(path, device, dtype)
             self.fingerprint = hash_files(_weights(path))
-            self.dim = int(self._encode(["a"]).shape[1])
+            with one_thread():
+                self.dim = int(self._encode(["a"]).shape[1])
 
     def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
         """Embed texts; like lengths share a batch, the order is the caller's.
@@ -74,17 +82,14 @@ class Embedder:
             InputError: a text has half a character, which no tokenizer reads.
         """
         for number, text in enumerate(texts):
-            if (place := half_pair(text)) is not None:
-                raise InputError(
-                    f"Text {number} has half a character ({text[place]!r}) at {place}: {text!r:.60} Give the whole "
-                    f"character, or leave it out."
-                )
+            check_whole(text, f"Text {number}")
         instructed = [f"{self.instruction}: {text}" if self.instruction else text for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
         out = torch.empty(len(texts), self.dim)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            out[part] = self._encode([instructed[i] for i in part]).float().cpu()
+        with one_thread(sum(map(len, instructed)), FEW_CHARACTERS):
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
+                out[part] = self._encode([instructed[i] for i in part]).float().cpu()
         return out
 
 
@@ -119,14 +124,19 @@ class EmbedderInfo:
             return False
         return mine.samefile(other) if mine.exists() else mine.is_absolute() and any(other.glob("*.safetensors"))
 
-    def load(self, pool: Path, dtype: torch.dtype | str = torch.float32) -> Embedder:
+    def load(self, pool: Path, dtype: torch.dtype | str = torch.float32, name: str | None = None) -> Embedder:
         """Load this embedder of a pool.
+
+        Args:
+            pool: its folder.
+            dtype: that the encoder computes in.
+            name: what it goes by now, where that is another folder or name than the pool's.
 
         Raises:
             ModelError: there is no such model.
             MismatchError: there is another one under this name.
         """
-        embedder = Embedder(self.name, instruction=self.instruction, dtype=dtype)
+        embedder = Embedder(name or self.name, instruction=self.instruction, dtype=dtype)
         self.check(describe_embedder(embedder), pool)
         return embedder
 

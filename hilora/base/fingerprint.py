@@ -76,6 +76,18 @@ class BaseInfo:
         known = {self.name, *(BASES[self.name].aliases if self.name in BASES else ())}
         return _plain(name) in {_plain(own) for own in known}
 
+    def is_same(self, other: BaseInfo) -> bool:
+        """Whether another one describes this base, whatever its name; it is not where weights cannot be compared."""
+        return (self.sites, self.template) == (other.sites, other.template) and bool(
+            self._has_weights(other.sketch, other.files)
+        )
+
+    def _has_weights(self, sketch: Mapping[str, Sequence[float]], files: str) -> bool | None:
+        """Whether weights are this base's, by their sketch, else their files' bytes; None where it cannot be told."""
+        if self.sketch.keys() & sketch.keys():
+            return same_sketch(self.sketch, sketch)
+        return self.files == files if self.files and files else None
+
     def check_model(self, model: Any, template: str) -> None:
         """Refuse to use the pool with another model than it was made for.
 
@@ -105,13 +117,13 @@ class BaseInfo:
         if self.sketch and not found and source:  # quantised or offloaded
             stored = stored_weights(source)
             found = _sketch(stored, list(self.sketch)) if stored else {}
-        files = _hash_source(source) if self.files else ""
-        if found or files:
-            if not same_sketch(self.sketch, found) or (files and files != self.files):
-                raise MismatchError(
-                    f"The pool was made for {self.name!r}; this model has the same shape and other weights. "
-                    f"Load that base, or make a new pool for this one."
-                )
+        same = self._has_weights(found, _hash_source(source) if self.files else "")
+        if same is False:
+            raise MismatchError(
+                f"The pool was made for {self.name!r}; this model has the same shape and other weights. "
+                f"Load that base, or make a new pool for this one."
+            )
+        if same:
             return
         why = "this model's weights cannot be sampled" if self.sketch else "the pool has no sample of its weights"
         _log.warning(

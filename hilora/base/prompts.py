@@ -32,7 +32,8 @@ def query_text(prompt: Prompt) -> str:
         InputError: the prompt is empty, has half a character, or is no chat in the expected form.
     """
     if isinstance(prompt, str):
-        text = _whole(prompt)
+        check_whole(prompt, "A prompt")
+        text = prompt
     else:
         turns = _turns(prompt)
         if "user" not in (role for role, _ in turns):
@@ -76,33 +77,29 @@ def _turns(chat: Messages) -> list[tuple[str, str]]:
     for _, content in turns:
         if not isinstance(content, str):
             raise InputError(f"Message content must be a text; got {type(content).__name__}.")
-        _whole(content)
+        check_whole(content, "A prompt")
     return turns
 
 
-def half_pair(text: str) -> int | None:
-    """Where a text has half of a surrogate pair (as an emoji's "\\ud83d"), which is no character; None if nowhere."""
+def check_whole(text: str, what: str) -> None:
+    """Refuse a text with half of a surrogate pair, as an emoji's "\\ud83d", which is no character.
+
+    Args:
+        text: any.
+        what: it is, for the message: a prompt, a file and line.
+
+    Raises:
+        InputError: says where in the text.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return error.start
-    return None
-
-
-def _whole(text: str) -> str:
-    """The text, all of whose characters are whole ones.
-
-    Raises:
-        InputError: there is half a surrogate pair; says in which prompt, and where.
-    """
-    place = half_pair(text)
-    if place is None:
-        return text
-    start = max(0, place - 30)
-    raise InputError(
-        f"A prompt has half a character ({text[place]!r}) at {place}, in {text[start : place + 20]!r}. No tokenizer "
-        "reads it; the text was cut inside a surrogate pair. Give the whole character, or leave it out."
-    )
+        place = error.start
+        near = text[max(0, place - 30) : place + 20]
+        raise InputError(
+            f"{what} has half a character ({text[place]!r}) at {place}, in {near!r}. No tokenizer reads it; the text "
+            "was cut inside a surrogate pair. Give the whole character, or leave it out."
+        ) from error
 
 
 def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:

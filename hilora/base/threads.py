@@ -24,16 +24,17 @@ _inside, _before = 0, 0
 
 
 @contextmanager
-def one_thread(rows: int = 0) -> Iterator[None]:
+def one_thread(rows: int = 0, most: int = MANY_ROWS) -> Iterator[None]:
     """PyTorch's work of this block, or of a function so decorated, on one thread; afterwards as before.
 
     Where the number is one for all threads, it stays while one of them is inside, and then is what the first found.
 
     Args:
-        rows: of the block's matrices; with more than `MANY_ROWS` nothing changes.
+        rows: of the block's matrices, or another measure of its work.
+        most: with more rows than that nothing changes.
     """
     global _inside, _before  # noqa: PLW0603
-    if _depth.value or rows > MANY_ROWS:
+    if _depth.value or rows > most:
         yield
         return
     with _lock:

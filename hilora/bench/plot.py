@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hilora.analyse.look import COLOURS, GREY, drawing, need_matplotlib, save
+from hilora.base.outputs import check_file
 from hilora.bench.rounds import decode
 from hilora.errors import InputError
 
@@ -16,10 +17,12 @@ def check_plot(path: Path) -> None:
     """Refuse what cannot be drawn, before anything is timed.
 
     Raises:
-        HiloraError: the file's name ends in neither .png nor .svg, or matplotlib is not installed.
+        HiloraError: the file's name ends in neither .png nor .svg, it could not be written, or matplotlib is not
+            installed.
     """
     if path.suffix not in (".png", ".svg"):
         raise InputError(f"A plot is a .png or .svg file; got {path.name!r}.")
+    check_file(path)
     need_matplotlib()
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from hilora.base.outputs import check_file, refuse_held
 from hilora.cli.prompts import Asked
 from hilora.errors import InputError
 from hilora.jsonl import PACKED, json_line
@@ -94,19 +95,27 @@ class AnswerFile:
         done: numbers of the prompts that it answers already; known once it is begun.
 
     Raises:
-        InputError: it is there and `resume` is not given, or its name is that of an archive.
+        InputError: it is there and `resume` is not given, its name is that of an archive, it could not be written,
+            or another run is writing it.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
         if path.suffix == PACKED:
             raise InputError(f"Answers cannot be appended to {path}, an archive by its name. Give --out FILE.jsonl.")
-        if path.exists() and not resume:
-            raise InputError(f"{path} is there. Give --resume to go on with it, or another --out.")
-        self.path = path
+        check_file(path)
+        refuse_held(path)
+        self.path, self.resume = path, resume
+        self._refuse_existing()
         self.done: set[int] = set()
+
+    def _refuse_existing(self) -> None:
+        if self.path.exists() and not self.resume:
+            raise InputError(f"{self.path} is there. Give --resume to go on with it, or another --out.")
 
     def begin(self, settings: dict[str, Any], asked: Sequence[Asked], copies: Any = 1) -> None:
         """Write the settings, or compare them; what an interruption left of a last line or prompt is cut off.
+
+        Whoever begins it holds it (`base.outputs.alone`) until all is written.
 
         Args:
             settings: all that answers depend on beside their prompts.
@@ -116,9 +125,9 @@ class AnswerFile:
         Raises:
             InputError: the file is something else, or was begun with other settings or prompts.
         """
+        self._refuse_existing()  # another run may have begun and ended it while models were loaded
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         if not lines:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8", newline="\n")
             return
         try:

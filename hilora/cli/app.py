@@ -137,6 +137,9 @@ def generate(
     resume: Resume = False,
 ) -> None:
     """Answer prompts, each with the adapters that fit it."""
+    from contextlib import nullcontext
+
+    from hilora.base.outputs import alone
     from hilora.cli.answers import AnswerFile, settings_of, write_answers
     from hilora.cli.show import print_stream, progress
     from hilora.engine.generate import HiLoRA
@@ -160,12 +163,13 @@ def generate(
     if stream:
         show_completion(None, print_stream(router.stream(listed[0], **options)), text=False)
         return
-    if written is not None:
-        copies = options.get("num_return_sequences", 1)
-        written.begin(settings_of(router, options, settings), asked, copies)
     if as_json or written is not None:
-        with progress(len(listed), "prompts", bar=written is not None or not console.is_terminal) as advance:
-            write_answers(router, asked, advance, written, batch_size=batch_size, **options)
+        with nullcontext() if written is None else alone(written.path):
+            if written is not None:
+                copies = options.get("num_return_sequences", 1)
+                written.begin(settings_of(router, options, settings), asked, copies)
+            with progress(len(listed), "prompts", bar=written is not None or not console.is_terminal) as advance:
+                write_answers(router, asked, advance, written, batch_size=batch_size, **options)
         return
     with progress(len(listed), "prompts") as advance:
         answers = router.generate(listed, batch_size=batch_size, on_batch=lambda done, _: advance(done), **options)

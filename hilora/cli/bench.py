@@ -42,6 +42,7 @@ def bench(
     what PEFT's batches are given. Prompts are random words unless --file gives some. Run it with nothing else on the
     machine.
     """
+    from hilora.base.outputs import check_file
     from hilora.base.prompts import query_texts
     from hilora.bench.plot import check_plot, draw
     from hilora.bench.run import Settings as Wanted
@@ -50,6 +51,8 @@ def bench(
 
     if plot is not None:
         check_plot(plot)
+    if out is not None:
+        check_file(out)
     settings = Wanted(
         batch=8 if quick else batch,
         adapters=min(adapters, 4) if quick else adapters,

@@ -44,6 +44,7 @@ def tasks(
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.base.models import load_base
+    from hilora.base.outputs import check_file, refuse_held
     from hilora.evaluate.job import Bench, Job
     from hilora.evaluate.lines import check_plain
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
@@ -53,6 +54,8 @@ def tasks(
     if halves is not None and setting != "within":
         raise InputError(f"--halves are of the setting within; got --setting {setting}. Leave --halves away.")
     check_plain(json_out)
+    check_file(json_out)
+    refuse_held(json_out)
     opened = open_pool(pool)
     rows = load_rows(data)
     keep_tasks, keep_clusters = (None if names is None else split_names(names) for names in (task, cluster))
@@ -82,7 +85,7 @@ def table(
     setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="That the others are compared with; default: hilora, if it is there."),
+        typer.Option(help="With --by method: that the others are compared with; default: hilora, if it is there."),
     ] = None,
     by: Annotated[str, typer.Option(help="method, cost, cluster or task.")] = "method",
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
@@ -95,6 +98,11 @@ def table(
 
     if by not in TABLES:
         raise UnknownNameError("table", by, TABLES)
+    if reference is not None and by != "method":
+        raise InputError(
+            f"--reference is what the table by method compares with, and the one by {by} compares nothing. Leave "
+            f"--reference away, or take --by method."
+        )
     read = read_results(results)
     if setting is not None and setting not in read.settings:
         raise UnknownNameError("setting of these results:", setting, read.settings)

@@ -43,6 +43,7 @@ def explain(
     from hilora.analyse.explain import explain as explain_route
     from hilora.analyse.explain import explain_answer
     from hilora.analyse.page import render
+    from hilora.base.outputs import check_file
     from hilora.base.prompts import query_text
     from hilora.engine.generate import HiLoRA
     from hilora.planner import Planner
@@ -50,6 +51,7 @@ def explain(
     answering = {"--base": base, "--dtype": dtype, "--max-new-tokens": max_new_tokens}
     if not generate and (idle := [name for name, value in answering.items() if value is not None]):
         raise InputError(f"{idle[0]} is about the answer, and none is asked for. Add --generate, or leave it away.")
+    check_file(out)
     text = query_text(prompt)
     built, settings = choose_method(method, option)
     opened = open_pool(pool)

@@ -46,7 +46,7 @@ def activation(
     from hilora.engine.generate import HiLoRA
     from hilora.evaluate.setup import setup
 
-    look.need_matplotlib()
+    look.check_drawing(out)
     _, settings = choose_method(method, option)
     quiet_transformers()
     with status("Loading the base model, and answering"):
@@ -83,7 +83,7 @@ def weights(
     from hilora.errors import UnknownNameError
     from hilora.evaluate.setup import setup
 
-    look.need_matplotlib()
+    look.check_drawing(out)
     _, settings = choose_method(method, option)
     texts, _ = read_tasks(test)
     if unknown := [name for name in task or () if name not in texts]:

@@ -34,7 +34,7 @@ def rocs(
     from hilora.analyse.rocs import FORMS, PARTS, canonical_at, choose_sites, stack
     from hilora.evaluate.setup import setup
 
-    look.need_matplotlib()
+    look.check_drawing(out)
     if not site and not sites:
         raise InputError("Which sites? Give --site model.layers.3.self_attn.q_proj, or --sites q_proj,v_proj.")
     if draw is not None and not sites:
@@ -75,7 +75,7 @@ def similarity(
     from hilora.evaluate.routing import look_at
     from hilora.evaluate.setup import setup
 
-    look.need_matplotlib()
+    look.check_drawing(out)
     opened = open_pool(pool)
     if test is None:
         found = against_samples(opened.names, opened.samples(), opened.ridge)

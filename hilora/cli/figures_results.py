@@ -26,7 +26,7 @@ def selection(
     from hilora.analyse import figures, look
     from hilora.analyse.selection import count_selected, read_results
 
-    look.need_matplotlib()
+    look.check_drawing(out)
     found = count_selected(read_results(rows), method, setting)
     name = "selection_" + "".join(c if c.isalnum() or c in "-." else "_" for c in method)
     files = [write_entries({"method": method, "groups": found}, out / f"{name}.json")]
@@ -48,7 +48,7 @@ def retrieval(
     from hilora.analyse import figures, look
     from hilora.analyse.retrieval import against_k, against_samples, read_routing
 
-    look.need_matplotlib()
+    look.check_drawing(out)
     if k is not None and samples is None:
         raise InputError("--k is the point of curves over samples: give --samples, too, or leave --k away.")
     read = {path: read_routing(path) for path in results}

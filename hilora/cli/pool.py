@@ -122,11 +122,13 @@ def reembed(
 ) -> None:
     """Embed every adapter's samples anew, e.g. with another embedder. The pool keeps no texts: give them."""
     from hilora.base.embed import Embedder, describe_embedder
+    from hilora.base.outputs import check_folder
     from hilora.pool.source import SAMPLES_FILE, read_samples
 
     if not samples.is_dir():
         raise InputError(f"There is no folder {samples} of samples. Check --samples.")
     opened = open_pool(pool)
+    check_folder(opened.path)
     paths = {n: [samples / f"{n}.jsonl", samples / n / SAMPLES_FILE] for n in opened.names}
     texts = {n: read_samples(p) for n, places in paths.items() for p in places[::-1] if p.exists()}
     with status("Embedding"):

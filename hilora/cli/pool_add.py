@@ -40,12 +40,14 @@ def add(
 ) -> None:
     """Check an adapter and put it into a pool; the pool is made if there is none."""
     from hilora.pool.described import DESCRIPTION, description_texts
+    from hilora.pool.manifest import check_name
     from hilora.pool.peft_config import read_config
     from hilora.pool.source import adapter_folder, samples_for
     from hilora.route.gaussian import MIN_SAMPLES
 
     if sum(given is not None for given in (samples, prompts, describe)) > 1:
         raise InputError("Give one of --samples, --prompts and --describe.")
+    check_name(name)
     folder = adapter_folder(source)
     read_config(folder)  # what is no adapter is said before samples are asked for
     if describe is not None:
@@ -85,14 +87,17 @@ def add_all(
 ) -> None:
     """Add every PEFT folder inside a folder under its own name; what is there already is left.
 
-    Whatever is wrong with one, the others are added; each that was refused is a line on stderr at the end.
+    Whatever is wrong with one, the others are added; each that was refused, and each folder that is no PEFT folder
+    and was left, is a line on stderr at the end.
     """
     from hilora.base.models import first_line
+    from hilora.pool.peft_config import CONFIG
     from hilora.pool.source import samples_for
 
-    found = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    inside = sorted(path for path in folder.glob("*") if path.is_dir())
+    found = [path for path in inside if (path / CONFIG).exists()]
     if not found:
-        raise InputError(f"{folder} holds no PEFT folders (none of its folders has an adapter_config.json).")
+        raise InputError(f"{folder} holds no PEFT folders (none of its folders has an {CONFIG}).")
     opened, embed = _open_or_create(pool, base, embedder)
     new = [path for path in found if path.name not in opened.names]
     refused = []
@@ -109,9 +114,11 @@ def add_all(
             advance(number)
     opened.tune()
     console.print(f"{len(new) - len(refused)} added, {len(found) - len(new)} there before, {len(refused)} refused")
+    others = [path for path in inside if path not in found and path.name[0] != "." and not path.samefile(pool)]
+    skipped = [f"{path.name}: skipped, as it has no {CONFIG}; an adapter needs one." for path in others]
+    for line in [*refused, *skipped]:
+        print(f"hilora: {line.encode(errors='backslashreplace').decode()}", file=sys.stderr)
     if refused:
-        for line in refused:
-            print(f"hilora: {line.encode(errors='backslashreplace').decode()}", file=sys.stderr)
         raise typer.Exit(2)
 
 
@@ -119,16 +126,16 @@ def _open_or_create(path: str, base: str | None, embedder: str | None) -> tuple[
     """The pool, made if there is none, and its embedder; what is named for a pool that is there must be its own."""
     from hilora.base.embed import DEFAULT_EMBEDDER, Embedder, describe_embedder
     from hilora.base.fingerprint import describe_base
+    from hilora.base.outputs import check_folder
     from hilora.pool import Pool
     from hilora.pool.store import BASE, MANIFEST
 
+    check_folder(Path(path))
     if (Path(path) / MANIFEST).exists():
         pool = Pool.open(path)
         if base is not None:
             _check_base(pool.base, base, path)
-        found = Embedder(embedder or pool.embedder.name, instruction=pool.embedder.instruction)
-        pool.embedder.check(describe_embedder(found), pool.path)
-        return pool, found
+        return pool, pool.embedder.load(pool.path, name=embedder)
     left = {BASE} if Path(path).is_dir() else set()  # what a crash may leave of a pool that was being made
     if Path(path).exists() and (not left or {p.name for p in Path(path).iterdir() if p.name[0] != "."} - left):
         raise PoolError(f"{path} exists and is no pool. Choose an empty or a new folder for a new pool.")
@@ -146,14 +153,12 @@ def _check_base(own: BaseInfo, base: str, pool: str) -> None:
         ModelError: there is no such base.
     """
     from hilora.base.embedded import BASES
-    from hilora.base.fingerprint import describe_base, same_sketch
+    from hilora.base.fingerprint import describe_base
 
     if base == own.name or (own.name in BASES and base in BASES[own.name].aliases):
         return
     quiet_transformers()
-    found = describe_base(base)
-    alike = (found.sites, found.template) == (own.sites, own.template) and found.sketch.keys() & own.sketch.keys()
-    if not alike or not same_sketch(found.sketch, own.sketch):
+    if not own.is_same(describe_base(base)):
         raise MismatchError(
             f"The pool {pool} is for {own.name!r}, not for {base!r}. Leave --base away, or name a new --pool."
         )

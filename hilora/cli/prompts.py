@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hilora.base.prompts import Prompt
+from hilora.base.prompts import Prompt, check_whole
 from hilora.base.records import ASKED, prompt_of
 from hilora.errors import InputError
 from hilora.jsonl import ENCODING, number_lines, parse_line, read_text
@@ -80,8 +80,11 @@ def _read(source: str, text: str, one: bool) -> Iterator[Asked]:
         if isinstance(found, dict | list):
             fields = found if isinstance(found, dict) else {"messages": found}
             try:
-                yield Asked(prompt_of(fields), fields.get("id"))
+                asked = Asked(prompt_of(fields), fields.get("id"))
             except InputError as error:
                 raise InputError(f"{where}: a prompt line needs one of {ASKED}; got {line:.60} ({error})") from error
         else:
-            yield Asked(found if isinstance(found, str) else line)
+            asked = Asked(found if isinstance(found, str) else line)
+        if isinstance(asked.prompt, str):  # a chat has been looked at
+            check_whole(asked.prompt, where)
+        yield asked

@@ -43,8 +43,10 @@ def lora(
     from hilora.base.models import load_base
     from hilora.train.data import read_lines
     from hilora.train.lora import train_lora
+    from hilora.train.outcome import refuse_existing
     from hilora.train.recipe import Recipe
 
+    refuse_existing(out)
     rows = read_lines(task)
     recipe = Recipe(
         targets=tuple(target or ("q_proj", "v_proj")),
@@ -90,8 +92,10 @@ def combine(
     """Make an adapter for a new task from those of a pool, without gradients (LoRAHub). Resumes."""
     from hilora.train.data import read_lines
     from hilora.train.lorahub import make_adapter
+    from hilora.train.outcome import refuse_existing
     from hilora.train.recipe import HubRecipe
 
+    refuse_existing(out, "search")
     rows = read_lines(task)
     recipe = HubRecipe(members=members, evaluations=evaluations, per_task=examples, max_tokens=max_tokens, seed=seed)
     opened = open_pool(pool)

@@ -37,8 +37,10 @@ def router(
     dtype: Dtype = None,
 ) -> None:
     """Train RAMoLE's RouterLoRA, for the method `ramole`. An interrupted run resumes."""
+    from hilora.train.gates import check_router
     from hilora.train.recipe import GateRecipe
 
+    check_router(name)
     recipe = GateRecipe(
         steps=steps,
         batch=batch,
@@ -51,7 +53,9 @@ def router(
         dropout=dropout,
         share=share,
     )
-    _train(pool, data, base, dtype, steps, lambda trainer: trainer.router(recipe, name), f"ramole -o router={name}")
+    _train(
+        pool, data, base, dtype, steps, lambda trainer: trainer.router(recipe, name), name, f"ramole -o router={name}"
+    )
 
 
 def moe(
@@ -81,7 +85,7 @@ def moe(
     def run(trainer: Trainer) -> Path:
         return trainer.moe(kind, read_clusters(data, sorted(trainer.tasks)), recipe)
 
-    _train(pool, data, base, dtype, steps, run, kind)
+    _train(pool, data, base, dtype, steps, run, kind, kind)
 
 
 def phatgoose(
@@ -101,7 +105,7 @@ def phatgoose(
     from hilora.train.recipe import GateRecipe
 
     recipe = GateRecipe(steps=steps, batch=batch, lr=lr, max_tokens=max_tokens, seed=seed, per_task=per_task)
-    _train(pool, data, base, dtype, steps, lambda trainer: trainer.phatgoose(recipe), "phatgoose")
+    _train(pool, data, base, dtype, steps, lambda trainer: trainer.phatgoose(recipe), "phatgoose", "phatgoose")
 
 
 def lorahub(
@@ -131,7 +135,7 @@ def lorahub(
             trainer.pool, trainer.tasks, recipe, model=trainer.model, tokenizer=trainer.tokenizer, on_step=on_step
         )
 
-    _train(pool, data, base, dtype, evaluations, run, "lorahub")
+    _train(pool, data, base, dtype, evaluations, run, "lorahub", "lorahub")
 
 
 def _train(
@@ -141,14 +145,17 @@ def _train(
     dtype: str | None,
     steps: int,
     run: Callable[[Trainer], Path],
+    kind: str,
     method: str,
 ) -> None:
-    """Load a pool, its base and its training data, and train with a bar."""
+    """Load a pool, its base and its training data, and train with a bar; what will not do is refused before."""
     from hilora.train.gates import Trainer
+    from hilora.train.outcome import check_part
     from hilora.train.tasks import read_tasks
 
     opened = open_pool(pool)
-    tasks = read_tasks(data, opened.names)  # refused before anything is loaded
+    check_part(opened, kind)
+    tasks = read_tasks(data, opened.names)
     model, tokenizer = load_base_of(opened, base, dtype)
     with progress(steps, "steps") as advance:
         trainer = Trainer(

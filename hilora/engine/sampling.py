@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from hilora.base.models import first_line
-from hilora.base.prompts import half_pair
+from hilora.base.prompts import check_whole
 from hilora.errors import InputError, UnknownNameError
 
 _WARPERS: dict[str, Any] = {
@@ -163,8 +163,7 @@ def _check_stops(stops: Sequence[Any]) -> None:
             raise InputError(f"A stop text must be a text; got {stop!r:.80}.")
         if not stop:
             raise InputError("A stop text is empty, and would end every answer before it begins. Leave it out.")
-        if (place := half_pair(stop)) is not None:
-            raise InputError(f"The stop text {stop!r:.80} has half a character at {place}; no answer can hold it.")
+        check_whole(stop, "A stop text")
 
 
 def _check_tokens(options: dict[str, Any], most: int) -> None:

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from hilora.base import embed
 from hilora.base.embed import Embedder, Remembering, describe_embedder
+from hilora.base.outputs import check_file
+from hilora.base.prompts import check_whole
 from hilora.base.records import prompt_of, text_of
+from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import Floats
 from hilora.evaluate.setup import setup
@@ -56,7 +59,9 @@ def _cosine(samples: Sequence[Features]) -> Scorer:
 def own_scorer(samples: Sequence[Features], ridge: float | None = None) -> Scorer:
     """A Gaussian per adapter (HiLoRA Eq. 3); without a ridge, one is chosen on the samples."""
     embeddings = [own.embeddings for own in samples]
-    model = OwnGaussian(choose_ridge(embeddings) if ridge is None else ridge).fit(embeddings)
+    chosen = choose_ridge(embeddings) if ridge is None else ridge
+    with one_thread():  # each adapter's own matrix is small, however many there are
+        model = OwnGaussian(chosen).fit(embeddings)
     return Scorer(lambda texts: model.score(texts.embeddings), {"ridge": model.ridge})
 
 
@@ -96,6 +101,7 @@ def read_samples(path: Path) -> dict[str, list[str]]:
             task = text = None
         if not (isinstance(task, str) and isinstance(text, str) and task.strip() and text.strip()):
             raise InputError(f'{path}, line {number}: expected {{"task": ..., "inputs": ...}}, got {line:.60}')
+        check_whole(text, f"{path}, line {number}")
         texts.setdefault(task, []).append(text)
     if not texts:
         raise InputError(f'{path} holds no rows. Expected JSON Lines with "task" and "inputs".')
@@ -190,6 +196,8 @@ def run_routing(
     Raises:
         HiloraError: a file, a method or the embedder will not do.
     """
+    if out is not None:
+        check_file(out)
     known, asked = read_samples(samples), read_samples(test)
     _check(known, asked, methods)  # before a model is loaded
     embedder = embed.Embedder(embedder_name, instruction=instruction)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from hilora.base.prompts import check_whole
 from hilora.base.records import pair_of
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.metrics import normalise
@@ -162,6 +163,8 @@ def _read_file(file: Path) -> list[Row]:
         except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
             why = f" ({error})" if isinstance(error, InputError) else ""
             raise InputError(f"{file}, line {number}: expected inputs and targets, got {line:.60}{why}") from error
+        for text in (inputs, targets):
+            check_whole(text, f"{file}, line {number}")
         lines_of[task] = place + 1
         rows.append(row)
     return rows

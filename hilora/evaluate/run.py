@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from hilora.base.outputs import alone
 from hilora.engine.generate import HiLoRA
 from hilora.errors import HiloraError
 from hilora.evaluate.job import CONSTANT, Bench
 from hilora.evaluate.lines import (
+    Key,
     Line,
     answer_part,
     constant_answers,
@@ -56,12 +59,11 @@ def run_job(
         on_rows: called with (label, rows done of this label).
 
     Raises:
+        InputError: another run is writing `out`, or it cannot be gone on with.
         HiloraError: a row cannot be served; names it, and what was written stays.
     """
     job, elsewhere = bench.job, read_answers(also)
-    done, items = read_done(out, header)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a", encoding="utf-8") as lines:
+    with _held(out, header) as (done, items, lines):
         lines.write(json.dumps(header) + "\n")
         for row in {case.row.id: case.row for case in job.cases}.values():
             if row.id not in items:
@@ -85,6 +87,15 @@ def run_job(
                 finished += len(found)
                 if on_rows:
                     on_rows(label, finished)
+
+
+@contextmanager
+def _held(out: Path, header: Line) -> Iterator[tuple[dict[Key, Line], set[str], TextIO]]:
+    """What a results file holds (`read_done`), and the file to append to; no other run has it meanwhile."""
+    with alone(out):
+        done, items = read_done(out, header)
+        with out.open("a", encoding="utf-8") as lines:
+            yield done, items, lines
 
 
 def _measure_constant(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.threads import one_thread
 from hilora.types import Factors
 
 
@@ -25,10 +26,11 @@ def canonical(
         min(roc, in, out) of them; fp32 or, for fp64 factors, fp64.
     """
     wide = torch.float64 if down.dtype == torch.float64 else torch.float32
-    right, small = torch.linalg.qr(down.to(wide).mT)  # (in, r), (r, roc)
-    left, little = torch.linalg.qr(up.to(wide))  # (out, r'), (r', roc)
-    u, sigma, v = torch.linalg.svd(little @ small.mT, full_matrices=False)
-    rows, columns = v @ right.mT, left @ (u * sigma[..., None, :])  # (r, in), (out, r)
+    with one_thread(max(down.shape[-1], up.shape[-2])):
+        right, small = torch.linalg.qr(down.to(wide).mT)  # (in, r), (r, roc)
+        left, little = torch.linalg.qr(up.to(wide))  # (out, r'), (r', roc)
+        u, sigma, v = torch.linalg.svd(little @ small.mT, full_matrices=False)
+        rows, columns = v @ right.mT, left @ (u * sigma[..., None, :])  # (r, in), (out, r)
     largest = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(wide)
     return rows * sign, columns * sign.mT

@@ -7,10 +7,12 @@ by a word under "needs": whoever does not know the word refuses the pool (`store
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from hilora.errors import InputError
 from hilora.pool.view import Entry
 
 OPTIONAL: Mapping[str, str | dict[str, Any]] = {
@@ -30,6 +32,18 @@ HEAD = frozenset({"format", "version", "needs", "embedder", "ridge", "calibratio
 """A pool's fields that this version reads."""
 
 _FIELDS = frozenset(each.name for each in fields(Entry)) - {"extra"}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_name(name: str) -> None:
+    """Refuse what no adapter may be called.
+
+    Raises:
+        InputError: says what is allowed.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no adapter name: use letters, digits, '.', '_' and '-', at most 128.")
 
 
 def known(raw: Any, names: Collection[str]) -> dict[str, Any]:

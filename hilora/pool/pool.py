@@ -7,7 +7,6 @@ leaves the old or the new state. Writers take turns by a lock file; readers neve
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
 from hilora.pool import store
 from hilora.pool.described import DESCRIPTION
 from hilora.pool.folder import PoolFolder, in_order
-from hilora.pool.manifest import OF_SAMPLES, inherit
+from hilora.pool.manifest import OF_SAMPLES, check_name, inherit
 from hilora.pool.peft import content_hash, read_adapter
 from hilora.pool.place import write_base, write_embedder
 from hilora.pool.view import Entry
@@ -36,7 +35,6 @@ from hilora.route.ridge import choose_ridge
 
 Embed = Callable[[Sequence[str]], Tensor]
 ORIGINS = ("samples", "prompts", DESCRIPTION)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass
@@ -124,8 +122,7 @@ class Pool(PoolFolder):
             AdapterError: the adapter cannot be used on this base.
             PoolError: the pool cannot be written.
         """
-        if not NAME.fullmatch(name):
-            raise InputError(f"{name!r} is no adapter name: use letters, digits, '.', '_' and '-', at most 128.")
+        check_name(name)
         if origin not in ORIGINS:
             raise UnknownNameError("origin of samples", origin, ORIGINS)
         taken = InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from hilora.base.models import first_line
-from hilora.base.prompts import half_pair
+from hilora.base.prompts import check_whole
 from hilora.base.records import sample_of
 from hilora.errors import AdapterError, InputError
 from hilora.jsonl import numbered_lines
@@ -65,12 +65,9 @@ def read_samples(path: Path) -> list[str]:
     """
     texts = []
     for number, line in numbered_lines(path, "the samples"):
-        text = sample_of(line, f"{path}, line {number}")
-        if (place := half_pair(text)) is not None:
-            raise InputError(
-                f"{path}, line {number} has half a character ({text[place]!r}) at {place}: {text!r:.60} No tokenizer "
-                f"reads it. Give the whole character, or leave it out."
-            )
+        where = f"{path}, line {number}"
+        text = sample_of(line, where)
+        check_whole(text, where)
         texts.append(text)
     return texts
 

@@ -61,23 +61,24 @@ class TiedGaussian:
 
     def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> TiedGaussian:
         """Learn means and the pooled within-adapter covariance."""
-        means = torch.stack([samples.double().mean(0) for samples in embeddings])
-        centred = torch.cat([s.double() - m for s, m in zip(embeddings, means, strict=True)])
-        freedom = max(1, len(centred) - len(means))
-        pooled = centred.T @ centred / freedom
-        dim = pooled.shape[0]
-        level = self.shrinkage * max(float(pooled.diagonal().mean()), 1e-6)  # samples may be all alike
-        pooled = (1 - self.shrinkage) * pooled + level * torch.eye(dim, dtype=torch.float64)
-        # any square root of the inverse whitens: with pooled = L L', z' L^-T has the identity for its covariance
-        lower = torch.linalg.cholesky(pooled)
-        whitening = torch.linalg.solve_triangular(lower, torch.eye(dim, dtype=torch.float64), upper=False).T
-        self.whitening_ = whitening.float()  # (dim, whitened)
-        self.mean_ = (means @ whitening).float()
-        self.log_det_ = 2 * float(lower.diagonal().log().sum())
-        for name in DERIVED:  # of an earlier fit
-            self.__dict__.pop(name, None)
-        within = dim - level * float(whitening.square().sum())  # (1 - shrinkage) trace(Sigma^-1 S)
-        self.spread_ = within / (1 - self.shrinkage) if self.shrinkage < 1 else float(dim)
+        with one_thread(sum(map(len, embeddings))):
+            means = torch.stack([samples.double().mean(0) for samples in embeddings])
+            centred = torch.cat([s.double() - m for s, m in zip(embeddings, means, strict=True)])
+            freedom = max(1, len(centred) - len(means))
+            pooled = centred.T @ centred / freedom
+            dim = pooled.shape[0]
+            level = self.shrinkage * max(float(pooled.diagonal().mean()), 1e-6)  # samples may be all alike
+            pooled = (1 - self.shrinkage) * pooled + level * torch.eye(dim, dtype=torch.float64)
+            # any square root of the inverse whitens: with pooled = L L', z' L^-T has the identity for its covariance
+            lower = torch.linalg.cholesky(pooled)
+            whitening = torch.linalg.solve_triangular(lower, torch.eye(dim, dtype=torch.float64), upper=False).T
+            self.whitening_ = whitening.float()  # (dim, whitened)
+            self.mean_ = (means @ whitening).float()
+            self.log_det_ = 2 * float(lower.diagonal().log().sum())
+            for name in DERIVED:  # of an earlier fit
+                self.__dict__.pop(name, None)
+            within = dim - level * float(whitening.square().sum())  # (1 - shrinkage) trace(Sigma^-1 S)
+            self.spread_ = within / (1 - self.shrinkage) if self.shrinkage < 1 else float(dim)
         return self
 
     def top(
@@ -141,8 +142,7 @@ class Tied:
     def fit(self, known: Known) -> Tied:
         """Fit one Gaussian per adapter, and learn which scores held-out samples reach."""
         embeddings = known.embeddings()
-        with one_thread(sum(map(len, embeddings))):
-            self.model_ = self._fresh().fit(embeddings)
+        self.model_ = self._fresh().fit(embeddings)
         own, _ = held_out_scores(embeddings[:: -(-len(embeddings) // MOST_ADAPTERS)], self._fresh)
         self.seen_above_ = seen_above(own.tolist())
         _ = self.model_.nearest  # an index is built now, not at the first prompt

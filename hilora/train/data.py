@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hilora.base.prompts import encode_prompts
+from hilora.base.prompts import check_whole, encode_prompts
 from hilora.base.records import pair_of, text_of
 from hilora.errors import InputError
 from hilora.jsonl import numbered_lines, parse_line
@@ -51,6 +51,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise InputError(
                 f'{where}: expected {{"inputs": ..., "targets": ...}} or the like, got {line:.60} ({error})'
             ) from error
+        for text in (inputs, targets):
+            if isinstance(text, str):  # a chat has been looked at
+                check_whole(text, where)
         rows.append({"inputs": inputs, "targets": targets})
     if not rows:
         raise InputError(f"{path} holds no training lines.")

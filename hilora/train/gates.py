@@ -23,7 +23,7 @@ from hilora.errors import HiloraError, InputError
 from hilora.pool.trained import load_trained, trained_path
 from hilora.pool.view import Entry
 from hilora.train.frozen import FrozenPool, Gates
-from hilora.train.outcome import part_work
+from hilora.train.outcome import check_part, held_part, part_work
 from hilora.train.recipe import GateRecipe, check_rank
 from hilora.train.tasks import Rows, TaskExample, draw, hash_tasks, tasks_of
 from hilora.types import Plan
@@ -32,6 +32,16 @@ MOES: dict[str, int | None] = {"moe-soft": None, "moe-top1": 1, "moe-top3": 3, "
 """Kinds of mixtures -> experts that a token uses."""
 RESERVED = ("phatgoose", "lorahub", *MOES)
 """Names that a RouterLoRA may not have."""
+
+
+def check_router(name: str) -> None:
+    """Refuse to call a RouterLoRA by the name of another method's part.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if name in RESERVED:
+        raise InputError(f"{name!r} is the name of another method's trained part; choose another --name.")
 
 
 class Trainer(FrozenPool):
@@ -48,10 +58,11 @@ class Trainer(FrozenPool):
             the file beside the pool.
 
         Raises:
-            InputError: the name is taken, the rank is above what a site can have, or there are too few adapters.
+            InputError: the name is taken or will not do, the rank is above what a site can have, or there are too few
+                adapters.
         """
-        if name in RESERVED:
-            raise InputError(f"{name!r} is the name of another method's trained part; choose another --name.")
+        check_router(name)
+        check_part(self.pool, name)
         tasks = self.enabled_tasks()
         names = tasks_of(tasks, recipe)
         _two(names, "adapters with training data")
@@ -76,9 +87,10 @@ class Trainer(FrozenPool):
             keep[np.arange(len(batch)), rng.integers(len(entries), size=len(batch))] |= ~keep.any(1)
             return self.plan(entries, torch.from_numpy(keep))
 
-        self.optimise(Gates(name, named, gate, plan, entries, sites, drawn), recipe)
-        tensors = {k: p * scale if k.endswith("|up") else p for k, p in named.items()}
-        return self.save(name, tensors, entries, drawn, recipe)
+        with held_part(self.pool, name):
+            self.optimise(Gates(name, named, gate, plan, entries, sites, drawn), recipe)
+            tensors = {k: p * scale if k.endswith("|up") else p for k, p in named.items()}
+            return self.save(name, tensors, entries, drawn, recipe)
 
     def moe(self, kind: str, clusters: Mapping[str, str], recipe: GateRecipe) -> Path:
         """Train a mixture of experts, or SMEAR: one adapter of each cluster, drawn by seed.
@@ -111,8 +123,9 @@ class Trainer(FrozenPool):
         def plan(batch: Sequence[TaskExample], step: int) -> Plan:
             return self.plan(entries, torch.ones(len(batch), len(entries), dtype=torch.bool))
 
-        self.optimise(Gates(kind, named, gate, plan, entries, sites, drawn), recipe)
-        return self.save(kind, named, entries, drawn, recipe, experts=experts)
+        with held_part(self.pool, kind):
+            self.optimise(Gates(kind, named, gate, plan, entries, sites, drawn), recipe)
+            return self.save(kind, named, entries, drawn, recipe, experts=experts)
 
     def phatgoose(self, recipe: GateRecipe, on_adapter: Callable[[str], None] | None = None) -> Path:
         """Train each adapter's gate vectors alone; adapters that have some from the same recipe are left.
@@ -123,21 +136,22 @@ class Trainer(FrozenPool):
         """
         tasks = self.enabled_tasks()
         drawn = draw(tasks, recipe.per_task, recipe.seed)
-        tensors, keys = self._vectors()
-        path = trained_path(self.pool.path, "phatgoose")
-        for entry in self.entries(sorted(tasks)):
-            own = {entry.name: drawn[entry.name]}
-            key = " ".join([hash_tasks(own), json.dumps(asdict(recipe), sort_keys=True)])
-            if keys.get(entry.hash) != key:
-                named, work = self._alone(entry, own, recipe)
-                tensors = {k: v for k, v in tensors.items() if k.rsplit("|", 1)[1] != entry.hash}
-                tensors |= {f"{site}|{entry.hash}": p.detach() for site, p in named.items()}
-                keys[entry.hash] = key
-                done = [each for each in self.pool.entries if each.hash in keys]
-                path = self.save("phatgoose", tensors, done, drawn, recipe, keys=keys)
-                shutil.rmtree(work)
-            if on_adapter:
-                on_adapter(entry.name)
+        with held_part(self.pool, "phatgoose"):
+            tensors, keys = self._vectors()
+            path = trained_path(self.pool.path, "phatgoose")
+            for entry in self.entries(sorted(tasks)):
+                own = {entry.name: drawn[entry.name]}
+                key = " ".join([hash_tasks(own), json.dumps(asdict(recipe), sort_keys=True)])
+                if keys.get(entry.hash) != key:
+                    named, work = self._alone(entry, own, recipe)
+                    tensors = {k: v for k, v in tensors.items() if k.rsplit("|", 1)[1] != entry.hash}
+                    tensors |= {f"{site}|{entry.hash}": p.detach() for site, p in named.items()}
+                    keys[entry.hash] = key
+                    done = [each for each in self.pool.entries if each.hash in keys]
+                    path = self.save("phatgoose", tensors, done, drawn, recipe, keys=keys)
+                    shutil.rmtree(work)
+                if on_adapter:
+                    on_adapter(entry.name)
         return path
 
     def _alone(

@@ -63,44 +63,44 @@ def train_lora(
     examples = [e for e in encode_examples(rows, tokenizer) if len(e) <= recipe.max_tokens]
     if not examples:
         raise InputError(f"None of the {len(rows)} lines fits into {recipe.max_tokens} tokens. Raise --max-tokens.")
-    work = work_folder(out)
-    torch.manual_seed(recipe.seed)
-    task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        target_modules=list(recipe.targets),
-        task_type=task,
-    )
-    with as_it_was(model):
-        try:
-            peft_model: Any = get_peft_model(model, config)
-        except ValueError as error:
-            raise ModelError(f"The base has no modules named {recipe.targets}: {error}") from error
-        try:
-            peft_model.train()
-            with _compiled(model) if compile else nullcontext():
-                optimise(
-                    {name: p for name, p in peft_model.named_parameters() if p.requires_grad},
-                    batches(examples, recipe),
-                    lambda batch: completion_loss(peft_model, batch, tokenizer.pad_token_id or 0),
-                    lambda batch: sum(map(len, batch)),
-                    recipe,
-                    work,
-                    key=hash_tasks({base_name: rows}),
-                    checkpoint_every=checkpoint_every,
-                    on_step=on_step,
-                )
-            state = {name: tensor.to(model.dtype) for name, tensor in _adapter_state(peft_model).items()}
-            peft_model.peft_config["default"].base_model_name_or_path = base_name
-            peft_model.save_pretrained(work / "adapter", state_dict=state, save_embedding_layers=False)
-        finally:
-            peft_model.unload()
-    adapter = work / "adapter"
-    (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card template
-    write_recipe(adapter, recipe)
-    write_samples(rows, adapter / "samples.jsonl", recipe.num_samples, recipe.seed)
-    return finish(adapter, out)
+    with work_folder(out) as work:
+        torch.manual_seed(recipe.seed)
+        task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+        config = LoraConfig(
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            target_modules=list(recipe.targets),
+            task_type=task,
+        )
+        with as_it_was(model):
+            try:
+                peft_model: Any = get_peft_model(model, config)
+            except ValueError as error:
+                raise ModelError(f"The base has no modules named {recipe.targets}: {error}") from error
+            try:
+                peft_model.train()
+                with _compiled(model) if compile else nullcontext():
+                    optimise(
+                        {name: p for name, p in peft_model.named_parameters() if p.requires_grad},
+                        batches(examples, recipe),
+                        lambda batch: completion_loss(peft_model, batch, tokenizer.pad_token_id or 0),
+                        lambda batch: sum(map(len, batch)),
+                        recipe,
+                        work,
+                        key=hash_tasks({base_name: rows}),
+                        checkpoint_every=checkpoint_every,
+                        on_step=on_step,
+                    )
+                state = {name: tensor.to(model.dtype) for name, tensor in _adapter_state(peft_model).items()}
+                peft_model.peft_config["default"].base_model_name_or_path = base_name
+                peft_model.save_pretrained(work / "adapter", state_dict=state, save_embedding_layers=False)
+            finally:
+                peft_model.unload()
+        adapter = work / "adapter"
+        (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card template
+        write_recipe(adapter, recipe)
+        write_samples(rows, adapter / "samples.jsonl", recipe.num_samples, recipe.seed)
+        return finish(adapter, out)
 
 
 def _check_targets(shapes: Mapping[str, tuple[int, int]], recipe: Recipe) -> None:

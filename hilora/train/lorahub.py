@@ -29,7 +29,7 @@ from hilora.pool.view import Entry, PoolView
 from hilora.train.data import completion_loss, write_samples
 from hilora.train.frozen import whole_plan
 from hilora.train.loop import LOG
-from hilora.train.outcome import part_work, refuse_existing, run_key, save_part, work_folder, write_recipe
+from hilora.train.outcome import held_part, part_work, refuse_existing, run_key, save_part, work_folder, write_recipe
 from hilora.train.recipe import HubRecipe
 from hilora.train.search import Loss, search
 from hilora.train.tasks import Rows, TaskExample, draw, encode_tasks
@@ -59,11 +59,11 @@ def train_lorahub(
     """
     entries, drawn = draw_members(pool, recipe), draw(tasks, recipe.per_task, recipe.seed)
     log = part_work(pool, "lorahub.jsonl")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    weights = _searched(pool, entries, drawn, recipe, model, tokenizer, log, on_step)
     names = [entry.name for entry in entries]
-    path = save_part(pool, "lorahub", {"weights": torch.tensor(weights)}, entries, drawn, recipe, drawn=names)
-    log.replace(path.with_suffix(".jsonl"))
+    with held_part(pool, "lorahub"):
+        weights = _searched(pool, entries, drawn, recipe, model, tokenizer, log, on_step)
+        path = save_part(pool, "lorahub", {"weights": torch.tensor(weights)}, entries, drawn, recipe, drawn=names)
+        log.replace(path.with_suffix(".jsonl"))
     return path
 
 
@@ -94,13 +94,13 @@ def make_adapter(
     """
     refuse_existing(out, "search")
     entries, drawn = draw_members(pool, recipe, without), draw({out.name: rows}, recipe.per_task, recipe.seed)
-    work = work_folder(out)
-    weights = _searched(pool, entries, drawn, recipe, model, tokenizer, work / LOG, on_step)
-    merged = combine([pool.factors(entry.hash) for entry in entries], weights)
-    write_peft(work, merged, pool.base.name)
-    write_recipe(work, recipe, weights=dict(zip([entry.name for entry in entries], weights, strict=True)))
-    write_samples(drawn[out.name], work / "samples.jsonl", recipe.per_task, recipe.seed)
-    return work.rename(out)
+    with work_folder(out, "search") as work:
+        weights = _searched(pool, entries, drawn, recipe, model, tokenizer, work / LOG, on_step)
+        merged = combine([pool.factors(entry.hash) for entry in entries], weights)
+        write_peft(work, merged, pool.base.name)
+        write_recipe(work, recipe, weights=dict(zip([entry.name for entry in entries], weights, strict=True)))
+        write_samples(drawn[out.name], work / "samples.jsonl", recipe.per_task, recipe.seed)
+        return work.rename(out)
 
 
 def draw_members(pool: PoolView, recipe: HubRecipe, without: Collection[str] = ()) -> list[Entry]:

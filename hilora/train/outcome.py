@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hilora.base.outputs import alone, check_file, check_folder, refuse_held
 from hilora.errors import InputError
-from hilora.pool.trained import TRAINED, Trained
+from hilora.pool.trained import TRAINED, Trained, trained_path
 from hilora.pool.view import Entry, PoolView
 from hilora.train.loop import LOG
 from hilora.train.recipe import HubRecipe, Schedule
@@ -25,24 +27,37 @@ if TYPE_CHECKING:
 
 
 def refuse_existing(out: Path, again: str = "train") -> None:
-    """Refuse to make a folder that is there.
+    """Refuse to make a folder that is there, or could not be made, or that another run makes.
 
     Args:
         out: the folder.
         again: what would make it again.
 
     Raises:
-        InputError: it exists.
+        InputError: it exists, its place will not do, or another run is making it.
     """
+    check_folder(out.parent)
+    refuse_held(out)
+    _refuse_made(out, again)
+
+
+def _refuse_made(out: Path, again: str) -> None:
     if out.exists():
         raise InputError(f"{out} exists. Choose another --out, or delete it to {again} again.")
 
 
-def work_folder(out: Path) -> Path:
-    """Where a folder is made before it takes its place."""
-    work = out.with_name(out.name + ".training")
-    work.mkdir(parents=True, exist_ok=True)
-    return work
+@contextmanager
+def work_folder(out: Path, again: str = "train") -> Iterator[Path]:
+    """Where a folder is made before it takes its place, by one run at a time. Arguments as of `refuse_existing`.
+
+    Raises:
+        InputError: the folder is there meanwhile, or another run makes it.
+    """
+    with alone(out):
+        _refuse_made(out, again)
+        work = out.with_name(out.name + ".training")
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
 
 
 def write_recipe(folder: Path, recipe: Schedule | HubRecipe, **more: Any) -> None:
@@ -62,6 +77,29 @@ def finish(folder: Path, out: Path) -> Path:
 def part_work(pool: PoolView, name: str) -> Path:
     """Where a part beside a pool is trained before it is saved."""
     return pool.path / TRAINED / f".training-{name}"
+
+
+def check_part(pool: PoolView, kind: str) -> Path:
+    """Where a part will be saved, before the work that leads to it.
+
+    Raises:
+        InputError: the name will not do, the place cannot be written, or another run is training it.
+    """
+    path = trained_path(pool.path, kind)
+    check_file(path)
+    refuse_held(path)
+    return path
+
+
+@contextmanager
+def held_part(pool: PoolView, kind: str) -> Iterator[None]:
+    """Train a part of a pool, from its work folder to its place, by one run at a time.
+
+    Raises:
+        InputError: as `check_part`.
+    """
+    with alone(check_part(pool, kind)):
+        yield
 
 
 def save_part(

@@ -115,7 +115,6 @@ def train_retriever(
     pooling, longest = pooling_of(source), min(recipe.max_tokens, longest_text(source) or recipe.max_tokens)
     if pooling is None:
         raise ModelError(f"The embedder at {source} is no encoder with mean or first-token pooling; choose another.")
-    work = work_folder(out)
     torch.manual_seed(recipe.seed)
     model, tokenizer = load_encoder(source, dtype=torch.float32, attn_implementation="eager")
     model.eval()  # no dropout: an interrupted run has to end as an uninterrupted one
@@ -140,10 +139,12 @@ def train_retriever(
     named = {name: p for name, p in model.named_parameters() if not name.startswith("pooler.")}  # not used here
     stream = pairs({name: samples[name] for name in names}, recipe)
     key = hash_tasks({name: [{"inputs": text, "targets": ""} for text in samples[name]] for name in names})
-    optimise(named, stream, loss_of, lambda batch: 2 * len(batch), recipe, work, key=key, on_step=on_step)
-    folder = work / "embedder"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted here
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.bin", "*.onnx", "*.safetensors", "openvino"))
-    model.save_pretrained(folder)
-    write_recipe(folder, recipe, tasks=names)
-    return finish(folder, out)
+    unread = shutil.ignore_patterns("*.bin", "*.onnx", "*.safetensors", "openvino")
+    with work_folder(out) as work:
+        optimise(named, stream, loss_of, lambda batch: 2 * len(batch), recipe, work, key=key, on_step=on_step)
+        folder = work / "embedder"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted here
+        shutil.copytree(source, folder, ignore=unread)
+        model.save_pretrained(folder)
+        write_recipe(folder, recipe, tasks=names)
+        return finish(folder, out)

@@ -98,6 +98,19 @@ def test_a_copy_of_pickled_weights_is_the_same_base_and_nothing_unpickles_it(tin
     assert describe_base(str(base)).files == describe_base(str(copied)).files != ""
 
 
+@pytest.mark.parametrize("kind", [*SAMPLED, "pickled"])
+def test_a_description_is_known_again_by_its_weights_else_by_its_files(kind: str, tiny: Any, tmp_path: Path) -> None:
+    make: Make = (SAMPLED | {"pickled": pickled})[kind]
+    base, other = make(tmp_path / "base", tiny, 1), make(tmp_path / "other", tiny, 2)
+    info = describe_base(str(base))
+    copied = describe_base(str(shutil.copytree(base, tmp_path / "copy")))
+    assert info.is_same(copied)
+    assert not info.is_same(describe_base(str(other)))
+    assert not info.is_same(replace(copied, sketch={}, files=""))  # nothing left to tell it by
+    assert not info.is_same(replace(copied, template="another"))
+    assert not info.is_same(replace(copied, sites=dict(list(copied.sites.items())[1:])))
+
+
 @pytest.fixture
 def info(tiny: Any, tmp_path: Path) -> BaseInfo:
     return describe_base(str(llama(tmp_path / "base", tiny, 1)))

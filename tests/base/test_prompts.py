@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hilora.base.prompts import encode_prompts, model_text
+from hilora.base.prompts import check_whole, encode_prompts, model_text
+from hilora.cli.prompts import read_asked
 from hilora.errors import InputError
+from hilora.evaluate.routing import read_samples as routing_samples
+from hilora.evaluate.rows import load_rows
+from hilora.pool.source import read_samples as pool_samples
 from hilora.train.data import encode_examples
+from hilora.train.data import read_lines as training_lines
 
 LOOP = (
     "{% for m in messages %}<{{ m['role'] }}>BODY</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -109,3 +117,32 @@ def test_half_a_character_is_refused_before_a_tokenizer_sees_it(template: Any, t
     with pytest.raises(InputError, match="half a character") as caught:
         encode_prompts(["whole", "half an emoji \ud83d here"], having(tokenizer, template))
     str(caught.value).encode()
+
+
+HALF = "half \ud83d here"
+READERS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
+    "samples": (pool_samples, {"inputs": HALF}),
+    "training prompts": (training_lines, {"inputs": HALF, "targets": "a"}),
+    "training answers": (training_lines, {"inputs": "a", "targets": HALF}),
+    "rows": (load_rows, {"inputs": HALF, "targets": "a"}),
+    "rows' answers": (load_rows, {"inputs": "a", "targets": HALF}),
+    "routing": (routing_samples, {"task": "a", "inputs": HALF}),
+    "prompts": (lambda path: read_asked(None, path), {"prompt": HALF}),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_half_a_character_of_a_file_is_told_in_one_wording_with_its_line(kind: str, tmp_path: Path) -> None:
+    read, fields = READERS[kind]
+    file = tmp_path / "lines.jsonl"
+    whole = {name: text.replace("\ud83d", "\U0001f600") for name, text in fields.items()}
+    file.write_text(f"{json.dumps(whole)}\n\n{json.dumps(fields)}\n")
+    with pytest.raises(InputError) as caught:
+        read(file)
+    with pytest.raises(InputError) as wanted:
+        check_whole(HALF, f"{file}, line 3")
+    assert str(caught.value) == str(wanted.value)
+    assert "line 3 has half a character ('\\ud83d') at 5" in str(caught.value)
+    str(caught.value).encode()
+    file.write_text(f"{json.dumps(whole)}\n")
+    read(file)

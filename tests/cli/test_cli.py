@@ -391,6 +391,20 @@ def test_a_pool_that_is_there_takes_no_other_base_or_embedder(
         assert "was embedded with 'fake'" in fails(*command, "--pool", pool, "--embedder", "fake")
 
 
+def test_a_base_that_cannot_be_sampled_is_known_by_its_files(
+    pool: Path, fake: Any, fails: Any, original: tuple[Any, Pool], tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(original[1].base, sketch={}, files="0123")
+    (pool / "base.json").write_text(own.to_json())
+    others = {"moved/weights": own, "other/weights": replace(own, files="4567"), "no/files": replace(own, files="")}
+    monkeypatch.setattr("hilora.base.fingerprint.describe_base", others.__getitem__)
+    folder = tiny.adapter(pool.parent / "new", tiny.sites(original[0], "llama"), seed=31)
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, tiny.texts("alpha", 9, 3))))
+    for name in ("other/weights", "no/files"):
+        assert f"not for '{name}'" in fails("pool", "add", "new", folder, "--pool", pool, "--base", name)
+    run("pool", "add", "new", folder, "--pool", pool, "--base", "moved/weights")
+
+
 def test_pool_add_all_adds_the_good_and_names_the_refused(
     pool: Path, tiny: Any, fake: Any, no_base: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,6 +438,25 @@ def test_pool_add_all_adds_the_good_and_names_the_refused(
         assert line.startswith(f"hilora: {name}: ")
         assert why in line
     assert sorted(Pool.open(pool).names) == ["alpha", "beta", "delta", "gamma", "good"]
+
+
+def test_pool_add_all_names_the_folders_that_it_skips_and_is_well(
+    pool: Path, tiny: Any, fake: Any, no_base: None, tmp_path: Path
+) -> None:
+    home = tmp_path / "many"
+    for name in ("good", "better"):
+        folder = tiny.adapter(home / name, tiny.sites(tiny.model("llama"), "llama"), seed=len(name))
+        (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, tiny.texts("gamma", 6))))
+    (home / "notes").mkdir()
+    (home / "deeper" / "adapter").mkdir(parents=True)
+    (home / ".git").mkdir()
+    (home / "README.md").write_text("no folder")
+    shutil.move(pool, home / "pool")
+    result = CliRunner().invoke(app, ["pool", "add-all", str(home), "--pool", str(home / "pool")])
+    assert result.exit_code == 0, result.output
+    skipped = [line for line in result.stderr.splitlines() if "skipped" in line]
+    assert [line.split(":")[1].strip() for line in skipped] == ["deeper", "notes"]
+    assert {"good", "better"} <= set(Pool.open(home / "pool").names)
 
 
 def test_pool_reembed_takes_the_texts_from_a_folder(pool: Path, tiny: Any, fake: Any, fails: Any) -> None:

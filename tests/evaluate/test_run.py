@@ -96,6 +96,19 @@ def test_every_method_is_measured_on_every_case(run: Run, rows: list[Row], tmp_p
             assert line["seen"] or own not in [name for name, *_ in line["route"]]
 
 
+def test_no_second_run_writes_the_same_results_meanwhile(run: Run, rows: list[Row], tmp_path: Path) -> None:
+    out, told = tmp_path / "out.jsonl", []
+
+    def meanwhile(label: str, done: int) -> None:
+        with pytest.raises(InputError, match="Another run is writing") as caught:
+            run(out)
+        told.append(str(caught.value))
+
+    run(out, on_rows=meanwhile)
+    assert told
+    assert len(measured(run(out))) == 3 * len(rows)
+
+
 def test_what_is_written_is_what_generate_answers(
     run: Run, rows: list[Row], world: Any, tokenizer: Any, embedder: Any, tmp_path: Path
 ) -> None:
@@ -110,6 +123,9 @@ def test_what_is_written_is_what_generate_answers(
             assert line["stats"]["exact_match"] == [exact_match(answer.text, row.targets)]
             assert [name for name, *_ in line["route"]] == answer.adapters
             assert line["rocs"] == sum(answer.rocs.values())
+
+
+NO_REFERENCE = [by for by in TABLES if by != "method"]
 
 
 def test_a_table_is_compared_with_a_method_of_the_results_or_refused(run: Run, tmp_path: Path) -> None:
@@ -128,9 +144,10 @@ def test_a_table_is_compared_with_a_method_of_the_results_or_refused(run: Run, t
         ("--reference", "hilora"): ("reference", "'hilora'", "base, mixture"),
         ("--reference", "mixtrue"): ("Did you mean 'mixture'?", "base, mixture"),
         ("--setting", "odd"): ("setting", "'odd'", "iid"),
+        **{("--reference", "base", "--by", by): ("--reference", f"by {by}", "--by method") for by in NO_REFERENCE},
     }.items():
         refused = table(*args)
-        assert isinstance(refused.exception, UnknownNameError)
+        assert isinstance(refused.exception, UnknownNameError | InputError)
         assert all(word in str(refused.exception) for word in words)
         assert refused.stdout == ""
 

@@ -211,6 +211,20 @@ def test_an_interrupted_training_gives_the_same_gates(kind: str, world: Any, tok
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize("kind", ["router", "moe-top1", "phatgoose"])
+def test_no_second_run_trains_the_same_part_meanwhile(kind: str, world: Any, tokenizer: Any) -> None:
+    second, told = trainer(world, tokenizer), []
+
+    def meanwhile(step: int, loss: float, speed: float) -> None:
+        with pytest.raises(InputError, match="Another run is writing") as caught:
+            train(second, kind, world[2])
+        told.append(str(caught.value))
+
+    train(trainer(world, tokenizer, on_step=meanwhile), kind, world[2], replace(RECIPE, steps=1))
+    assert told
+    train(second, kind, world[2], replace(RECIPE, steps=1))
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 

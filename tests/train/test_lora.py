@@ -61,6 +61,20 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(tiny: Any, tokenizer
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_no_second_run_makes_the_same_adapter_meanwhile(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def meanwhile(step: int, loss: float, speed: float) -> None:
+        with pytest.raises(InputError, match="Another run is writing") as caught:
+            train(tmp_path / "a", tiny.model("llama", torch.float32), tokenizer)
+        told.append(str(caught.value))
+
+    train(tmp_path / "a", tiny.model("llama", torch.float32), tokenizer, on_step=meanwhile)
+    assert len(told) == RECIPE.steps
+    with pytest.raises(InputError, match="exists"):
+        train(tmp_path / "a", tiny.model("llama", torch.float32), tokenizer)
+
+
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("v_proj",), ("layers.1.self_attn.v_proj",)])
 def test_no_rank_is_above_that_of_the_smallest_module(
     targets: tuple[str, ...], tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
