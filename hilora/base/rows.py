@@ -162,9 +162,9 @@ def _reads(model: Any, names: Iterable[str], rows: list[list[int]]) -> dict[str,
         return hook
 
     ids = torch.tensor(rows, device=model.device)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
-        given["decoder_input_ids"] = ids
+        given |= {"decoder_input_ids": ids, "use_cache": False}  # with a cache some read the last token alone
     with ExitStack() as stack:
         for name in names:
             stack.callback(model.get_submodule(name).register_forward_pre_hook(record(name)).remove)
