@@ -20,6 +20,7 @@ from hilora.bench.workload import Workload, make_workload
 from hilora.engine.generate import HiLoRA
 from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup
+from hilora.methods import DEFAULT_METHOD
 from hilora.methods.lookup import get_method
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
@@ -38,7 +39,7 @@ class Settings:
     arrow_adapters: int = 48
     rounds: int = 5
     contenders: Sequence[str] | None = None
-    method: tuple[str, dict[str, Any]] = ("hilora", {})
+    method: tuple[str, dict[str, Any]] = (DEFAULT_METHOD, {})
     seed: int = 0
 
     def wanted(self) -> list[str]:
@@ -126,7 +127,7 @@ def prepared(pool: str, base: str | None, dtype: str | None, settings: Settings)
         new_tokens=settings.new_tokens,
         seed=settings.seed,
     )
-    router = HiLoRA.from_pretrained(base, opened, dtype=dtype)
+    router = HiLoRA.from_pretrained(base, opened, "base", dtype=dtype)
     stage = Stage(
         router.model,
         router.tokenizer,
