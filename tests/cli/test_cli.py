@@ -148,7 +148,7 @@ def test_whoever_names_no_method_gets_the_default(command: Any) -> None:
 COMMANDS = [[], ["route"], ["generate"], ["methods"], ["demo"], ["pool"], ["train"]]
 COMMANDS += [["train", each] for each in ("lora", "router", "moe", "phatgoose", "lorahub", "retriever")]
 COMMANDS += [["pool", name] for name in ("add", "add-all", "list", "show", "enable", "disable", "remove")]
-COMMANDS += [["pool", name] for name in ("check", "reembed", "prune", "export")]
+COMMANDS += [["pool", name] for name in ("check", "reembed", "prune", "export", "fit")]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
