@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from hilora import Planner, Pool, get_method
+from hilora.cli.app import app
 from hilora.errors import PoolError
 from hilora.pool import statistics, store
 from hilora.route import stored
@@ -329,3 +331,13 @@ def test_the_router_says_the_same_of_a_pool_and_of_its_samples(pool: Pool, embed
     every = torch.ones(len(PROMPTS), len(pool), dtype=torch.bool)
     plain = Collection(pool.samples(), pool.ridge, pool.calibration)
     assert same(Posterior().fit(Pool.open(pool.path))(query, every), Posterior().fit(plain)(query, every))
+
+
+def test_the_command_keeps_statistics_of_any_pool_and_says_where(pool: Pool) -> None:
+    told = CliRunner().invoke(app, ["pool", "fit", "--pool", str(pool.path)], catch_exceptions=False)
+    (path,) = kept(pool)
+    assert told.stdout == f"{path}\n"
+    for name in pool.names:
+        pool.remove(name)
+    told = CliRunner().invoke(app, ["pool", "fit", "--pool", str(pool.path)], catch_exceptions=False)
+    assert "the pool is empty" in told.stdout
