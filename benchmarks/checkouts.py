@@ -71,7 +71,7 @@ def load(checkout: Checkout, pool: Path, dtype: str) -> Any:
 
         assert hilora.__file__ is not None
         assert Path(hilora.__file__).is_relative_to(checkout.folder)
-        return hilora.HiLoRA.from_pretrained(pool=pool, dtype=dtype)
+        return hilora.HiLoRA.from_pretrained(pool=pool, method="hilora", dtype=dtype)
 
 
 def measure(

@@ -29,7 +29,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/forms.py --json benchmarks/forms.jsonl               # a decoding step, piece by piece
     python benchmarks/selection.py --adapters 5 100 1000 10000 1000000 --json benchmarks/selection.jsonl
     python benchmarks/pool.py --json benchmarks/pool.jsonl
-    python benchmarks/start.py --json benchmarks/start.jsonl
+    python benchmarks/start.py --adapters 1000 10000 --json benchmarks/start.jsonl
     python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
@@ -127,8 +127,18 @@ def other_targets(home: Path) -> list[tuple[str, str, str]]:
             rows.append(("adding an adapter to it", "<= 0.1 s", _spread(line["add_s"], "s")))
     starts = read(home, "start")
     for name, most in (("route", "<= 4 s"), ("generate, 16 tokens", "<= 8 s")):
-        if line := pick(starts, command=name):
-            rows.append((f"`hilora {name}`, cold process", most, _spread(line["seconds"], "s")))
+        for command, method in ((name, "hilora"), (f"{name}, hilora-plus", "hilora-plus")):
+            if line := pick(starts, command=command, adapters=None):
+                told = f"`hilora {name}`, {method}, cold process"
+                rows.append((told, most, _spread(line["seconds"], "s")))
+    for line in starts:
+        if "statistics" in line:
+            told = f"... over {line['adapters']:,} adapters, statistics {line['statistics']}"
+            rows.append((told, "-", _spread(line["seconds"], "s")))
+        elif "fit_s" in line:
+            rows.append(
+                (f"... fitting {line['adapters']:,} and keeping it", "-", f"{line['fit_s']} s, {line['mb']} MB")
+            )
     embedding = read(home, "embedding")
     tops = {(line["dtype"], line["method"]): line["top"] for line in embedding if "top" in line}
     for method in dict.fromkeys(method for _, method in tops):

@@ -55,9 +55,9 @@ class Case:
 
 
 def case(name: str, *, contenders: Sequence[str] = MIXED, **more: Any) -> Case:
-    """A case whose other settings are the bench's."""
+    """A case whose other settings are the bench's; its method is the paper's, if no other is named."""
     own = {key: more.pop(key) for key in ("base", "rank", "modules", "count") if key in more}
-    return Case(name, **own, settings={"contenders": contenders, **more})
+    return Case(name, **own, settings={"contenders": contenders, "method": ("hilora", {}), **more})
 
 
 CASES = (

@@ -1,16 +1,21 @@
-"""Routing several prompts: lists of adapters for all or for each, merged adapters, notes."""
+"""Routing several prompts: lists of adapters for all or for each, merged adapters, notes, what is called seen."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hilora import METHODS, Planner, Pool, get_method
 from hilora.errors import InputError, UnknownNameError
 from hilora.merge.average import Average
+from hilora.methods import DEFAULT_METHOD
+from hilora.route.experts import sum_scores, witness_scores
+from hilora.route.novelty import UNSEEN_SHARE, leads
 
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132"]
 OWN = ["alpha", "beta", "gamma", "delta"]
@@ -105,3 +110,50 @@ def test_a_soup_is_made_for_the_call_and_says_of_what(make: Plan) -> None:
 
 def test_no_prompt_is_no_route(make: Plan) -> None:
     assert make("hilora").route([]).texts == []
+
+
+# --- seen or unseen -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(shared_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """The tiny pool with a calibration of its own."""
+    path = tmp_path_factory.mktemp("tuned") / "pool"
+    opened = Pool.open(shutil.copytree(shared_pool("llama")[1].path, path))
+    opened.tune(always=True)
+    return opened
+
+
+def verdicts(planner: Planner, texts: list[str]) -> list[bool | None]:
+    """Whether a prompt is called seen; one word for all adapters that serve it."""
+    found = []
+    for choices in planner.explain(planner.route(texts)):
+        (seen,) = {choice.seen for choice in choices}
+        found.append(seen)
+    return found
+
+
+def test_prompts_of_the_pools_tasks_are_seen_as_often_as_is_said_and_others_are_not(
+    tuned: Pool, embedder: Any, tiny: Any
+) -> None:
+    planner = Planner(tuned, get_method(DEFAULT_METHOD), embedder)
+    _, scores = witness_scores(tuned.samples())
+    assert tuned.calibration is not None
+    held = leads(sum_scores(scores, tuned.calibration.weights))
+    threshold = planner.method.router.seen_above_ if planner.method.router else None
+    assert threshold is not None
+    assert (held > threshold).float().mean() >= 1 - UNSEEN_SHARE
+    fresh = [text for task in tiny.tasks for text in tiny.texts(task, 50, seed=9)]
+    # a little more of these: held-out samples were scored by statistics of fewer samples, which lead by more
+    assert sum(map(bool, verdicts(planner, fresh))) >= (1 - 3 * UNSEEN_SHARE) * len(fresh)
+    rng = np.random.default_rng(0)
+    noise = ["".join(map(chr, rng.integers(32, 127, size=40))) for _ in range(50)]
+    assert verdicts(planner, ["hi", "HELLO, THERE!", "%$%& ()", *noise]).count(False) == 53
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("hilora-plus", "base", "oracle")])
+def test_a_method_whose_scores_are_not_calibrated_says_nothing_of_seen(
+    tuned: Pool, embedder: Any, method: str
+) -> None:
+    planner = Planner(tuned, get_method(method), embedder)
+    assert verdicts(planner, ["hi", *PROMPTS]) == [None] * 5

@@ -111,7 +111,8 @@ def _verdict(found: Explanation) -> str:
     if not found.choices:
         return "<p>No adapter was chosen: the base model answers alone.</p>"
     if found.seen is None:
-        return '<p class="dim">This method does not say whether the prompt is of a kind that an adapter knows.</p>'
+        who = "This method does not say" if found.lead is None else "The pool has too few samples to say"
+        return f'<p class="dim">{who} whether the prompt is of a kind that an adapter knows.</p>'
     bound = ""
     if found.seen_above is not None:
         said = "a score" if found.lead is None else f"its lead over the other adapters is {found.lead:.2f};"

@@ -20,6 +20,7 @@ from hilora.bench.workload import Workload, make_workload
 from hilora.engine.generate import HiLoRA
 from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup
+from hilora.methods import DEFAULT_METHOD
 from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 from hilora.pool.pool import Pool
@@ -39,7 +40,7 @@ class Settings:
     arrow_adapters: int = 48
     rounds: int = 5
     contenders: Sequence[str] | None = None
-    method: tuple[str, dict[str, Any]] = ("hilora", {})
+    method: tuple[str, dict[str, Any]] = (DEFAULT_METHOD, {})
     seed: int = 0
     prompts: Sequence[str] | None = None
 
@@ -129,7 +130,7 @@ def prepared(pool: str, base: str | None, dtype: str | None, settings: Settings)
         seed=settings.seed,
         prompts=settings.prompts,
     )
-    router = HiLoRA.from_pretrained(base, opened, dtype=dtype)
+    router = HiLoRA.from_pretrained(base, opened, "base", dtype=dtype)
     stage = Stage(
         router.model,
         router.tokenizer,

@@ -47,7 +47,7 @@ class Stage:
     twin: Callable[[], Any]
     names: Sequence[str]
     work: Workload
-    method: tuple[str, dict[str, Any]] = ("hilora", {})
+    method: tuple[str, dict[str, Any]]
 
 
 def fixed(new_tokens: int) -> dict[str, Any]:

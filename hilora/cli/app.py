@@ -30,6 +30,7 @@ from hilora.cli.prompts import read_asked
 from hilora.cli.show import console, show_completion, show_methods, show_route, status
 from hilora.cli.usage import HELP, Commands
 from hilora.jsonl import json_line
+from hilora.methods import DEFAULT_METHOD
 
 app = typer.Typer(
     name="hilora",
@@ -81,7 +82,7 @@ def route(
     file: File = None,
     one: One = False,
     pool: PoolName = "flan-mini",
-    method: Method = "hilora",
+    method: Method = DEFAULT_METHOD,
     option: Settings = None,
     seed: Seed = 0,
     allow: Allow = None,
@@ -117,7 +118,7 @@ def generate(
     one: One = False,
     pool: PoolName = "flan-mini",
     base: Base = None,
-    method: Method = "hilora",
+    method: Method = DEFAULT_METHOD,
     option: Settings = None,
     seed: Seed = 0,
     allow: Allow = None,

@@ -12,6 +12,7 @@ import typer
 from hilora.cli.options import Base, Dtype, PoolName, Settings, parse_settings, quiet_transformers, split_names
 from hilora.cli.prompts import read_asked
 from hilora.cli.show import console, progress, status
+from hilora.methods import DEFAULT_METHOD
 
 
 def bench(
@@ -19,7 +20,9 @@ def bench(
     pool: PoolName = "flan-mini",
     base: Base = None,
     dtype: Dtype = None,
-    method: Annotated[str, typer.Option(help="What is timed as hilora: a method that routes by itself.")] = "hilora",
+    method: Annotated[
+        str, typer.Option(help="What is timed as hilora: a method that routes by itself.")
+    ] = DEFAULT_METHOD,
     option: Settings = None,
     contenders: Annotated[
         str, typer.Option(help="Of base, hilora, pinned, oracle, arrow, peft_single, peft_mixed, peft_arrow.")

@@ -12,9 +12,12 @@ from hilora.cli.options import Base, Dtype, PoolName, parse_settings, quiet_tran
 from hilora.cli.show import console, progress, status
 from hilora.cli.usage import Commands
 from hilora.errors import InputError
+from hilora.methods import DEFAULT_METHOD
 
 app = typer.Typer(cls=Commands, help="Measure methods on your data.", no_args_is_help=True)
 
+PAPER = "hilora"
+"""What tables compare with where the default method is not among the results."""
 Labels = Annotated[
     str, typer.Option(help="Methods, with commas between; options after colons, e.g. hilora:gamma=0.2:k=5")
 ]
@@ -27,7 +30,7 @@ def tasks(
     data: Annotated[Path, typer.Option(help='JSON Lines with "inputs", "targets": a file per task, or one file.')],
     json_out: Annotated[Path, typer.Option("--json", help="Results, one line a row; run again to resume.")],
     pool: PoolName = "flan-mini",
-    methods: Labels = "base,oracle,hilora",
+    methods: Labels = f"base,oracle,{DEFAULT_METHOD}",
     setting: Annotated[str, typer.Option(help="iid, ood, within, cross or mixed.")] = "iid",
     part: Annotated[str, typer.Option(help="all, first or second half of each task's lines.")] = "all",
     per_task: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each task.")] = None,
@@ -85,7 +88,9 @@ def table(
     setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="With --by method: that the others are compared with; default: hilora, if it is there."),
+        typer.Option(
+            help=f"With --by method: what the others are compared with; default: {DEFAULT_METHOD}, else {PAPER}."
+        ),
     ] = None,
     by: Annotated[str, typer.Option(help="method, cost, cluster or task.")] = "method",
     markdown: Annotated[bool, typer.Option("--markdown", help="A Markdown table.")] = False,
@@ -111,7 +116,8 @@ def table(
     if reference is not None and reference not in measured:
         raise UnknownNameError("reference, a method of these results:", reference, measured)
     for name in settings:
-        heading, rows = TABLES[by](summarise(read, name, reference=reference or "hilora"))
+        beside = reference or (DEFAULT_METHOD if DEFAULT_METHOD in read.methods(name) else PAPER)
+        heading, rows = TABLES[by](summarise(read, name, reference=beside))
         if markdown:
             print(f"### {name}\n\n{markdown_table(heading, rows)}\n")
         else:

@@ -20,13 +20,14 @@ from hilora.cli.options import (
 )
 from hilora.cli.show import show_files, status
 from hilora.errors import InputError
+from hilora.methods import DEFAULT_METHOD
 
 
 def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     *,
     pool: PoolName = "flan-mini",
-    method: Method = "hilora-plus",
+    method: Method = DEFAULT_METHOD,
     option: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of the allocation.")] = 0,
     allow: Allow = None,

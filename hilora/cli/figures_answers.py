@@ -22,13 +22,14 @@ from hilora.cli.options import (
 )
 from hilora.cli.show import progress, show_files, status
 from hilora.jsonl import write_entries
+from hilora.methods import DEFAULT_METHOD
 
 
 def activation(
     *,
     prompt: Annotated[str, typer.Option(help="The prompt to answer.")],
     pool: PoolName = "flan-mini",
-    method: Method = "hilora",
+    method: Method = DEFAULT_METHOD,
     option: Settings = None,
     site: Annotated[list[str] | None, typer.Option(help="Sum over these sites only, e.g. layers.3.v_proj")] = None,
     allow: Allow = None,

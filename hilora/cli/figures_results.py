@@ -11,6 +11,7 @@ from hilora.cli.options import FiguresOut, split_names
 from hilora.cli.show import show_files
 from hilora.errors import InputError
 from hilora.jsonl import write_entries
+from hilora.methods import DEFAULT_METHOD
 
 
 def selection(
@@ -18,7 +19,7 @@ def selection(
     rows: Annotated[list[Path], typer.Option(help="Results of hilora evaluate tasks (may be repeated).")],
     method: Annotated[
         str, typer.Option("--method", "-m", help="A method of the results, as labelled there.")
-    ] = "hilora",
+    ] = DEFAULT_METHOD,
     setting: Annotated[str | None, typer.Option(help="Only this setting.")] = None,
     out: FiguresOut = Path("figures"),
 ) -> None:

@@ -138,6 +138,15 @@ def reembed(
 
 
 @app.command()
+def fit(pool: PoolFolder = "./pool") -> None:
+    """Keep what hilora-plus learns from the samples, for a quick start; large pools do so at each change."""
+    opened = open_pool(pool)
+    with status(f"Learning from the samples of {len(opened)} adapters"):
+        kept = opened.fit(always=True)
+    console.print("nothing to learn: the pool is empty" if kept is None else str(kept), soft_wrap=True, markup=False)
+
+
+@app.command()
 def export(
     name: AdapterName,
     folder: Annotated[Path, typer.Argument(help="A new folder.")],

@@ -41,6 +41,7 @@ from hilora.engine.sampling import SeededSampling, check_one_answer, check_reque
 from hilora.engine.stages import Serve, can_stage
 from hilora.engine.stream import follow, turn
 from hilora.errors import InputError, ModelError
+from hilora.methods import DEFAULT_METHOD
 from hilora.methods.lookup import get_method
 from hilora.planner import Planner, Routed
 from hilora.pool.memory import LIMIT, Memory
@@ -103,7 +104,7 @@ class HiLoRA:
         cls,
         base: str | PreTrainedModel | None = None,
         pool: str | Path | PoolView = "flan-mini",
-        method: str = "hilora",
+        method: str = DEFAULT_METHOD,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         embedder: Embedder | None = None,
@@ -119,7 +120,7 @@ class HiLoRA:
         Args:
             base: a name, a path or a loaded model; default: the base that the pool was made for.
             pool: a pool folder, the name of an installed pool ("flan-mini"), or an opened pool.
-            method: a name in `hilora.METHODS`.
+            method: a name in `hilora.METHODS`; "hilora" is the paper's.
             tokenizer: needed with a loaded model only.
             embedder: the pool's, if loaded already.
             dtype: of the base model; default: bf16 where it is fast, else fp32.

@@ -1,6 +1,6 @@
 """HiLoRA as a model of lm-evaluation-harness, and the harness's command line with that model in it.
 
-    python -m hilora.evaluate.lm_eval --model hilora --model_args pool=pools/flan-mini,method=hilora --tasks arc_easy
+    python -m hilora.evaluate.lm_eval --model hilora --model_args pool=pools/flan-mini --tasks arc_easy
 
 Up to release 0.4.13 the harness finds only its own models, so this module, which registers `hilora`, runs its
 command line; later ones find `hilora` by the entry point `lm_eval.models`, and `lm_eval --model hilora` does.
@@ -23,6 +23,7 @@ from hilora.engine.generate import HiLoRA
 from hilora.engine.sampling import SAMPLING
 from hilora.errors import HiloraError, InputError
 from hilora.evaluate.likelihood import UNROUTED, Scored, encode_pairs, encode_text, score, unrouted
+from hilora.methods import DEFAULT_METHOD
 from hilora.planner import Routed
 from hilora.types import Completion
 
@@ -58,7 +59,7 @@ class HiLoRALM(LM):  # type: ignore[misc]
     def __init__(
         self,
         pool: Any = "flan-mini",
-        method: str = "hilora",
+        method: str = DEFAULT_METHOD,
         base: Any = None,
         *,
         dtype: Any = None,

@@ -109,7 +109,8 @@ def hilora_plus(
     """HiLoRA with a calibrated posterior: likely adapters weighted by probability, canonical ROCs by contribution.
 
     `fallback` says what becomes of prompts that no adapter knows: "broad" (eight adapters instead of k, at a higher
-    temperature), "base" (the base model answers), "abstain" (no answer), "none" (as any other prompt).
+    temperature), "base" (the base model answers), "abstain" (no answer), "none" (as any other prompt). One adapter
+    alone serves every prompt; one without stored terms is judged by meaning; an untuned pool is calibrated first.
     """
     _check_gamma(gamma)
     if fallback not in (*FALLBACKS, "abstain"):

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from hilora.base.fingerprint import BaseInfo
 from hilora.errors import PoolError
-from hilora.pool import store
+from hilora.pool import statistics, store
 from hilora.pool.manifest import HEAD, read_entry
 from hilora.pool.place import read_base, read_embedder
 from hilora.pool.view import Entry, PoolView
 from hilora.route.experts import Calibration
 from hilora.route.features import Features
+from hilora.route.stored import RECIPE, learn
 from hilora.types import Factors
 
 F = TypeVar("F", bound="PoolFolder")  # typing.Self would do, but the run-time shape checks cannot read it
@@ -130,6 +131,42 @@ class PoolFolder(PoolView):
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
         return [own.embeddings for own in self.samples()]
+
+    def learned(self, recipe: str) -> dict[str, Tensor] | None:
+        """What a recipe has learned from these samples, if it was kept; a warning where learning takes long."""
+        found = statistics.read(self.path, statistics.key_of(self.entries, recipe))
+        if found is None:
+            statistics.tell_missing(self.path, len(self))
+        return found
+
+    def fit(self, *, always: bool = False) -> Path | None:
+        """Keep what `hilora-plus` learns from the samples beside the pool, which stays as it is.
+
+        Args:
+            always: also of fewer than `statistics.LARGE` adapters; and do not only warn if the folder refuses it.
+
+        Returns:
+            where it is kept, if it is.
+
+        Raises:
+            PoolError: it cannot be written.
+        """
+        key = statistics.key_of(self.entries, RECIPE)
+        if not self.entries or not (always or len(self) >= statistics.LARGE):
+            return None
+        if statistics.read(self.path, key) is None:
+            found = learn(self.samples())
+            try:
+                with store.alone(self.path):
+                    now = PoolFolder.open(self.path).entries
+                    if statistics.key_of(now, RECIPE) == key:  # else others have changed the pool meanwhile
+                        statistics.write(self.path, key, found)
+            except PoolError as error:
+                if always:
+                    raise
+                statistics.tell_missing(self.path, len(self), str(error))
+                return None
+        return statistics.path_of(self.path, key)
 
     def _samples(self, entry: Entry) -> Features:
         path = self.path / store.SAMPLES / f"{entry.samples}.safetensors"

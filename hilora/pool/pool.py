@@ -20,7 +20,7 @@ from torch import Tensor
 from hilora.base.embed import EmbedderInfo
 from hilora.base.fingerprint import BaseInfo
 from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
-from hilora.pool import store
+from hilora.pool import statistics, store
 from hilora.pool.described import DESCRIPTION
 from hilora.pool.folder import PoolFolder, in_order
 from hilora.pool.manifest import OF_SAMPLES, check_name, inherit
@@ -32,6 +32,7 @@ from hilora.route.experts import calibrate
 from hilora.route.features import Features, check_samples, hash_terms
 from hilora.route.gaussian import RIDGE
 from hilora.route.ridge import choose_ridge
+from hilora.route.stored import RECIPE
 
 Embed = Callable[[Sequence[str]], Tensor]
 ORIGINS = ("samples", "prompts", DESCRIPTION)
@@ -80,9 +81,7 @@ class Pool(PoolFolder):
     @contextmanager
     def _edit(self) -> Iterator[_Draft]:
         """The present state under the pool's lock; written as one change when the block ends well."""
-        from filelock import FileLock
-
-        with store.explained(f"change the pool {self.path}"), FileLock(self.path / ".lock"):
+        with store.alone(self.path):
             self.reload()
             draft = _Draft({entry.name: entry for entry in self.entries}, dict(self._head))
             yield draft
@@ -187,15 +186,16 @@ class Pool(PoolFolder):
         """Delete files that no adapter uses. Close other users of the pool before."""
         with self._edit():
             used = {entry.hash for entry in self.entries} | {entry.samples for entry in self.entries}
-            return store.prune(self.path, used)
+            return store.prune(self.path, used | {statistics.key_of(self.entries, RECIPE)})
 
     def tune(self, *, always: bool = False) -> float:
-        """Choose ridge and calibration on the samples again, if the pool has grown or shrunk by a quarter since."""
+        """Choose ridge and calibration anew if the pool has grown or shrunk by a quarter since; keep statistics."""
         if always or has_grown(len(self), self.tuned_on):
             samples = self.samples()
             ridge, found = choose_ridge([own.embeddings for own in samples]), calibrate(samples)
             with self._edit() as draft:
                 draft.head |= {"ridge": ridge, "calibration": asdict(found), "tuned_on": len(draft.entries)}
+        self.fit()
         return self.ridge
 
     def reembed(self, samples: Mapping[str, Sequence[str]], embedder: EmbedderInfo, embed: Embed) -> None:

@@ -5,6 +5,7 @@
     POOL/base.json                    the base model's modules and sketch, written when the pool is made
     POOL/adapters/<hash>.safetensors  one adapter's factors, named by content, never changed
     POOL/samples/<hash>.safetensors   embeddings of one adapter's samples, likewise
+    POOL/statistics/<key>.safetensors what was learned from all of them (`statistics`); may be missing
 
 A crash leaves at most files that no manifest names; `prune` deletes them.
 """
@@ -34,6 +35,7 @@ MANIFEST = "pool.json"
 BASE = "base.json"
 ADAPTERS = "adapters"
 SAMPLES = "samples"
+STATISTICS = "statistics"
 
 _REMEDIES = {
     errno.ENOSPC: "No space is left on the disk; free some and try again. Nothing was changed.",
@@ -52,6 +54,15 @@ def explained(doing: str) -> Iterator[None]:
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, f"{error.strerror or error}.")
         raise PoolError(f"Cannot {doing}: {remedy}") from error
+
+
+@contextmanager
+def alone(pool: Path) -> Iterator[None]:
+    """Change a pool: others who want to wait. What the operating system refuses is a PoolError."""
+    from filelock import FileLock
+
+    with explained(f"change the pool {pool}"), FileLock(pool / ".lock"):
+        yield
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -184,7 +195,7 @@ def damaged(path: Path, why: object) -> PoolError:
 def prune(pool: Path, used: set[str]) -> list[Path]:
     """Delete data files that the manifest does not name, and what a crash left; returns them."""
     gone = []
-    for folder in (ADAPTERS, SAMPLES):
+    for folder in (ADAPTERS, SAMPLES, STATISTICS):
         for path in sorted((pool / folder).glob("*")):
             if path.name.removesuffix(".safetensors") not in used:
                 path.unlink()

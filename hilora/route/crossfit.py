@@ -56,24 +56,6 @@ def folds(
             yield kept, join(held), torch.tensor(owner)
 
 
-def held_out_scores(
-    embeddings: Sequence[Float[Tensor, "_ dim"]],
-    fresh: Callable[[], Likelihood],
-) -> tuple[Float[Tensor, " held"], Float[Tensor, "held adapter"]]:
-    """Scores of samples that neither mean nor covariance has seen, by cross-fitting.
-
-    Returns:
-        each held-out sample's score under its own adapter, and its scores under all adapters.
-    """
-    own, rows = [], []
-    for owner, scores in fold_scores(embeddings, fresh):
-        own.append(scores[torch.arange(len(owner)), owner])
-        rows.append(scores)
-    if not rows:
-        return torch.empty(0), torch.empty(0, len(embeddings))
-    return torch.cat(own), torch.cat(rows)
-
-
 def fold_scores(
     embeddings: Sequence[Float[Tensor, "_ dim"]],
     fresh: Callable[[], Likelihood],

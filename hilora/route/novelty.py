@@ -8,6 +8,8 @@ use minus the mean score of all,
 
 so that whatever makes a prompt unlikely under every adapter (its length, rare words) cancels. Samples that the
 statistics have not seen have leads, too; a prompt is called unseen where its lead is below all but a few of theirs.
+
+Scores by themselves do not tell: a text of one word is near the middle of all embeddings, and so near every adapter.
 """
 
 from __future__ import annotations
@@ -36,5 +38,11 @@ def leads(
 
 
 def seen_above(held_out: Sequence[float]) -> float | None:
-    """The lead, or score, above which a prompt is called seen; None without held-out samples."""
-    return float(torch.tensor(held_out).quantile(UNSEEN_SHARE)) if len(held_out) else None
+    """The lead above which a prompt is called seen: at most `UNSEEN_SHARE` of these leads are not.
+
+    None where there are too few for the share to be one of them.
+    """
+    below = int(UNSEEN_SHARE * len(held_out))  # so many are called unseen
+    if not below:
+        return None
+    return float(torch.tensor(held_out).quantile((below - UNSEEN_SHARE) / (len(held_out) - 1)))

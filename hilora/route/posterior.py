@@ -25,6 +25,7 @@ from hilora.route.features import Features, hash_terms
 from hilora.route.novelty import leads
 from hilora.route.router import Known, Query
 from hilora.route.samples import sampled
+from hilora.route.stored import experts
 from hilora.types import Route
 
 CANDIDATES = ("top", "conformal")
@@ -70,12 +71,12 @@ class Posterior:
         threshold((), self.alpha)  # refuses what is no share
 
     def fit(self, known: Known) -> Posterior:
-        """Fit the likelihoods; how to read them comes with a pool, or is worked out here."""
-        samples = sampled(known).samples()
-        found = sampled(known).calibration if self.terms else None
+        """Fit the likelihoods, unless a pool keeps them; how to read them comes with it, or is worked out here."""
+        pool = sampled(known)
+        found = pool.calibration if self.terms else None
         if found is None:
-            found = calibrate(samples, self.terms)
-        self.model_ = Experts(found.weights, self.terms).fit(samples)
+            found = calibrate(pool.samples(), self.terms)
+        self.model_ = experts(pool, found.weights, self.terms)
         self.seen_above_ = found.seen_above
         self.limit_ = threshold(found.surprises, self.alpha)
         return self

@@ -68,7 +68,7 @@ class Gaussian:
     ridge: float | None = None  # default: the pool's, chosen on its samples
     needs_embedding: bool = field(default=True, init=False)
     model_: OwnGaussian = field(init=False)
-    seen_above_: float | None = field(init=False, default=0.0)
+    seen_above_: float | None = field(init=False, default=None)  # "hi" scores as well as prompts that are known
 
     def __post_init__(self) -> None:
         if self.candidates not in RULES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -27,6 +27,10 @@ class Sampled(Known, Protocol):
         """Each adapter's samples, in the pool's order."""
         ...
 
+    def learned(self, recipe: str) -> Mapping[str, Tensor] | None:
+        """What a recipe has learned from these very samples, if it was kept (`stored`)."""
+        ...
+
 
 class Held:
     """Samples by adapter that are held in memory."""
@@ -43,6 +47,9 @@ class Held:
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """The embeddings of each adapter's samples."""
         return [own.embeddings for own in self.held]
+
+    def learned(self, recipe: str) -> None:
+        """Nothing is kept."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,8 @@ from torch import Tensor
 from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import weigh
-from hilora.route.crossfit import MOST_ADAPTERS, held_out_scores
 from hilora.route.gaussian import LOG_2PI
 from hilora.route.nearest import SEARCHES, Nearest, make_search, need_faiss
-from hilora.route.novelty import seen_above
 from hilora.route.router import RULES, Gaussian, Known, Query, Router
 from hilora.types import Route
 
@@ -130,7 +128,7 @@ class Tied:
     search: str = "exact"
     needs_embedding: bool = field(default=True, init=False)
     model_: TiedGaussian = field(init=False)
-    seen_above_: float | None = field(init=False, default=0.0)
+    seen_above_: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -140,11 +138,9 @@ class Tied:
         self._fresh()  # refuses what makes no sense
 
     def fit(self, known: Known) -> Tied:
-        """Fit one Gaussian per adapter, and learn which scores held-out samples reach."""
+        """Fit one Gaussian per adapter."""
         embeddings = known.embeddings()
         self.model_ = self._fresh().fit(embeddings)
-        own, _ = held_out_scores(embeddings[:: -(-len(embeddings) // MOST_ADAPTERS)], self._fresh)
-        self.seen_above_ = seen_above(own.tolist())
         _ = self.model_.nearest  # an index is built now, not at the first prompt
         return self
 

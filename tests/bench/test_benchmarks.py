@@ -116,6 +116,33 @@ def test_start_counts_imports_by_package_and_runs_commands(
     assert lines(tmp_path / "start.jsonl")[-1]["imports_ms"]
 
 
+def test_start_of_large_pools_is_timed_with_kept_statistics_and_without(
+    bench_scripts: Any, shared_pool: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    _, pool = shared_pool("llama")
+    script = bench_scripts.load("benchmarks/start.py")
+    kept: list[bool] = []
+
+    def run(arguments: list[str], where: str, *flags: str) -> tuple[float, str]:
+        kept.append(any(Path(where).glob("statistics/*")))
+        return 0.5, ""
+
+    monkeypatch.setattr(script, "run", run)
+    bench_scripts.run(
+        script, "--pool", pool.path, "--runs", 2, "--adapters", 5, 9, "--json", tmp_path / "start.jsonl"
+    )
+    found = [line for line in lines(tmp_path / "start.jsonl") if "adapters" in line]
+    assert [line["adapters"] for line in found] == [5] * 3 + [9] * 3
+    assert [line.get("statistics") for line in found] == ["fitted", None, "kept"] * 2
+    assert all(line["fit_s"] >= 0 and line["mb"] > 0 for line in found if "fit_s" in line)
+    assert kept[-12:] == [False] * 3 + [True] * 3 + [False] * 3 + [True] * 3
+    assert not any(path.name.startswith(".bench-") for path in pool.path.parent.iterdir())
+    targets = bench_scripts.load("benchmarks/targets.py")
+    told = [row[0] for row in targets.other_targets(tmp_path)]
+    assert "... over 9 adapters, statistics kept" in told
+    assert "... fitting 5 and keeping it" in told
+
+
 def test_selection_agrees_with_the_exact_best(
     bench_scripts: Any, shared_pool: Any, embedder: Any, tmp_path: Path
 ) -> None:

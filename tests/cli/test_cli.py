@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import io
 import json
 import shutil
@@ -21,10 +22,15 @@ from typer.testing import CliRunner
 from hilora import METHODS, Completion, HiLoRA, Pool
 from hilora.base.embed import Embedder
 from hilora.cli import main
-from hilora.cli.app import app
+from hilora.cli.app import app, generate, route
+from hilora.cli.bench import bench
+from hilora.cli.explain import explain
+from hilora.cli.figures_answers import activation
+from hilora.cli.figures_results import selection
 from hilora.cli.options import parse_settings, read_prompts
 from hilora.cli.show import print_stream
 from hilora.errors import HiloraError, InputError
+from hilora.methods import DEFAULT_METHOD
 
 FLAN = Path(__file__).parents[2] / "pools" / "flan-mini"
 needs_minilm = pytest.mark.skipif(
@@ -129,12 +135,20 @@ def as_users_run_it() -> Iterator[None]:
     config.update("jaxtyping_disable", False)
 
 
+# --- defaults ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [route, generate, explain, bench, activation, selection, HiLoRA.from_pretrained])
+def test_whoever_names_no_method_gets_the_default(command: Any) -> None:
+    assert inspect.signature(command).parameters["method"].default == DEFAULT_METHOD
+
+
 # --- help and errors ----------------------------------------------------------------------------------
 
 COMMANDS = [[], ["route"], ["generate"], ["methods"], ["demo"], ["pool"], ["train"]]
 COMMANDS += [["train", each] for each in ("lora", "router", "moe", "phatgoose", "lorahub", "retriever")]
 COMMANDS += [["pool", name] for name in ("add", "add-all", "list", "show", "enable", "disable", "remove")]
-COMMANDS += [["pool", name] for name in ("check", "reembed", "prune", "export")]
+COMMANDS += [["pool", name] for name in ("check", "reembed", "prune", "export", "fit")]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

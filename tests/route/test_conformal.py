@@ -102,7 +102,19 @@ def test_few_held_out_samples_are_called_unseen() -> None:
     limit = seen_above(values)
     assert limit is not None
     assert np.mean(np.array(values) <= limit) == pytest.approx(UNSEEN_SHARE, abs=0.005)
-    assert seen_above([]) is None
+
+
+@pytest.mark.parametrize("count", [20, 21, 39, 40, 59, 100, 119, 520])
+def test_no_more_held_out_samples_are_called_unseen_than_is_said(count: int) -> None:
+    values = np.random.default_rng(count).normal(size=count)
+    limit = seen_above(values.tolist())
+    assert limit is not None
+    assert UNSEEN_SHARE - 1 / count < np.mean(values <= limit) <= UNSEEN_SHARE
+
+
+@pytest.mark.parametrize("count", [0, 1, 19])
+def test_too_few_held_out_samples_do_not_say_what_is_unseen(count: int) -> None:
+    assert seen_above([1.0] * count) is None
 
 
 @pytest.mark.parametrize(

@@ -352,17 +352,6 @@ def test_the_ridge_is_the_pools_unless_one_is_given() -> None:
         assert torch.equal(route.scores[:, 0], want.max(1).values)
 
 
-def test_prompts_of_an_adapter_score_above_the_seen_threshold() -> None:
-    """Tied scores: 5 % of the held-out samples lie below it; far-away prompts do."""
-    draw = clusters(5, 32, 0.5)
-    router = Tied().fit(known(all_of(draw, 4, 20)))
-    assert router.seen_above_ is not None
-    own = router.model_.score(torch.cat(all_of(draw, 4, 25))).max(1).values
-    stranger = router.model_.score(draw(4, 25)).max(1).values
-    assert (own > router.seen_above_).float().mean() > 0.85
-    assert (stranger > router.seen_above_).float().mean() < 0.15
-
-
 @pytest.mark.parametrize("far", [1.0, 1e3])
 def test_in_a_thousand_adapters_where_every_likelihood_underflows_scores_and_weights_are_exact(far: float) -> None:
     dim, count, ridge = 64, 8, 1e-4

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from hilora.route.crossfit import held_out_scores
+from hilora.route.crossfit import Likelihood, fold_scores
 from hilora.route.gaussian import MIN_SAMPLES, RIDGE, OwnGaussian
 from hilora.route.ridge import FOLDS, GRID, choose_ridge
 from hilora.route.tied import TiedGaussian
@@ -47,6 +47,13 @@ def rows(vectors: Tensor) -> set[tuple[float, ...]]:
 
 
 # cross-fitting
+
+
+def held_out_scores(samples: Sequence[Tensor], fresh: Callable[[], Likelihood]) -> tuple[Tensor, Tensor]:
+    """Each held-out sample's score under its own adapter, and its scores under all."""
+    found = fold_scores(samples, fresh)
+    own = [scores[torch.arange(len(owner)), owner] for owner, scores in found]
+    return torch.cat([torch.empty(0), *own]), torch.cat([torch.empty(0, len(samples)), *(rows for _, rows in found)])
 
 
 @pytest.mark.parametrize("counts", [(20, 20, 20), (6, 10, 23), (5, 5, 12), (2, 3, 11)])
