@@ -80,7 +80,7 @@ def route(
     *,
     file: File = None,
     one: One = False,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     method: Method = "hilora",
     option: Settings = None,
     seed: Seed = 0,
@@ -115,7 +115,7 @@ def generate(
     *,
     file: File = None,
     one: One = False,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     base: Base = None,
     method: Method = "hilora",
     option: Settings = None,
@@ -188,7 +188,7 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
-def demo(pool: PoolName = "flan-mini") -> None:
+def demo(pool: PoolName = None) -> None:
     """Route and answer prompts of several tasks with the embedded default, and show why."""
     from hilora.cli.demo import run
 

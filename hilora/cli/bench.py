@@ -16,7 +16,7 @@ from hilora.cli.show import console, progress, status
 
 def bench(
     *,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     base: Base = None,
     dtype: Dtype = None,
     method: Annotated[str, typer.Option(help="What is timed as hilora: a method that routes by itself.")] = "hilora",

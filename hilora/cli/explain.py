@@ -25,7 +25,7 @@ from hilora.errors import InputError
 def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     *,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     method: Method = "hilora-plus",
     option: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of the allocation.")] = 0,

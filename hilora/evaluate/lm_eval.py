@@ -57,7 +57,7 @@ class HiLoRALM(LM):  # type: ignore[misc]
 
     def __init__(
         self,
-        pool: Any = "flan-mini",
+        pool: Any = None,
         method: str = "hilora",
         base: Any = None,
         *,
