@@ -111,7 +111,7 @@ class Bench:
 
 
 @contextmanager
-def prepared(pool: str, base: str | None, dtype: str | None, settings: Settings) -> Iterator[Bench]:
+def prepared(pool: str | None, base: str | None, dtype: str | None, settings: Settings) -> Iterator[Bench]:
     """Load pool, base and contenders, and compare those that compute the same.
 
     Raises:

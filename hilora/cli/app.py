@@ -81,7 +81,7 @@ def route(
     *,
     file: File = None,
     one: One = False,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     method: Method = DEFAULT_METHOD,
     option: Settings = None,
     seed: Seed = 0,
@@ -116,7 +116,7 @@ def generate(
     *,
     file: File = None,
     one: One = False,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     base: Base = None,
     method: Method = DEFAULT_METHOD,
     option: Settings = None,
@@ -193,7 +193,7 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
-def demo(pool: PoolName = "flan-mini") -> None:
+def demo(pool: PoolName = None) -> None:
     """Route and answer prompts of several tasks with the embedded default, and show why."""
     from hilora.cli.demo import run
 

@@ -17,7 +17,7 @@ from hilora.methods import DEFAULT_METHOD
 
 def bench(
     *,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     base: Base = None,
     dtype: Dtype = None,
     method: Annotated[

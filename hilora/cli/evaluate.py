@@ -29,7 +29,7 @@ def tasks(
     *,
     data: Annotated[Path, typer.Option(help='JSON Lines with "inputs", "targets": a file per task, or one file.')],
     json_out: Annotated[Path, typer.Option("--json", help="Results, one line a row; run again to resume.")],
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     methods: Labels = f"base,oracle,{DEFAULT_METHOD}",
     setting: Annotated[str, typer.Option(help="iid, ood, within, cross or mixed.")] = "iid",
     part: Annotated[str, typer.Option(help="all, first or second half of each task's lines.")] = "all",

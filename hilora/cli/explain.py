@@ -26,7 +26,7 @@ from hilora.methods import DEFAULT_METHOD
 def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     *,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     method: Method = DEFAULT_METHOD,
     option: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of the allocation.")] = 0,

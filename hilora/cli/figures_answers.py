@@ -28,7 +28,7 @@ from hilora.methods import DEFAULT_METHOD
 def activation(
     *,
     prompt: Annotated[str, typer.Option(help="The prompt to answer.")],
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     method: Method = DEFAULT_METHOD,
     option: Settings = None,
     site: Annotated[list[str] | None, typer.Option(help="Sum over these sites only, e.g. layers.3.v_proj")] = None,
@@ -64,7 +64,7 @@ def activation(
 def weights(
     *,
     test: Annotated[Path, typer.Option(help='Prompts: JSON Lines with "task" and "inputs"; a panel for each task.')],
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     method: Method = "ramole",
     option: Settings = None,
     site: Annotated[list[str] | None, typer.Option(help="Show these sites only, e.g. v_proj")] = None,

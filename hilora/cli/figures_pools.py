@@ -17,7 +17,7 @@ from hilora.jsonl import write_entries
 
 def rocs(
     *,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     site: Annotated[list[str] | None, typer.Option(help="A site to measure and draw (may be repeated).")] = None,
     sites: Annotated[str | None, typer.Option(help="Measure all sites that end so, with commas, e.g. q_proj")] = None,
     draw: Annotated[
@@ -62,7 +62,7 @@ def rocs(
 
 def similarity(
     *,
-    pool: PoolName = "flan-mini",
+    pool: PoolName = None,
     test: Annotated[
         Path | None,
         typer.Option(help='Prompts: JSON Lines with "task", "inputs" and "cluster"; default: the samples.'),

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from hilora.pool import Pool
 
 
-def open_pool(name: str) -> Pool:
-    """The pool in a folder, or an installed one by its name."""
+def open_pool(name: str | None) -> Pool:
+    """The pool in a folder, an installed one by its name, or the default."""
     from hilora.pool import Pool
     from hilora.pool.source import find_pool
 

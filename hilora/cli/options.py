@@ -14,8 +14,15 @@ from hilora.cli.prompts import read_asked
 from hilora.errors import InputError
 
 AdapterName = Annotated[str, typer.Argument(help="Adapter name.")]
-PoolFolder = Annotated[str, typer.Option("--pool", help="Pool folder.")]
-PoolName = Annotated[str, typer.Option("--pool", help="Pool folder, or an installed pool's name.")]
+PoolFolder = Annotated[str, typer.Option("--pool", help="Pool folder, which is written to.")]
+PoolName = Annotated[
+    str | None,
+    typer.Option(
+        "--pool",
+        help="Pool folder, or an installed pool's name; default: ./pool if there is one, else flan-mini "
+        "(its wheel, or pools/flan-mini in a clone).",
+    ),
+]
 Method = Annotated[str, typer.Option("--method", "-m", help="See: hilora methods")]
 Settings = Annotated[list[str] | None, typer.Option("--option", "-o", help="Method option, e.g. -o gamma=0.3")]
 Allow = Annotated[list[str] | None, typer.Option("--allow", help="Use only this adapter (may be repeated).")]

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from hilora.cli.opened import open_pool
-from hilora.cli.options import AdapterName, PoolFolder
+from hilora.cli.options import AdapterName, PoolFolder, PoolName
 from hilora.cli.pool_add import EmbedderOption, add, add_all
 from hilora.cli.show import console, needs_care, show_adapters, show_check, status
 from hilora.cli.usage import Commands
@@ -25,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
-def list_adapters(pool: PoolFolder = "./pool", as_json: Json = False) -> None:
+def list_adapters(pool: PoolName = None, as_json: Json = False) -> None:
     """List the adapters of a pool."""
     opened = open_pool(pool)
     if as_json:
@@ -35,7 +35,7 @@ def list_adapters(pool: PoolFolder = "./pool", as_json: Json = False) -> None:
 
 
 @app.command()
-def show(name: AdapterName, pool: PoolFolder = "./pool", as_json: Json = False) -> None:
+def show(name: AdapterName, pool: PoolName = None, as_json: Json = False) -> None:
     """All that a pool knows of one adapter."""
     opened = open_pool(pool)
     entry = asdict(opened.entries[opened.index(name)])
@@ -79,7 +79,7 @@ def remove(
 @app.command()
 def check(
     *,
-    pool: PoolFolder = "./pool",
+    pool: PoolName = None,
     files_only: Annotated[bool, typer.Option(help="Only whether files are whole.")] = False,
     everyone: Annotated[bool, typer.Option("--all", help="Show the adapters that are fine, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, of every adapter.")] = False,
@@ -150,7 +150,7 @@ def fit(pool: PoolFolder = "./pool") -> None:
 def export(
     name: AdapterName,
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
-    pool: PoolFolder = "./pool",
+    pool: PoolName = None,
 ) -> None:
     """Write an adapter as a PEFT folder, its scaling in its weights."""
     from hilora.pool.export import export_adapter

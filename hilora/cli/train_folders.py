@@ -78,8 +78,8 @@ def lora(
 def combine(
     task: Annotated[Path, typer.Argument(help='A few examples: JSON Lines with "inputs" and "targets".')],
     *,
-    pool: PoolName,
     out: Annotated[Path, typer.Option(help="The PEFT folder to write.")],
+    pool: PoolName = None,
     without: Annotated[list[str] | None, typer.Option(help="An adapter that is not drawn (may be repeated).")] = None,
     members: Members = 20,
     evaluations: Evaluations = 40,
@@ -111,7 +111,7 @@ def combine(
             without=without or (),
             on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"),
         )
-    _show_made(out, pool)
+    _show_made(out, pool or "./pool")
 
 
 def retriever(

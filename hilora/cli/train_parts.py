@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hilora.cli.opened import load_base_of, open_pool
-from hilora.cli.options import Base, Batch, Dtype, Evaluations, Longest, Members, PoolName, Rate, Steps
+from hilora.cli.options import Base, Batch, Dtype, Evaluations, Longest, Members, PoolFolder, Rate, Steps
 from hilora.cli.show import console, progress
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ PerTask = Annotated[int, typer.Option(min=1, help="Examples of each task.")]
 
 def router(
     *,
-    pool: PoolName,
     data: Data,
+    pool: PoolFolder = "./pool",
     share: Annotated[float, typer.Option(help="Share of the tasks that it is trained on.")] = 0.4,
     dropout: Annotated[float, typer.Option(help="Share of the adapters that each row does without.")] = 0.5,
     rank: Annotated[int, typer.Option(min=1)] = 6,
@@ -60,8 +60,8 @@ def router(
 
 def moe(
     *,
-    pool: PoolName,
     data: Data,
+    pool: PoolFolder = "./pool",
     kind: Annotated[str, typer.Option(help="moe-soft, moe-top1, moe-top3 or smear.")],
     steps: Steps = 200,
     batch: Batch = 8,
@@ -90,8 +90,8 @@ def moe(
 
 def phatgoose(
     *,
-    pool: PoolName,
     data: Data,
+    pool: PoolFolder = "./pool",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each adapter.")] = 100,
     batch: Batch = 8,
     lr: Rate = 5e-3,
@@ -110,8 +110,8 @@ def phatgoose(
 
 def lorahub(
     *,
-    pool: PoolName,
     data: Data,
+    pool: PoolFolder = "./pool",
     members: Members = 20,
     evaluations: Evaluations = 40,
     per_task: PerTask = 20,

@@ -103,7 +103,7 @@ class HiLoRA:
     def from_pretrained(
         cls,
         base: str | PreTrainedModel | None = None,
-        pool: str | Path | PoolView = "flan-mini",
+        pool: str | Path | PoolView | None = None,
         method: str = DEFAULT_METHOD,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -119,7 +119,8 @@ class HiLoRA:
 
         Args:
             base: a name, a path or a loaded model; default: the base that the pool was made for.
-            pool: a pool folder, the name of an installed pool ("flan-mini"), or an opened pool.
+            pool: a folder, the name of an installed pool ("flan-mini"), or an opened pool; default: ./pool if
+                there is one, else flan-mini.
             method: a name in `hilora.METHODS`; "hilora" is the paper's.
             tokenizer: needed with a loaded model only.
             embedder: the pool's, if loaded already.

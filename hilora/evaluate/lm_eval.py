@@ -58,7 +58,7 @@ class HiLoRALM(LM):  # type: ignore[misc]
 
     def __init__(
         self,
-        pool: Any = "flan-mini",
+        pool: Any = None,
         method: str = DEFAULT_METHOD,
         base: Any = None,
         *,

@@ -8,12 +8,15 @@ from pathlib import Path
 from hilora.base.models import first_line
 from hilora.base.prompts import check_whole
 from hilora.base.records import sample_of
-from hilora.errors import AdapterError, InputError
+from hilora.errors import AdapterError, InputError, PoolError
 from hilora.jsonl import numbered_lines
 from hilora.pool.peft import WEIGHTS, no_weights, only_pickled
 from hilora.pool.peft_config import is_mlx
+from hilora.pool.store import MANIFEST
 
 SAMPLES_FILE = "samples.jsonl"
+OWN_POOL = "./pool"
+SHIPPED_POOL = "flan-mini"
 
 
 def adapter_folder(source: str) -> Path:
@@ -88,11 +91,36 @@ def samples_for(name: str, folder: Path, samples: Path | None) -> list[str]:
     return read_samples(path)
 
 
-def find_pool(pool: str | Path) -> Path:
-    """A pool folder, or the folder of an installed pool distribution ("flan-mini")."""
-    path = Path(pool)
-    if not path.exists() and path.parent == Path():
-        spec = importlib.util.find_spec(f"hilora_{path.name.replace('-', '_')}")
-        if spec is not None and spec.submodule_search_locations:
-            return Path(next(iter(spec.submodule_search_locations)))
-    return path
+def find_pool(pool: str | Path | None = None) -> Path:
+    """The folder of a pool: the one named, else ./pool if that is one, else flan-mini.
+
+    A name that is no folder here is that of an installed pool (a wheel `hilora-NAME`), or, in a clone of hilora, of a
+    folder in pools/.
+
+    Raises:
+        PoolError: none is named, or flan-mini is, and there is none.
+    """
+    if pool is None and (Path(OWN_POOL) / MANIFEST).exists():
+        return Path(OWN_POOL)
+    path = Path(SHIPPED_POOL if pool is None else pool)
+    if path.parent != Path() or (path.exists() and pool is not None):
+        return path
+    found = _pool_called(path.name)
+    if found is None and path.name == SHIPPED_POOL:
+        raise PoolError(
+            f"There is {f'no {OWN_POOL}, and ' if pool is None else ''}no {SHIPPED_POOL}: its wheel, "
+            f"hilora-{SHIPPED_POOL}, is not installed, and there is no folder pools/{SHIPPED_POOL}, as in a clone of "
+            f"hilora (there: pip install ./pools/{SHIPPED_POOL}). Or make a pool of your adapters: "
+            f"hilora pool add NAME FOLDER --samples FILE --pool {OWN_POOL}"
+        )
+    return found or path
+
+
+def _pool_called(name: str) -> Path | None:
+    """An installed pool, or one of a clone in the working folder."""
+    module = f"hilora_{name.replace('-', '_')}"
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    cloned = Path("pools") / name
+    return cloned if (cloned / MANIFEST).exists() else None

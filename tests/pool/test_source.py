@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import save_file
 from torch import ones
 
-from hilora.errors import AdapterError, InputError
+from hilora.errors import AdapterError, InputError, PoolError
 from hilora.pool.peft import read_adapter
-from hilora.pool.source import adapter_folder, read_samples
+from hilora.pool.source import adapter_folder, find_pool, read_samples
 
 Fetched = list[str]
 
@@ -117,3 +117,45 @@ def test_half_a_character_in_samples_is_refused_with_its_line(tmp_path: Path) ->
         read_samples(file)
     assert "\n" not in str(caught.value)
     str(caught.value).encode()
+
+
+# --- pools -------------------------------------------------------------------------------------------------
+
+
+def pool_at(path: Path) -> Path:
+    """What is taken for a pool until it is opened."""
+    path.mkdir(parents=True)
+    (path / "pool.json").write_text("{}")
+    return path
+
+
+def test_the_default_pool_is_ones_own_then_the_installed_then_the_clones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "pool").mkdir(parents=True)  # a folder of that name, and no pool
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(PoolError) as caught:
+        find_pool()
+    told = ("./pool", "hilora-flan-mini", "pools/flan-mini", "pip install ./pools/flan-mini", "hilora pool add")
+    assert all(each in str(caught.value) for each in told)
+    assert "\n" not in str(caught.value)
+    pool_at(Path("pools/flan-mini"))
+    assert find_pool() == find_pool("flan-mini") == Path("pools/flan-mini")
+    installed = pool_at(tmp_path / "site" / "hilora_flan_mini")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert find_pool() == find_pool("flan-mini") == installed
+    (Path("pool") / "pool.json").write_text("{}")
+    assert find_pool() == Path("pool")
+    assert find_pool("flan-mini") == installed
+
+
+def test_a_pool_that_is_named_is_the_one_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pool_at(Path("pool"))
+    pool_at(Path("mine-2.0"))
+    pool_at(Path("pools/other"))
+    for named in ("mine-2.0", "./nowhere", "nowhere", "no.where", tmp_path / "nowhere", "pools/other"):
+        assert find_pool(named) == Path(named)
+    assert find_pool("other") == Path("pools/other")
+    with pytest.raises(PoolError, match="There is no flan-mini: its wheel"):
+        find_pool("flan-mini")
