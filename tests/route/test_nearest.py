@@ -89,7 +89,6 @@ def test_a_row_alone_is_the_row_in_a_batch() -> None:
 
 @pytest.mark.parametrize("dim", [16, 160])
 def test_an_index_finds_what_the_exact_search_finds(dim: int) -> None:
-    pytest.importorskip("faiss")
     means, prompts = world(3000, dim, 200)
     offset = torch.rand(3000)
     for mask in (torch.ones(1, 3000).bool().expand(200, -1), torch.rand(200, 3000) < 0.5):
@@ -103,7 +102,6 @@ def test_an_index_finds_what_the_exact_search_finds(dim: int) -> None:
 
 @pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.2])
 def test_an_index_under_masks_of_any_size_misses_next_to_none(share: float) -> None:
-    pytest.importorskip("faiss")
     means, prompts = world(3000, 16, 100)
     mask = torch.rand(100, 3000, generator=torch.Generator().manual_seed(0)) < share
     ids, found = Exact(means).top(prompts, 8, mask)[1], Indexed(means).top(prompts, 8, mask)[1]
@@ -111,7 +109,6 @@ def test_an_index_under_masks_of_any_size_misses_next_to_none(share: float) -> N
 
 
 def test_a_router_with_an_index_can_be_copied() -> None:
-    pytest.importorskip("faiss")
     model = TiedGaussian(0.2, "indexed")
     means, prompts = world(2500, 8, 3)
     model.whitening_, model.mean_, model.log_det_ = torch.eye(8), means, 0.0
@@ -123,7 +120,6 @@ def test_a_router_with_an_index_can_be_copied() -> None:
 
 
 def test_an_index_under_a_mask_that_leaves_few_is_exact() -> None:
-    pytest.importorskip("faiss")
     means, prompts = world(3000, 16, 20)
     mask = torch.zeros(20, 3000).bool()
     mask[:, ::500] = True
@@ -137,7 +133,6 @@ def test_an_index_under_a_mask_that_leaves_few_is_exact() -> None:
 
 
 def test_two_halves_find_almost_all(monkeypatch: Any) -> None:
-    pytest.importorskip("faiss")
     monkeypatch.setattr(indexed, "WHOLE_UP_TO", 3000)
     means, prompts = world(4000, 24, 100)
     search = Indexed(means)
