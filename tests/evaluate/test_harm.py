@@ -1,4 +1,4 @@
-"""Tables from rows written by hand: what is counted, and among which rows."""
+"""Harm, from rows written by hand: what base had right and a method has wrong."""
 
 from __future__ import annotations
 
