@@ -161,3 +161,9 @@ def test_a_module_is_one_noun(name: str) -> None:
 def test_tests_stand_in_the_folders_of_what_they_test() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name[0] not in "._"}
     assert folders <= set(FLOORS) | {"reproduce", "checks"}
+
+
+def test_no_test_is_skipped_for_want_of_a_package() -> None:
+    """One that is missing fails: tests of lm-eval were skipped on every run, and nobody saw it."""
+    call = "pytest.importorskip" + "("
+    assert [path.name for path in (ROOT / "tests").rglob("*.py") if call in path.read_text()] == []

@@ -10,9 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from sklearn import decomposition, metrics
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -94,7 +96,6 @@ def rewritten(adapters: list[Factors], seed: int = 1) -> list[Factors]:
 
 
 def test_silhouettes_are_those_of_scikit_learn() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
     vectors = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     distance = torch.cdist(vectors, vectors).fill_diagonal_(0)
     labels = torch.stack([torch.arange(20) % 4, torch.arange(20) // 19 + torch.arange(20) // 7, torch.arange(20) % 2])
@@ -209,7 +210,6 @@ def test_one_tight_group_and_stragglers_are_not_two_groups() -> None:
 
 
 def test_axes_are_those_of_the_rocs_and_their_mirror_images() -> None:
-    decomposition = pytest.importorskip("sklearn.decomposition")
     of = stack(random_adapters(), SITE, "down")
     scaled = (of.units * of.size[:, None]).numpy()
     pca = decomposition.PCA(2).fit(np.concatenate([scaled, -scaled]))
@@ -530,7 +530,6 @@ def draw_planes(adapters: list[Factors], out: Path) -> list[bytes]:
 
 
 def test_pictures_are_the_same_bytes_every_time(tmp_path: Path) -> None:
-    mpl = pytest.importorskip("matplotlib")
     adapters = random_adapters((4, 5, 6))
     one = draw_planes(adapters, tmp_path)
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "red"}):  # whatever a user's settings are
@@ -578,7 +577,6 @@ def check_files(printed: str, count: int) -> list[Path]:
 
 
 def test_the_commands_write_their_figures(llama: Any, fake: None, rows: Path, tmp_path: Path, tiny: Any) -> None:
-    pytest.importorskip("matplotlib")
     out, pool = ["--out", tmp_path / "figures"], ["--pool", llama[1].path]
     printed = run("figures", "rocs", *pool, "--sites", "q_proj,v_proj", "--draw", 1, "--permutations", 3, *out)
     assert "up vectors cluster by adapter" in printed
@@ -638,7 +636,6 @@ def test_explain_writes_a_page(llama: Any, fake: None, tmp_path: Path) -> None:
 def test_bad_input_is_refused_in_plain_words(
     args: list[str], message: str, llama: Any, fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, [*args, "--pool", str(llama[1].path)])
     assert isinstance(result.exception, HiloraError), result.output

@@ -124,7 +124,6 @@ def small(**more: Any) -> Settings:
 
 
 def test_all_contenders_compute_what_they_should_and_are_timed(world: Pool) -> None:
-    pytest.importorskip("peft", reason="needs hilora[train]")
     with prepared(str(world.path), None, None, small()) as bench:
         assert [each.name for each in bench.built] == list(CONTENDERS)
         assert set(bench.header["twins"]) == {"oracle = peft_mixed", "arrow = peft_arrow"}
@@ -175,7 +174,6 @@ def test_given_prompts_are_timed_and_too_few_are_refused(world: Pool) -> None:
 
 
 def test_the_command_writes_a_line_and_a_plot(world: Pool, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="needs hilora[reproduce]")
     out, plot = tmp_path / "new" / "bench.jsonl", tmp_path / "bench.svg"
     options = ["--contenders", "base,hilora", "--batch", "4", "--adapters", "2", "--words", "3", "--new-tokens", "2"]
     for _ in range(2):
@@ -211,7 +209,6 @@ def test_without_peft_its_contenders_are_left_out_or_refused(world: Pool, monkey
 
 
 def test_peft_arrow_needs_one_rank(world: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("peft", reason="needs hilora[train]")
     assert running.alike(world) == ["alpha", "beta"]
     monkeypatch.setattr(running, "alike", lambda pool: list(pool.names))
     with (

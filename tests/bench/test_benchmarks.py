@@ -146,7 +146,6 @@ def test_start_of_large_pools_is_timed_with_kept_statistics_and_without(
 def test_selection_agrees_with_the_exact_best(
     bench_scripts: Any, shared_pool: Any, embedder: Any, tmp_path: Path
 ) -> None:
-    pytest.importorskip("faiss", reason="needs hilora[index]")
     _, pool = shared_pool("llama")
     script = bench_scripts.load("benchmarks/selection.py")
     bench_scripts.monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, instruction, dtype: embedder)

@@ -899,7 +899,6 @@ def test_the_default_embedder_gives_unit_vectors_that_know_what_is_alike() -> No
 
 @pytest.mark.default
 @needs_minilm
-@pytest.mark.skipif(not (FLAN / "pool.json").exists(), reason="pools/flan-mini has not been made yet")
 def test_a_sentiment_prompt_finds_a_sentiment_adapter_and_routing_writes_nothing() -> None:
     before = files(FLAN)
     prompt = "Is the sentiment of this movie review positive or negative? the two leads are a delight to watch ."

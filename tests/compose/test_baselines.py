@@ -41,7 +41,8 @@ def plan() -> Plan:
     used = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]])
     weights = torch.rand(BATCH, 4, generator=torch.Generator().manual_seed(2)) * used
     weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
-    return Plan((0, 1, 2, 3), torch.tensor(RANKS), weights, used * torch.tensor(RANKS), torch.ones(BATCH), whole=True)
+    scale = torch.linspace(0.5, 1.5, BATCH)
+    return Plan((0, 1, 2, 3), torch.tensor(RANKS), weights, used * torch.tensor(RANKS), scale, whole=True)
 
 
 def composed(x: Tensor, adapters: list[Factors], plan: Plan, gate: Gate) -> Tensor:
@@ -50,7 +51,8 @@ def composed(x: Tensor, adapters: list[Factors], plan: Plan, gate: Gate) -> Tens
 
 
 def loop(x: Tensor, plan: Plan, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    return torch.stack([one(token, plan.weights[t // EACH].double()) for t, token in enumerate(x)])
+    rows = [(token, t // EACH) for t, token in enumerate(x)]
+    return torch.stack([one(token, plan.weights[row].double()) * float(plan.scale[row]) for token, row in rows])
 
 
 def test_weighted_is_the_weighted_sum_of_the_adapters_outputs(x: Tensor, adapters: list[Factors], plan: Plan) -> None:

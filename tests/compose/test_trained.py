@@ -136,8 +136,10 @@ def test_standardised_values_have_mean_0_and_variance_1() -> None:
 def test_the_sigmoid_gate_opens_by_the_tokens_projection() -> None:
     vector = random(IN, seed=60)
     site = stack_sites(ADAPTERS[:1], {"site": (CPU, torch.float64)})["site"]
-    alone = Plan((3,), torch.tensor([4]), torch.ones(BATCH, 1), torch.full((BATCH, 1), 4), torch.ones(BATCH), True)
+    scale = torch.linspace(0.5, 1.5, BATCH)
+    alone = Plan((3,), torch.tensor([4]), torch.ones(BATCH, 1), torch.full((BATCH, 1), 4), scale, True)
     expected = torch.stack([output(0, token) / (1 + torch.exp(-vector @ token)) for token in X])
+    expected *= scale[ROW, None].double()
     torch.testing.assert_close(plain(X, ROW, alone, SigmoidGate({"site": vector}), site), expected)
 
 
@@ -174,6 +176,47 @@ def test_noise_chooses_experts_as_often_as_the_softmax_says() -> None:
     assert bool((used.sum(0) == 1).all())
     expected = torch.softmax(dense[[experts.index(i) for i in IDS]] @ X[0], 0)
     assert used.double().mean(1).tolist() == pytest.approx(expected.tolist(), abs=0.03)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+@pytest.mark.parametrize("k", [None, 1])
+def test_noisy_weights_are_the_softmax_of_log_shares_and_gumbel_noise_over_tau(
+    k: int | None, temperature: float
+) -> None:
+    """Of which the k largest are kept going forward, while the gradient is that of all (Eq. 18)."""
+    experts, dense = (0, 2, 5, 7), random(4, IN, seed=80).requires_grad_()
+    site = stack_sites(ADAPTERS, {"site": (CPU, torch.float64)})["site"]
+    every = torch.ones(1, 4, dtype=torch.long)
+    same = Plan(IDS, torch.tensor(RANKS), every / 4, every * torch.tensor(RANKS), torch.ones(1), True)
+
+    def weights_of(seed: int) -> Tensor:
+        """(column, token)."""
+        gate = Moe({"site": dense}, experts, k, noise=torch.Generator().manual_seed(seed), temperature=temperature)
+        z = torch.ones(sum(RANKS), len(X), dtype=torch.float64)
+        gated = gate(site, same)(z, Tokens(X, torch.zeros(len(X), dtype=torch.long)))
+        return torch.stack([gated[site.owner == column][0] for column in range(4)])
+
+    found = weights_of(5)
+    assert torch.equal(found, weights_of(5))
+    assert not torch.equal(found, weights_of(6))
+    blocks = torch.cat([columns for _, columns in site.blocks])  # adapters lie by rank at a site
+    uniform = torch.empty(4, len(X), dtype=torch.float64)
+    uniform[blocks] = torch.rand(4, len(X), generator=torch.Generator().manual_seed(5)).double()
+    shares = torch.softmax(dense[[experts.index(i) for i in IDS]] @ X.T, 0)
+    noisy = (shares.log() - torch.log(-torch.log(uniform))) / temperature
+    soft = torch.softmax(noisy, 0)
+    want = soft if k is None else torch.nn.functional.one_hot(noisy.argmax(0), 4).T.double()
+    torch.testing.assert_close(found, want)
+    taken = random(4, len(X), seed=81)
+    (gradient,) = torch.autograd.grad((found * taken).sum(), dense)
+    (of_soft,) = torch.autograd.grad((soft * taken).sum(), dense)
+    torch.testing.assert_close(gradient, of_soft)
+
+
+def test_noise_at_the_end_of_its_range_gives_finite_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.zeros(shape))
+    gate = Moe({"site": random(4, IN)}, (0, 2, 5, 7), noise=torch.Generator())
+    assert bool(composed(gate).isfinite().all())
 
 
 def test_no_experts_or_adapters_per_token_make_no_sense() -> None:

@@ -1,10 +1,13 @@
-"""Smoke tests: the experiments' scripts run from start to table on tiny models."""
+"""Answers compared with references, and the answer that reads no prompt."""
 
 from __future__ import annotations
 
 import pytest
 
+from hilora.evaluate.lines import constant_answers
 from hilora.evaluate.metrics import exact_match, most_frequent, normalise, rouge
+from hilora.evaluate.rows import Row
+from hilora.evaluate.settings import make_cases
 
 
 def test_exact_match_compares_after_the_stated_normalisation() -> None:
@@ -23,3 +26,14 @@ def test_rouge_l_is_one_for_the_reference_and_zero_for_other_words() -> None:
 
 def test_the_constant_answer_is_the_most_frequent_one() -> None:
     assert most_frequent(["a", "b", "b", "c"]) == "b"
+
+
+def test_each_task_has_a_constant_answer_of_its_own() -> None:
+    """The most frequent of all tasks is the answer to one of them alone."""
+    targets = {"short": "aab", "long": "bbbbbbc", "even": "dc"}
+    rows = [
+        Row(f"{task}/{n}", task, "cluster", "x", target, ("exact_match",))
+        for task, of_task in targets.items()
+        for n, target in enumerate(of_task)
+    ]
+    assert constant_answers(make_cases("mixed", rows, ())) == {"short": "a", "long": "b", "even": "c"}

@@ -13,25 +13,21 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from tokenizers.decoders import Fuse
 
 from hilora import HiLoRA, Pool
 from hilora.base.embed import describe_embedder
 from hilora.base.fingerprint import describe_model
 from hilora.errors import HiloraError, InputError, UnknownNameError
-from hilora.methods.lookup import get_method
-from hilora.planner import Planner
-
-pytest.importorskip("lm_eval")
-
-from lm_eval import simple_evaluate
-from lm_eval.api.instance import Instance
-from lm_eval.api.registry import get_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-
 from hilora.evaluate import lm_eval as module
 from hilora.evaluate.lm_eval import HiLoRALM
+from hilora.methods.lookup import get_method
+from hilora.planner import Planner
 
 KINDS = ["llama", "gpt2", "t5"]
 CONTEXTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132", "abba xyz"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -283,6 +284,37 @@ def test_options_of_trained_methods_make_other_answers(
     assert found["three"] == found["router"]
     assert not set(found["one"]) & set(found["two"])
     assert not set(found["router"]) & set(found["other router"])
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("hilora-plus", {}), ("hilora", {"covariance": "tied", "candidates": "top"})]
+)
+def test_a_masked_adapter_is_not_in_the_pool_that_is_measured(
+    world: tuple[Any, Pool], rows: list[Row], embedder: Any, tmp_path: Path, method: str, options: Any
+) -> None:
+    """Not barred alone: what the others' statistics owe to its samples is gone as well."""
+    _, pool = world
+
+    def routes(of: Pool, apart: bool, cases: list[Any]) -> list[dict[str, float]]:
+        planner = Planner(of, get_method(method, **options), embedder)
+        deny = [case.deny for case in cases]
+        routed = (
+            route_cases(planner, cases)[0] if apart else planner.route([case.row.inputs for case in cases], deny=deny)
+        )
+        assert routed.route is not None
+        found = zip(routed.route.ids.tolist(), routed.route.weights.tolist(), strict=True)
+        return [{of.names[i]: w for i, w in zip(*row, strict=True) if w > 0} for row in found]
+
+    cases = make_cases("ood", rows, pool.names)
+    measured, barred = (routes(pool, apart, cases) for apart in (True, False))
+    for task in pool.names:
+        smaller = Pool.open(Path(shutil.copytree(pool.path, tmp_path / task)))
+        smaller.remove(task)
+        smaller.tune()
+        own = [i for i, case in enumerate(cases) if case.row.task == task]
+        want = routes(smaller, False, [replace(cases[i], deny=()) for i in own])
+        assert [measured[i] for i in own] == [pytest.approx(row, rel=1e-4) for row in want]
+    assert any(row != pytest.approx(other, rel=1e-2) for row, other in zip(measured, barred, strict=True))
 
 
 def test_batches_hold_every_case_once_and_depend_on_the_seed_alone(rows: list[Row]) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-matplotlib = pytest.importorskip("matplotlib", reason="needs hilora[reproduce]")
+import matplotlib as mpl
 
 
 def draw(scripts: Any, out: Path) -> bytes:
@@ -19,6 +17,6 @@ def draw(scripts: Any, out: Path) -> bytes:
 
 def test_a_chart_drawn_twice_is_the_same_bytes(scripts: Any, tmp_path: Path) -> None:
     first = draw(scripts, tmp_path / "a.svg")
-    with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": None, "axes.facecolor": "black"}):
+    with mpl.rc_context({"font.size": 20, "svg.hashsalt": None, "axes.facecolor": "black"}):
         assert draw(scripts, tmp_path / "b.svg") == first
     assert b"<dc:date>" not in first

@@ -139,7 +139,6 @@ def test_lorahub_makes_an_adapter_for_each_task_of_the_others(
     monkeypatch: pytest.MonkeyPatch,
     scripts: Any,
 ) -> None:
-    pytest.importorskip("cma")
     pool, model = world
     script = scripts.load("reproduce/ramole/lorahub.py")
     for module in (script, sys.modules["experiments"]):

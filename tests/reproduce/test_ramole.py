@@ -82,7 +82,6 @@ def test_retrievers_are_trained_once_and_compared(
 def test_gates_are_trained_once_by_the_recipes_written_down(
     data: Path, shared_pool: Any, tiny: Any, tokenizer: Any, scripts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("cma")
     model, shared = shared_pool("llama")
     pool = shutil.copytree(shared.path, data / "pool", ignore=shutil.ignore_patterns("trained"))
     train = data / "flan_mini" / "train"
@@ -112,7 +111,6 @@ def test_gates_are_trained_once_by_the_recipes_written_down(
 def test_heatmaps_are_drawn_and_drawn_again_from_their_numbers(
     source: str, data: Path, shared_pool: Any, tiny: Any, scripts: Any
 ) -> None:
-    pytest.importorskip("matplotlib", reason="needs hilora[reproduce]")
     script = "reproduce/figures/heatmap.py"
     given = ["--pool", shared_pool("llama")[1].path] if source == "pool" else ["--samples", data / "samples.jsonl"]
     common = ["--name", "tiny", "--out", data / "out"]
@@ -135,7 +133,6 @@ def test_heatmaps_are_drawn_and_drawn_again_from_their_numbers(
 
 
 def test_an_adapter_without_rows_comes_last(data: Path, scripts: Any) -> None:
-    pytest.importorskip("matplotlib", reason="needs hilora[reproduce]")
     lines = (data / "test_half.jsonl").read_text().splitlines(keepends=True)
     (data / "some.jsonl").write_text("".join(line for line in lines if '"beta"' not in line))
     options = ["--name", "tiny", "--out", data, "--samples", data / "samples.jsonl", "--data", data / "some.jsonl"]

@@ -327,6 +327,28 @@ def test_a_row_spends_its_budget_within_the_ranks_and_scales_by_the_papers_facto
         assert float(plan.scale[row]) == pytest.approx(math.sqrt(sum(ranks) / len(ranks) / total), rel=1e-6)
 
 
+@both
+def test_a_row_that_the_base_serves_changes_nothing_for_the_rows_after_it(allocation: str) -> None:
+    route, texts = random_route(3, 4)
+    none = Route(route.ids, route.scores, route.weights * torch.tensor([[0.0], [1.0], [0.0], [1.0]]))
+    plan, whole = plan_of(none, texts, allocation), plan_of(route, texts, allocation)
+    for row in (0, 2):
+        assert row_of(plan, row) == ({}, 1.0)
+    for row in (1, 3):
+        assert row_of(plan, row) == row_of(whole, row)
+
+
+def test_a_plan_says_whether_every_adapter_is_used_whole_or_not_at_all() -> None:
+    route, texts = random_route(5, 5)
+    every = make_plan(route, RANKS, gamma=1.0)
+    assert bool(((every.rocs == 0) | (every.rocs == every.ranks)).all())
+    assert bool((every.rocs == 0).any())
+    assert every.whole is True
+    assert plan_of(route, texts).whole is False
+    one = Route(torch.tensor([[5]]), torch.zeros(1, 1), torch.ones(1, 1))  # of rank 1: whatever gamma is
+    assert plan_of(one, ["x"]).whole is True
+
+
 def test_without_normalisation_the_scale_is_1() -> None:
     route, _ = random_route(0, 5)
     assert make_plan(route, RANKS, gamma=1.0, normalise=False).scale.tolist() == [1.0] * 5

@@ -85,6 +85,16 @@ def test_a_set_is_never_empty_where_an_adapter_is_allowed() -> None:
     assert conformal_sizes(logits, allowed, math.inf).tolist() == [ADAPTERS, 0, 1]
 
 
+def test_a_set_holds_what_is_as_likely_among_the_allowed_as_the_limit_asks_or_likelier() -> None:
+    """An adapter that is not allowed takes no share of the posterior, and the limit itself is inside."""
+    logits = torch.tensor([[9.0, 2.0, 2.0, 1.0, -5.0, -9.0]])
+    allowed = torch.tensor([[False, True, True, True, True, True]])
+    ranked = surprises(logits, allowed)[0].sort().values.tolist()
+    assert ranked[0] == ranked[1] < 1  # with the first, none would be that likely
+    for limit, size in ((ranked[0], 2), (ranked[2], 3), (ranked[2] - 1e-4, 2), (ranked[4], 5)):
+        assert conformal_sizes(logits, allowed, limit).tolist() == [size]
+
+
 def test_the_lead_is_the_best_allowed_score_above_the_mean_of_all() -> None:
     scores = torch.randn(4, ADAPTERS, generator=torch.Generator().manual_seed(2))
     allowed = torch.rand(4, ADAPTERS, generator=torch.Generator().manual_seed(3)) < 0.5

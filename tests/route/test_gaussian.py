@@ -61,7 +61,7 @@ def test_own_scores_are_the_density_of_sample_covariance_plus_ridge(dim: int, co
 
 
 @pytest.mark.parametrize("shrinkage", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize(("dim", "counts"), [(3, (40, 9, 2)), (24, (5, 6, 7)), (6, (3, 20, 5))])
+@pytest.mark.parametrize(("dim", "counts"), [(3, (40, 9, 2)), (24, (5, 6, 7)), (6, (3, 20, 5)), (4, (2,))])
 def test_tied_scores_are_the_density_of_the_pooled_shrunk_covariance(
     dim: int, counts: tuple[int, ...], shrinkage: float
 ) -> None:
@@ -270,6 +270,17 @@ def make(**options: Any) -> Router:
     """A router by the options of the methods that have one."""
     usual = {"covariance": "own", "candidates": "sign", "k": 3, "ridge": None, "shrinkage": 0.1, "search": "exact"}
     return gaussian_router(**usual | options)
+
+
+def test_tied_scores_of_many_far_from_the_origin_are_as_exact_as_those_of_few() -> None:
+    """Squared distances that are expanded into products would cancel."""
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randn(6, 4, generator=generator) / 10 + 3 + i / 100 for i in range(60)]
+    query = torch.randn(60, 4, generator=generator) / 10 + 3
+    model = TiedGaussian(0.1).fit(samples)
+    gap = query.double() @ model.whitening_.double() - model.mean_.double()[:, None]  # (adapter, query, dim)
+    expected = -0.5 / 4 * (gap.square().sum(2).T + model.log_det_ + 4 * math.log(2 * math.pi))
+    torch.testing.assert_close(model.score(query).double(), expected, rtol=0, atol=2e-5)
 
 
 def test_tied_scores_refuse_the_sign_rule() -> None:

@@ -20,7 +20,7 @@ from hilora.route.features import Features
 from hilora.route.nearest import Exact, Indexed, make_search
 from hilora.route.router import Query
 from hilora.route.samples import Collection
-from hilora.route.tied import Tied, TiedGaussian
+from hilora.route.tied import Tied, TiedGaussian, gaussian_router
 
 
 def world(count: int, dim: int, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,6 @@ def test_a_row_alone_is_the_row_in_a_batch() -> None:
 
 @pytest.mark.parametrize("dim", [16, 160])
 def test_an_index_finds_what_the_exact_search_finds(dim: int) -> None:
-    pytest.importorskip("faiss")
     means, prompts = world(3000, dim, 200)
     offset = torch.rand(3000)
     for mask in (torch.ones(1, 3000).bool().expand(200, -1), torch.rand(200, 3000) < 0.5):
@@ -103,7 +102,6 @@ def test_an_index_finds_what_the_exact_search_finds(dim: int) -> None:
 
 @pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.2])
 def test_an_index_under_masks_of_any_size_misses_next_to_none(share: float) -> None:
-    pytest.importorskip("faiss")
     means, prompts = world(3000, 16, 100)
     mask = torch.rand(100, 3000, generator=torch.Generator().manual_seed(0)) < share
     ids, found = Exact(means).top(prompts, 8, mask)[1], Indexed(means).top(prompts, 8, mask)[1]
@@ -111,7 +109,6 @@ def test_an_index_under_masks_of_any_size_misses_next_to_none(share: float) -> N
 
 
 def test_a_router_with_an_index_can_be_copied() -> None:
-    pytest.importorskip("faiss")
     model = TiedGaussian(0.2, "indexed")
     means, prompts = world(2500, 8, 3)
     model.whitening_, model.mean_, model.log_det_ = torch.eye(8), means, 0.0
@@ -122,8 +119,26 @@ def test_a_router_with_an_index_can_be_copied() -> None:
     assert torch.equal(first[1], again[1])
 
 
+def test_a_router_is_fitted_with_the_search_it_was_given_and_again_with_a_new_one(monkeypatch: Any) -> None:
+    monkeypatch.setattr(nearest, "INDEX_FROM", 40)
+    g = torch.Generator().manual_seed(1)
+    centres = 3 * torch.randn(40, 12, generator=g)
+    query, everyone, order = Query(["x"] * 40, centres), torch.ones(40, 40).bool(), torch.arange(40)
+    router = gaussian_router("tied", "top", 2, None, 0.1, "indexed")
+    assert isinstance(router, Tied)
+    for own in (order, order.flip(0)):
+        known = Collection([Features(c + torch.randn(6, 12, generator=g)) for c in centres[own]])
+        router.fit(known)
+        assert isinstance(vars(router.model_)["nearest"], Indexed)  # made by now, not at the first prompt
+        assert torch.equal(router(query, everyone).ids[:, 0], own)
+    assert isinstance(Tied(2).fit(known).model_.nearest, Exact)
+    model = TiedGaussian(0.1).fit([own.embeddings for own in known.held])
+    assert torch.equal(model.top(centres, 1, everyone)[1][:, 0], order.flip(0))
+    model.fit([centre + torch.randn(6, 12, generator=g) for centre in centres])
+    assert torch.equal(model.top(centres, 1, everyone)[1][:, 0], order)
+
+
 def test_an_index_under_a_mask_that_leaves_few_is_exact() -> None:
-    pytest.importorskip("faiss")
     means, prompts = world(3000, 16, 20)
     mask = torch.zeros(20, 3000).bool()
     mask[:, ::500] = True
@@ -137,7 +152,6 @@ def test_an_index_under_a_mask_that_leaves_few_is_exact() -> None:
 
 
 def test_two_halves_find_almost_all(monkeypatch: Any) -> None:
-    pytest.importorskip("faiss")
     monkeypatch.setattr(indexed, "WHOLE_UP_TO", 3000)
     means, prompts = world(4000, 24, 100)
     search = Indexed(means)
@@ -152,6 +166,9 @@ def test_two_halves_find_almost_all(monkeypatch: Any) -> None:
 
 def test_an_index_without_faiss_says_what_to_install(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(HiloraError, match=r"pip install 'hilora\[index\]'"):
+        Tied(search="indexed")
+    Tied(search="exact")
     with pytest.raises(HiloraError, match=r"pip install 'hilora\[index\]'"):
         make_search("indexed", torch.randn(nearest.INDEX_FROM, 4))
     assert isinstance(make_search("indexed", torch.randn(10, 4)), Exact)  # too few for an index
@@ -190,7 +207,7 @@ def test_a_tied_router_gives_the_weights_of_the_softmax_over_its_candidates() ->
 
 
 def test_searches_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match="search"):
+    with pytest.raises(UnknownNameError, match=r"^Unknown search 'fast'\. .*Known: exact, indexed"):
         get_method("hilora", covariance="tied", candidates="top", search="fast")
     with pytest.raises(InputError, match="covariance='tied'"):
         get_method("hilora", search="indexed")

@@ -11,7 +11,7 @@ from torch import Tensor
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.experts import WEIGHTS, Calibration, Experts, fit_weights
 from hilora.route.features import Features, hash_terms
-from hilora.route.posterior import Posterior
+from hilora.route.posterior import BROAD_K, BROAD_TEMPERATURE, Posterior
 from hilora.route.router import Query
 from hilora.route.samples import Collection
 
@@ -171,6 +171,28 @@ def test_prompts_that_no_adapter_knows_are_served_broadly_or_by_the_base() -> No
     assert broad.leads is not None
     threshold = Posterior(terms=False).fit(known).seen_above_
     assert ((broad.leads > threshold) == (torch.arange(ADAPTERS + 4) < ADAPTERS)).all()
+
+
+@pytest.mark.parametrize(("k", "broad_k"), [(3, BROAD_K), (BROAD_K + 2, BROAD_K + 2)])
+def test_broad_weights_are_the_posterior_at_the_broad_temperature_over_more_adapters(k: int, broad_k: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    centres = torch.randn(BROAD_K + 4, DIM, generator=generator)
+    samples = [Features(c + 0.3 * torch.randn(20, DIM, generator=generator)) for c in centres]
+    router = Posterior(k=k, terms=False).fit(Collection(samples))
+    query = centres.mean(0, keepdim=True) + 0.3 * torch.randn(5, DIM, generator=generator)
+    route = router(asked(query), torch.ones(5, len(centres), dtype=torch.bool))
+    assert route.leads is not None
+    assert router.seen_above_ is not None
+    assert bool((route.leads <= router.seen_above_).all())
+    posterior = torch.log_softmax(router.model_.score(Features(query)).double(), 1)
+    assert BROAD_TEMPERATURE > 1  # broad means nearer to each other
+    for row in range(5):
+        best = posterior[row].argsort(descending=True)[:broad_k]
+        powers = [math.exp(float(posterior[row, i]) / BROAD_TEMPERATURE) for i in best]
+        assert int((route.weights[row] > 0).sum()) == broad_k
+        assert route.ids[row][:broad_k].tolist() == best.tolist()
+        want = [power / sum(powers) for power in powers]
+        assert route.weights[row][:broad_k].tolist() == pytest.approx(want, rel=1e-3)
 
 
 def test_a_prompt_is_as_well_known_whatever_else_it_may_use() -> None:

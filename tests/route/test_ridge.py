@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from hilora.route.crossfit import Likelihood, fold_scores
+from hilora.route.expected import share_expected
 from hilora.route.gaussian import MIN_SAMPLES, RIDGE, OwnGaussian
 from hilora.route.ridge import FOLDS, GRID, choose_ridge
 from hilora.route.tied import TiedGaussian
@@ -146,6 +148,40 @@ def test_the_chosen_ridge_lets_own_adapters_through_and_few_others() -> None:
     own, scores = held_out_scores(samples, lambda: OwnGaussian(ridge))
     assert (own > 0).float().mean() > 0.8
     assert (scores > 0).sum(1).float().mean() < 3  # of 6
+
+
+def own_share(samples: Sequence[Tensor], ridge: float, gamma: float, rank: int) -> float:
+    """Mean share of the budget that a held-out sample's adapter gets: a plain loop from the module's words."""
+    shares = []
+    for fold in range(FOLDS):
+        model = OwnGaussian(ridge).fit([own[torch.arange(len(own)) % FOLDS != fold] for own in samples])
+        for adapter, own in enumerate(samples):
+            for row in model.score(own[fold::FOLDS]).tolist():
+                best = max(row)
+                size = sum(s > 0 for s in row) if best > 0 else max(math.ceil(abs(best)), 3)
+                kept = sorted(range(len(row)), key=lambda i: -row[i])[:size]
+                total = max(1, math.floor(gamma * rank * len(kept) + 0.5))
+                powers = [math.exp(row[i] - best) for i in kept]
+                whole = share_expected(
+                    np.array(powers) / sum(powers), np.full(len(kept), rank, dtype=np.int64), total
+                )
+                shares.append(sum(int(n) for i, n in zip(kept, whole, strict=True) if i == adapter) / total)
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("noise", [0.9, 1.6])
+def test_the_ridge_gives_the_own_adapter_the_most_of_the_budget_that_gamma_leaves(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = GRID[1::3]
+    monkeypatch.setattr("hilora.route.ridge.GRID", grid)
+    samples, chosen = clusters((10,) * 5, noise=noise), {}
+    for gamma in (0.2, 0.4, 1.0):
+        shares = {ridge: own_share(samples, ridge, gamma, 8) for ridge in grid}
+        chosen[gamma] = max(ridge for ridge, share in shares.items() if share >= max(shares.values()) - 1e-3)
+        assert choose_ridge(samples, gamma=gamma) == chosen[gamma]
+    assert len(set(chosen.values())) > 1
+    assert choose_ridge(samples) == chosen[0.4]  # the method's own
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.0])

@@ -236,6 +236,46 @@ def test_a_share_of_the_tasks_trains_the_router_and_the_others_stay_unknown(worl
     assert len(load_trained(world[1], "router").adapters) == 2
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 0.8])
+def test_a_router_is_trained_with_adapters_left_out_at_random_but_never_all(
+    world: Any, tokenizer: Any, monkeypatch: Any, dropout: float
+) -> None:
+    kept: list[Tensor] = []
+
+    def recorded(model: Any, sites: Any, plan: Plan, gate: Gate) -> Any:
+        assert plan.ranks.tolist() == [world[1].entries[i].rank for i in plan.ids]
+        assert bool(((plan.rocs == 0) | (plan.rocs == plan.ranks)).all())
+        kept.append(plan.rocs > 0)
+        return attach(model, sites, plan, gate)
+
+    monkeypatch.setattr("hilora.train.frozen.attach", recorded)
+    recipe = replace(RECIPE, steps=40, share=1.0, dropout=dropout)
+    train(trainer(world, tokenizer), "router", world[2], recipe)
+    rows = torch.cat(kept)
+    assert rows.shape == (40 * 4, len(TASKS))
+    assert bool(rows.any(1).all())
+    each = 1 - dropout + dropout ** len(TASKS) / len(TASKS)  # where all would be left out, one stays
+    assert rows.double().mean(0).tolist() == pytest.approx([each] * len(TASKS), abs=0.12 if dropout else 0)
+    if dropout:
+        assert len({tuple(row) for step in kept for row in step.tolist()}) > len(TASKS)
+        assert any(len({tuple(row) for row in step.tolist()}) > 1 for step in kept)  # each row has its own
+
+
+def test_a_router_that_was_trained_with_adapters_left_out_is_served_without(
+    world: Any, tokenizer: Any, embedder: Any
+) -> None:
+    model, pool, data = world
+    train(trainer(world, tokenizer), "router", data, replace(RECIPE, dropout=0.9))
+    planner = Planner(pool, get_method("ramole", k=len(TASKS)), embedder)
+    texts = ["abab baab", "zzy xyz", "1132 3211"]
+    for seed in range(3):
+        for choices in planner.explain(planner.route(texts), seed):
+            assert {choice.name: choice.rocs for choice in choices} == {e.name: e.rank for e in pool.entries}
+    router = HiLoRA(model, tokenizer, planner)
+    answers = [router.generate(texts, max_new_tokens=6, seed=seed) for seed in range(2)]
+    assert answers[0] == answers[1]
+
+
 def test_one_expert_of_each_cluster_is_drawn(world: Any, tokenizer: Any) -> None:
     train(trainer(world, tokenizer), "moe-soft", world[2])
     found = load_trained(world[1], "moe-soft")

@@ -24,8 +24,6 @@ from hilora.train.lorahub import hub_loss, make_adapter, train_lorahub
 from hilora.train.recipe import HubRecipe
 from hilora.train.tasks import encode_tasks
 
-pytest.importorskip("cma")
-
 
 def test_merged_parameters_are_weighted_sums_of_a_and_of_b(shared_pool: Any) -> None:
     _, pool = shared_pool("llama")

@@ -12,7 +12,6 @@ from hilora.errors import InputError
 from hilora.train.recipe import HubRecipe
 from hilora.train.search import search
 
-pytest.importorskip("cma")
 TARGET = [0.5, -1.0, 0.25]
 
 
