@@ -1,5 +1,6 @@
 # make demo: a fresh machine to routed answers.   make test: the tests.   make lint: what CI also checks.
 # make test-transformers VERSION=5.19: the tests that lean on transformers, with that one; by default the oldest promised.
+# make docs: the pages of docs/ and the API reference as a site, in build/docs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN = .venv/bin
@@ -9,7 +10,7 @@ WORKERS ?= -n logical --maxprocesses 8 --dist worksteal
 VERSION ?= 5.17
 OTHER = .venv-transformers-$(VERSION)
 
-.PHONY: demo test test-transformers lint format clean
+.PHONY: demo test test-transformers lint format docs clean
 
 demo: .venv/.demo
 	$(BIN)/hilora demo --pool pools/flan-mini
@@ -28,6 +29,10 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -d build/doctrees . build/docs
+	@echo "See build/docs/index.html"
 
 # torch is pinned and comes first, so that nothing else decides which build of it is installed
 .venv/.demo: pyproject.toml constraints.txt requirements-default.txt
@@ -51,6 +56,10 @@ $(OTHER)/.dev: pyproject.toml constraints.txt requirements-default.txt
 	echo 'transformers==$(VERSION).*' >> $(OTHER)/constraints.txt
 	$(OTHER)/$(INSTALL) --constraint $(OTHER)/constraints.txt --editable '.[default,dev]'
 	$(OTHER)/$(INSTALL) --no-deps --require-hashes --requirement requirements-default.txt
+	touch $@
+
+.venv/.docs: .venv/.demo
+	$(PIP) --constraint constraints.txt --editable '.[default,docs]'
 	touch $@
 
 clean:

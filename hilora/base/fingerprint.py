@@ -99,6 +99,7 @@ class BaseInfo:
         shapes = linear_shapes(model)
         for site, shape in self.sites.items():
             if shapes.get(site) != shape:
+                _refuse_layer(model, site)
                 raise MismatchError(
                     f"The pool was made for {self.name!r} with {site} of shape {shape}, and this model has "
                     f"{shapes.get(site, 'no such module')}. Load that base, or make a new pool for this one."
@@ -114,9 +115,8 @@ class BaseInfo:
         """Compare weights, else the files that they came from; says so where neither can be."""
         source = _source(model)
         found = sketch_model(model, list(self.sketch))
-        if self.sketch and not found and source:  # quantised or offloaded
-            stored = stored_weights(source)
-            found = _sketch(stored, list(self.sketch)) if stored else {}
+        if not found:  # quantised or offloaded
+            found = _stored_sketch(source, list(self.sketch))
         same = self._has_weights(found, _hash_source(source) if self.files else "")
         if same is False:
             raise MismatchError(
@@ -129,6 +129,16 @@ class BaseInfo:
         _log.warning(
             f"hilora: cannot check that this model is {self.name!r}, for which the pool was made: {why}. Any of "
             f"the same shape would do; make sure that it is the right one."
+        )
+
+
+def _refuse_layer(model: Any, site: str) -> None:
+    """Refuse a site that is there, and quantised in a way that leaves no linear module."""
+    found = dict(model.named_modules()).get(site)
+    if found is not None and getattr(model.config, "quantization_config", None):
+        raise MismatchError(
+            f"{site} is a {type(found).__name__} in this quantised model, and adapters go onto linear modules. Load "
+            f"the base unquantised, or quantised with bitsandbytes."
         )
 
 
@@ -184,7 +194,8 @@ def describe_model(name: str, model: Any, tokenizer: Any) -> BaseInfo:
     from hilora.base.prompts import template_id
 
     sites = linear_shapes(model)
-    sketch = sketch_model(model, _spread(list(sites)))
+    few = _spread(list(sites))
+    sketch = sketch_model(model, few) or _stored_sketch(_source(model), few)
     files = "" if sketch else _hash_source(_source(model))
     if not sketch:
         _warn_unsampled(name, files)
@@ -205,12 +216,20 @@ def _spread(sites: Sequence[str]) -> list[str]:
 
 def sketch_model(model: Any, sites: Sequence[str]) -> dict[str, list[float]]:
     """The sketch of a loaded model; sites whose weights are quantised or offloaded are left out."""
+    from hilora.base.modules import is_plain
+
     sketch = {}
     for site in sites:
         weight = model.get_submodule(site).weight
-        if weight.is_floating_point() and weight.device.type != "meta":
+        if is_plain(weight) and weight.device.type != "meta":
             sketch[site] = weight.detach()[0, :SKETCH_VALUES].float().tolist()
     return sketch
+
+
+def _stored_sketch(source: str, sites: Sequence[str]) -> dict[str, list[float]]:
+    """The sketch from the files that a model says it was loaded from; empty where none are here."""
+    stored = stored_weights(source) if source and sites else None
+    return {} if stored is None else _sketch(stored, sites)
 
 
 def _sketch(stored: Stored, sites: Sequence[str]) -> dict[str, list[float]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hilora.base.embedded import BASES, Embedded, cache_dir
 from hilora.base.pointers import refuse_pointers
+from hilora.base.quantised import INSTALLED, loading, refuse_twice
 from hilora.errors import HiloraError, ModelError
 
 if TYPE_CHECKING:
@@ -177,31 +178,39 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_base(
-    name: str, *, dtype: torch.dtype | str | None = None, device_map: Any = None
+    name: str,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    quantization_config: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Base model and tokenizer by name or path, in eval mode.
 
     Args:
         name: one of `BASES`, a transformers name, or a path.
-        dtype: torch dtype or its name; default: bf16 where it is fast, else fp32.
+        dtype: torch dtype or its name; default: bf16 where it is fast, else fp32; fp16 with 8 bits.
         device_map: as in transformers; default: CUDA if there is one, else the CPU.
+        quantization_config: as in transformers, or "4bit" or "8bit" (`base.quantised.BITS`); default: none.
 
     Raises:
-        ModelError: there is no such model, or it cannot be loaded.
+        ModelError: there is no such model, or it cannot be loaded or quantised so.
+        InputError: a dtype or quantisation that makes no sense.
     """
     import torch
 
     if device_map is None:
         device_map = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype is None:
-        dtype = default_dtype("cuda" if torch.cuda.is_available() and device_map != "cpu" else "cpu")
-    dtype = parse_dtype(dtype)
-    auto = auto_class(load_config(name), name)
+    usual = default_dtype("cuda" if torch.cuda.is_available() and device_map != "cpu" else "cpu")
+    asked, more = loading(quantization_config, None if dtype is None else parse_dtype(dtype), usual)
+    config = load_config(name)
+    refuse_twice(more.get("quantization_config"), config, name)
+    auto = auto_class(config, name)
     tokenizer = load_tokenizer(name)
     path = resolve_base(name)
-    remedy = "Check its files, and that there is memory for it."
+    quantised = more or getattr(config, "quantization_config", None)
+    remedy = f"Check its files, and that there is memory for it{INSTALLED if quantised else ''}."
     with told_in_a_line(f"The base model {name!r} cannot be loaded", remedy), quiet_loading():
-        model = auto.from_pretrained(path, dtype=dtype, device_map=device_map, trust_remote_code=False)
+        model = auto.from_pretrained(path, dtype=asked, device_map=device_map, trust_remote_code=False, **more)
     return model.eval(), tokenizer
 
 

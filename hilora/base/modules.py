@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hilora.errors import ModelError
@@ -22,6 +22,14 @@ def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return shapes
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is the numbers that it stands for, and no code of a quantised one.
+
+    Codes may be integers, floats of one byte, or a kind of tensor that says of itself to be of another dtype.
+    """
+    return type(weight.data) is Tensor and weight.is_floating_point() and weight.dtype.itemsize > 1
+
+
 def placements(model: nn.Module) -> dict[str, tuple[torch.device, torch.dtype]]:
     """Device and dtype in which each linear module computes; parts of a model may differ."""
     found = {}
@@ -31,7 +39,7 @@ def placements(model: nn.Module) -> dict[str, tuple[torch.device, torch.dtype]]:
         hook = getattr(module, "_hf_hook", None)  # accelerate runs offloaded modules on this device
         where = getattr(hook, "execution_device", None)
         device = torch.device(where) if where is not None else weight.device
-        dtype = weight.dtype if weight.is_floating_point() else getattr(model, "dtype", torch.float32)
+        dtype = weight.dtype if is_plain(weight) else getattr(model, "dtype", torch.float32)
         found[name] = (device, dtype)  # quantised weights compute in the model's dtype
     return found
 

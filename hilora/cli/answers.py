@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hilora.base.outputs import check_file, refuse_held
+from hilora.base.quantised import quantised_as
 from hilora.cli.prompts import Asked
 from hilora.errors import InputError
 from hilora.jsonl import PACKED, json_line
@@ -179,6 +180,7 @@ def settings_of(router: HiLoRA, options: dict[str, Any], method: dict[str, Any])
     return {
         "base": pool.base.name,
         "dtype": str(router.model.dtype).removeprefix("torch."),
+        "quantised": quantised_as(router.model),
         "pool": hashlib.sha256("\n".join(held).encode()).hexdigest()[:16],
         "method": built.name,
         "method options": method,

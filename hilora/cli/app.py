@@ -21,6 +21,7 @@ from hilora.cli.options import (
     Dtype,
     Method,
     PoolName,
+    Quantize,
     Settings,
     parse_generation,
     quiet_transformers,
@@ -131,6 +132,7 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 32,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     adapter_memory: Annotated[str, typer.Option(help="For adapters between batches, e.g. 2GB.")] = "512MB",
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes (one prompt).")] = False,
     as_json: Json = False,
@@ -160,7 +162,15 @@ def generate(
     options |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": stop, "allow": allow, "deny": deny}
     quiet_transformers()
     with status("Loading the base model"):
-        router = HiLoRA.from_pretrained(base, pool, method, dtype=dtype, adapter_memory=adapter_memory, **settings)
+        router = HiLoRA.from_pretrained(
+            base,
+            pool,
+            method,
+            dtype=dtype,
+            quantization_config=quantize,
+            adapter_memory=adapter_memory,
+            **settings,
+        )
     if stream:
         show_completion(None, print_stream(router.stream(listed[0], **options)), text=False)
         return

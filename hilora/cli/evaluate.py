@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hilora.cli.opened import open_pool
-from hilora.cli.options import Base, Dtype, PoolName, parse_settings, quiet_transformers, split_names
+from hilora.cli.options import Base, Dtype, PoolName, Quantize, parse_settings, quiet_transformers, split_names
 from hilora.cli.show import console, progress, status
 from hilora.cli.usage import Commands
 from hilora.errors import InputError
@@ -44,6 +44,7 @@ def tasks(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     seed: int = 0,
     dtype: Dtype = None,
+    quantize: Quantize = None,
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.base.models import load_base
@@ -67,7 +68,7 @@ def tasks(
     job = Job(setting, cases, parse_methods(methods), max_new_tokens, batch_size, seed)
     quiet_transformers()
     with status("Loading the models"):
-        model, tokenizer = load_base(base or opened.base.name, dtype=dtype)
+        model, tokenizer = load_base(base or opened.base.name, dtype=dtype, quantization_config=quantize)
         embedder = opened.embedder.load(opened.path)
     bench = Bench(opened, model, tokenizer, embedder, job)
     header = bench.header("hilora evaluate tasks", part=part, per_task=per_task)

@@ -15,6 +15,7 @@ from hilora.cli.options import (
     Dtype,
     Method,
     PoolName,
+    Quantize,
     Settings,
     quiet_transformers,
 )
@@ -35,6 +36,7 @@ def explain(
     generate: Annotated[bool, typer.Option("--generate", help="Answer it, too, and show what tokens used.")] = False,
     base: Base = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="At most this many tokens of the answer; default: 64.")
     ] = None,
@@ -49,7 +51,7 @@ def explain(
     from hilora.engine.generate import HiLoRA
     from hilora.planner import Planner
 
-    answering = {"--base": base, "--dtype": dtype, "--max-new-tokens": max_new_tokens}
+    answering = {"--base": base, "--dtype": dtype, "--quantize": quantize, "--max-new-tokens": max_new_tokens}
     if not generate and (idle := [name for name, value in answering.items() if value is not None]):
         raise InputError(f"{idle[0]} is about the answer, and none is asked for. Add --generate, or leave it away.")
     check_file(out)
@@ -59,7 +61,9 @@ def explain(
     quiet_transformers()
     with status("Routing, and answering" if generate else "Routing"):
         if generate:
-            router = HiLoRA.from_pretrained(base, opened, method, dtype=dtype, **settings)
+            router = HiLoRA.from_pretrained(
+                base, opened, method, dtype=dtype, quantization_config=quantize, **settings
+            )
             tokens = max_new_tokens or 64
             found = explain_answer(router, text, max_new_tokens=tokens, seed=seed, allow=allow, deny=deny)
         else:

@@ -27,6 +27,7 @@ EXTRAS = {
     "sacrebleu": "evaluate",
     "matplotlib": "reproduce",
     "lm_eval": "lm-eval",
+    "bitsandbytes": "quantize",
 }
 """Package -> the extra that brings it."""
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

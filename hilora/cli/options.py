@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ Allow = Annotated[list[str] | None, typer.Option("--allow", help="Use only this 
 Deny = Annotated[list[str] | None, typer.Option("--deny", help="Leave this adapter out (may be repeated).")]
 Base = Annotated[str | None, typer.Option(help="Base model; default: the pool's.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: bf16 where it is fast.")]
+Quantize = Annotated[str | None, typer.Option("--quantize", help="The base model's weights in 4bit or 8bit.")]
 MaxNew = Annotated[int, typer.Option(min=1, help="At most this many tokens of the answer.")]
 FiguresOut = Annotated[Path, typer.Option("--out", help="Folder for the figures and their numbers.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
@@ -104,8 +106,9 @@ def read_prompts(prompts: Sequence[str] | None, file: Path | None, *, one: bool 
 
 
 def quiet_transformers() -> None:
-    """Our own bars and messages instead of transformers'."""
+    """Our own bars and messages instead of transformers' and bitsandbytes'."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("bitsandbytes.autograd").setLevel(ERROR)  # it warns at every product of a cast that is harmless

@@ -110,6 +110,7 @@ class HiLoRA:
         embedder: Embedder | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
+        quantization_config: Any = None,
         adapter_memory: int | str = LIMIT,
         packed: bool | None = None,
         form: str = "fast",
@@ -124,8 +125,9 @@ class HiLoRA:
             method: a name in `hilora.METHODS`; "hilora" is the paper's.
             tokenizer: needed with a loaded model only.
             embedder: the pool's, if loaded already.
-            dtype: of the base model; default: bf16 where it is fast, else fp32.
-            device_map: as in transformers.
+            dtype: of the base model; default: bf16 where it is fast, else fp32; fp16 with 8 bits.
+            device_map: as in transformers; default: CUDA if there is one, else the CPU.
+            quantization_config: of the base model, as in transformers, or "4bit" or "8bit".
             adapter_memory: for adapters between batches, in bytes or as "512MB"; the least used are given up.
             packed: lay weights of modules that read the same input into one block, which is faster; no value changes.
                 Default: where the model is loaded here, not where it is yours.
@@ -137,13 +139,17 @@ class HiLoRA:
         """
         built = get_method(method, **method_options)
         check_form(form, bool(packed))
+        loading = {"dtype": dtype, "device_map": device_map, "quantization_config": quantization_config}
+        named = base is None or isinstance(base, str)
+        if not named and (idle := [option for option, value in loading.items() if value is not None]):
+            raise InputError(f"{idle[0]} is for a base that is loaded here; give it where you load yours.")
         opened = pool if isinstance(pool, PoolView) else Pool.open(find_pool(pool))
         wanted = dtype if base is None or isinstance(base, str) else base.dtype
         exact = wanted is not None and parse_dtype(wanted).itemsize > 2  # then embeddings are, too
         memory = Memory(adapter_memory)
         planner = Planner(opened, built, embedder, memory, torch.float32 if exact else None)
         if base is None or isinstance(base, str):
-            model, own = load_base(base or opened.base.name, dtype=dtype, device_map=device_map)
+            model, own = load_base(base or opened.base.name, **loading)
             return cls(model, tokenizer or own, planner, packed=packed is not False and form == "fast", form=form)
         if tokenizer is None:
             raise InputError("A loaded model needs its tokenizer: pass tokenizer=...")
@@ -248,7 +254,7 @@ class HiLoRA:
 
     @property
     def batching(self) -> Batching:
-        """How rows may run on this base model: "open", "closed" or "alone" (`engine.batching`)."""
+        """Whether rows run "open", "closed" or "alone" on this base model (`engine.batching`)."""
         with self._lock:
             return batching_of(self.model, pad_id(self.tokenizer))
 

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hilora.base.modules import is_plain
+
 PACKS = (("q_proj", "v_proj", "k_proj"), ("gate_proj", "up_proj"))
 """Modules of one parent that read the same input (where they turn out not to, each is worked out by itself); those
 that adapters most often change lie side by side."""
@@ -99,9 +101,9 @@ def _packable(modules: Sequence[nn.Linear]) -> bool:
     weights = [module.weight for module in modules]
     return (
         all(type(module) is nn.Linear and "forward" not in vars(module) for module in modules)
+        and all(map(is_plain, weights))
         and len({(weight.shape[1], weight.dtype, weight.device) for weight in weights}) == 1
         and len({weight.data_ptr() for weight in weights}) == len(weights)
-        and weights[0].is_floating_point()
         and not weights[0].is_meta
     )
 

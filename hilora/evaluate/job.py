@@ -9,6 +9,7 @@ from typing import Any
 
 from hilora.base.embed import Embedder, Remembering
 from hilora.base.prompts import encode_prompts
+from hilora.base.quantised import quantised_as
 from hilora.evaluate.batches import answer_limits, schedule
 from hilora.evaluate.lines import Line
 from hilora.evaluate.metrics import METRICS
@@ -90,6 +91,7 @@ class Bench:
             name,
             base=self.pool.base.name,
             dtype=str(self.model.dtype).removeprefix("torch."),
+            quantised=quantised_as(self.model),
             adapters={entry.name: entry.hash[:16] for entry in self.pool.entries},
             ridge=self.pool.ridge,
             max_new_tokens=self.job.max_new_tokens,
@@ -111,4 +113,5 @@ class Bench:
     def world(self, label: str) -> str:
         """All that a method's answers depend on beside routes and rows, as a text."""
         header = self.header("")
-        return repr([ANSWERS, *(header[key] for key in WORLD), header["parts"].get(label)])
+        quantised = filter(None, [header["quantised"]])  # left out where it is not: answers from before count on
+        return repr([ANSWERS, *(header[key] for key in WORLD), header["parts"].get(label), *quantised])

@@ -22,7 +22,7 @@ from hilora.types import Choice, Completion
 Line = dict[str, Any]
 Key = tuple[str, str, str, str]
 """(method, setting, split, row id)."""
-SAME = ("adapters", "ridge", "dtype", "max_new_tokens", "seed", "part", "per_task")
+SAME = ("adapters", "ridge", "dtype", "quantised", "max_new_tokens", "seed", "part", "per_task")
 """What must be the same for all rows of a file."""
 ANSWER = ("stats", "answer", "tokens", "finish", "seconds")
 """What a row's line says of its answer, the same for all rows that are served alike. All but the one for which it was

@@ -682,7 +682,7 @@ def test_generate_answers_as_the_api_does(
         return [{"number": place // copies} | json.loads(a.to_json()) for place, a in enumerate(answers)]
 
     assert rows(run(*command)) == told(router.generate(prompts, max_new_tokens=6))
-    assert tiny_base == [("tiny", {"dtype": None, "device_map": None})]
+    assert tiny_base == [("tiny", {"dtype": None, "device_map": None, "quantization_config": None})]
     sampled = router.generate(prompts, max_new_tokens=6, do_sample=True, temperature=1.5, seed=2)
     found = run(*command, "--temperature", "1.5", "--seed", "2", "--batch-size", "1")
     assert sorted(rows(found), key=itemgetter("number")) == told(sampled)
@@ -690,6 +690,14 @@ def test_generate_answers_as_the_api_does(
     found = run(*command, "-g", "num_beams=2", "-g", "num_return_sequences=2")
     assert rows(found) == told(twice, copies=2)
     assert run(*command, "--temperature", "0") == run(*command)
+
+
+def test_quantize_says_how_the_base_is_loaded(
+    pool: Path, fake: Any, tiny_base: list[Any], fails: Callable[..., str]
+) -> None:
+    run("generate", "abab aaa", "--pool", pool, "--max-new-tokens", "2", "--quantize", "4bit")
+    assert tiny_base[-1][1]["quantization_config"] == "4bit"
+    assert "--quantize is about the answer" in fails("explain", "abab aaa", "--pool", pool, "--quantize", "4bit")
 
 
 LONGER = ["abab aaa", "zzy xyz zzy xyz zzy", "1132", "abab abab abab abab", "zzy", "11 32 11 32"]
