@@ -18,6 +18,7 @@ from hilora import Pool
 from hilora.base.models import load_base
 from hilora.cli.evaluate import parse_methods
 from hilora.evaluate.job import Bench, Job
+from hilora.evaluate.report import Summary
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.run import run_job
 from hilora.evaluate.settings import make_cases
@@ -109,6 +110,13 @@ def tables_main(doc: str | None, folder: str, sections: Callable[[Path, Path], l
 def section(title: str, *parts: str) -> str:
     """A section of a Markdown page."""
     return "\n\n".join([f"## {title}", *parts]) + "\n"
+
+
+def stand_on(summaries: Sequence[Summary]) -> str:
+    """What the intervals of a table stand on, in words."""
+    first = summaries[0]
+    times = f", {first.num_rows} rows" if first.num_rows != first.num_prompts else ""
+    return f"{first.num_prompts} prompts of {len(first.tasks)} tasks{times}."
 
 
 def times_table(paths: Sequence[Path]) -> str:

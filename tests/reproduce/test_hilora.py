@@ -249,7 +249,8 @@ def test_what_leaving_strange_prompts_to_base_costs_is_measured(
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         for row in choose_rows(load_rows(path), part="second", per_task=2):
             held.append(
-                {"item": row.id, "task": task, "cluster": "all", "reference": "r", "metrics": ["exact_match"]}
+                {"item": row.id, "task": task, "cluster": "all", "prompt": row.id, "reference": "r"}
+                | {"metrics": ["exact_match"]}
             )
             for method in ("base", "oracle", "hilora", "hilora-plus"):
                 stats = {"exact_match": [float(method != "hilora")]}
