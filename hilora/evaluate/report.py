@@ -29,6 +29,7 @@ from hilora.evaluate.statistics import (
 from hilora.jsonl import read_lines
 
 RESAMPLES = 2000
+FIRST = ("base", "constant", "oracle")
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ class Results:
         return list(dict.fromkeys(setting for setting, _ in self.rows))
 
     def methods(self, setting: str) -> list[str]:
-        """Labels of the methods measured under a setting, in the order of the file."""
-        return [method for own, method in self.rows if own == setting]
+        """Labels of the methods measured under a setting: what others are compared with, then as in the file."""
+        found = [method for own, method in self.rows if own == setting]
+        return sorted(found, key=lambda method: FIRST.index(method) if method in FIRST else len(FIRST))
 
     @property
     def clusters(self) -> dict[str, str]:
