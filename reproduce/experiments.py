@@ -7,6 +7,7 @@ they take.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from stored import runs_in, unpacked
 from hilora import Pool
 from hilora.base.models import load_base
 from hilora.cli.evaluate import parse_methods
-from hilora.evaluate.job import Bench, Job
+from hilora.evaluate.job import CONSTANT, Bench, Job
+from hilora.evaluate.lines import constant_answers
+from hilora.evaluate.report import Summary
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.run import run_job
 from hilora.evaluate.settings import make_cases
@@ -37,6 +40,7 @@ class Run:
         settings: one after another.
         methods: as for `--methods`.
         data: name of the folder or file below the data folder.
+        train: name of the training data there, of which `constant` gives the most frequent answers.
         per_task, part, clusters, halves: which rows and pools.
     """
 
@@ -48,10 +52,26 @@ class Run:
     part: str = "second"
     clusters: tuple[str, ...] | None = None
     halves: int = 4
+    train: str = "flan_mini/train"
 
 
-def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype: str, only: Sequence[str]) -> None:
-    """Do what is not done yet; prints a line per batch. A run's rows are packed once it has ended well."""
+def carry_out(
+    runs: Sequence[Run],
+    data: Path,
+    pool_path: Path,
+    out: Path,
+    dtype: str,
+    only: Sequence[str] = (),
+    again: Sequence[str] = (),
+) -> None:
+    """Do what is not done yet; prints a line per batch. A run's rows are packed once it has ended well.
+
+    Args:
+        runs: to be done.
+        data, pool_path, out, dtype: as the command line has them.
+        only: names of runs; default: all.
+        again: labels of methods whose rows are made anew.
+    """
     pool = Pool.open(pool_path)
     model, tokenizer = load_base(pool.base.name, dtype=dtype)
     embedder = pool.embedder.load(pool.path)
@@ -61,15 +81,24 @@ def carry_out(runs: Sequence[Run], data: Path, pool_path: Path, out: Path, dtype
             continue
         rows = load_rows(data / run.data)
         chosen = choose_rows(rows, part=run.part, per_task=run.per_task, clusters=run.clusters)
+        constant = constant_answers(load_rows(data / run.train)) if CONSTANT in run.methods else {}
         with unpacked(out / f"{run.name}.jsonl") as path:
+            forget(path, again)
             for setting in run.settings:
                 cases = make_cases(setting, chosen, pool.names, clusters=cluster_of(rows), halves=run.halves)
-                job = Job(setting, cases, parse_methods(",".join(run.methods)), batch_size=BATCH)
+                job = Job(setting, cases, parse_methods(",".join(run.methods)), constant, batch_size=BATCH)
                 bench = Bench(pool, model, tokenizer, embedder, job)
                 log = _Log(f"{run.name} {setting}", len(cases))
                 header = bench.header(run.name, part=run.part, per_task=run.per_task)
                 also = [each for each in runs_in(out) if each != path]
                 run_job(bench, path, header=header, also=also, on_rows=log)
+
+
+def forget(path: Path, methods: Sequence[str]) -> None:
+    """Take the rows of these methods out of a results file."""
+    if methods and path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(x for x in lines if json.loads(x).get("method") not in methods), encoding="utf-8")
 
 
 class _Log:
@@ -91,8 +120,9 @@ def run_main(doc: str | None, runs: Sequence[Run], out: str) -> None:
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--again", nargs="*", default=[], help="methods whose rows are made anew, as labelled")
     args = parser.parse_args()
-    carry_out(runs, args.data, args.pool, args.out, args.dtype, args.only)
+    carry_out(runs, args.data, args.pool, args.out, args.dtype, args.only, args.again)
 
 
 def tables_main(doc: str | None, folder: str, sections: Callable[[Path, Path], list[str]]) -> None:
@@ -109,6 +139,13 @@ def tables_main(doc: str | None, folder: str, sections: Callable[[Path, Path], l
 def section(title: str, *parts: str) -> str:
     """A section of a Markdown page."""
     return "\n\n".join([f"## {title}", *parts]) + "\n"
+
+
+def stand_on(summaries: Sequence[Summary]) -> str:
+    """What the intervals of a table stand on, in words."""
+    first = summaries[0]
+    times = f", {first.num_rows} rows" if first.num_rows != first.num_prompts else ""
+    return f"{first.num_prompts} prompts of {len(first.tasks)} tasks{times}."
 
 
 def times_table(paths: Sequence[Path]) -> str:

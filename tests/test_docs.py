@@ -74,13 +74,6 @@ def test_the_oldest_transformers_that_is_promised_is_the_one_that_make_tests() -
     assert f"transformers {promised} or newer" in (ROOT / "docs" / "getting-started.md").read_text()
 
 
-def test_the_readmes_table_is_the_one_that_was_measured() -> None:
-    text = (ROOT / "README.md").read_text()
-    table = text.split("<!-- from reproduce/hilora/results.md -->\n")[1].split("\n<!-- end -->")[0]
-    assert table.count("\n") > 10
-    assert table in (ROOT / "reproduce" / "hilora" / "results.md").read_text()
-
-
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 
 
@@ -153,3 +146,24 @@ def test_the_page_about_quantised_bases_shows_the_rows_beside_the_benchmark(
     rows = [json.loads(line) for line in (ROOT / "benchmarks" / "quantised.jsonl").read_text().splitlines()]
     assert script.on_page(page, rows) == page
     assert script.on_page(page, rows[:1] + [row | {"same": 0.5} for row in rows[1:]]) != page
+
+
+def test_what_the_readme_quotes_is_what_was_measured(scripts: Any) -> None:
+    script, text = scripts.load("reproduce/quoted.py"), (ROOT / "README.md").read_text()
+    assert len(script.QUOTE.findall(text)) == text.count("<!-- from ") >= 1
+    assert script.quoted(text, ROOT) == text
+
+
+def test_a_quoted_table_is_the_first_under_its_heading(scripts: Any, tmp_path: Path) -> None:
+    script = scripts.load("reproduce/quoted.py")
+    (tmp_path / "page.md").write_text("## One\n\nwords\n\n| a |\n| b |\n\n| c |\n\n## Two\n\n## Three\n\n| d |\n")
+    text = "x\n<!-- from page.md: One -->\nold\n<!-- end -->\n<!-- from page.md: Three -->\n<!-- end -->\n"
+    once = script.quoted(text, tmp_path)
+    assert once.splitlines() == [
+        *("x", "<!-- from page.md: One -->", "| a |", "| b |", "<!-- end -->"),
+        *("<!-- from page.md: Three -->", "| d |", "<!-- end -->"),
+    ]
+    assert script.quoted(once, tmp_path) == once
+    for heading in ("Two", "Four"):
+        with pytest.raises(ValueError, match=heading):
+            script.quoted(f"<!-- from page.md: {heading} -->\n<!-- end -->", tmp_path)

@@ -31,6 +31,9 @@ def tasks(
     json_out: Annotated[Path, typer.Option("--json", help="Results, one line a row; run again to resume.")],
     pool: PoolName = None,
     methods: Labels = f"base,oracle,{DEFAULT_METHOD}",
+    train: Annotated[
+        Path | None, typer.Option(help="Training data, as --data: constant gives its most frequent answers.")
+    ] = None,
     setting: Annotated[str, typer.Option(help="iid, ood, within, cross or mixed.")] = "iid",
     part: Annotated[str, typer.Option(help="all, first or second half of each task's lines.")] = "all",
     per_task: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each task.")] = None,
@@ -49,8 +52,8 @@ def tasks(
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
     from hilora.base.models import load_base
     from hilora.base.outputs import check_file, refuse_held
-    from hilora.evaluate.job import Bench, Job
-    from hilora.evaluate.lines import check_plain
+    from hilora.evaluate.job import CONSTANT, Bench, Job
+    from hilora.evaluate.lines import check_plain, constant_answers
     from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
     from hilora.evaluate.run import run_job
     from hilora.evaluate.settings import make_cases
@@ -65,7 +68,11 @@ def tasks(
     keep_tasks, keep_clusters = (None if names is None else split_names(names) for names in (task, cluster))
     chosen = choose_rows(rows, part=part, per_task=per_task, tasks=keep_tasks, clusters=keep_clusters, seed=seed)
     cases = make_cases(setting, chosen, opened.names, clusters=cluster_of(rows), halves=halves or 2, seed=seed)
-    job = Job(setting, cases, parse_methods(methods), max_new_tokens, batch_size, seed)
+    labels = parse_methods(methods)
+    if train is not None and CONSTANT not in {name for name, _ in labels.values()}:
+        raise InputError(f"--train is of the method {CONSTANT}; got --methods {methods}. Leave --train away.")
+    constant = {} if train is None else constant_answers(load_rows(train))
+    job = Job(setting, cases, labels, constant, max_new_tokens, batch_size, seed)
     quiet_transformers()
     with status("Loading the models"):
         model, tokenizer = load_base(base or opened.base.name, dtype=dtype, quantization_config=quantize)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hilora.base.embed import Embedder, Remembering
 from hilora.base.prompts import encode_prompts
 from hilora.base.quantised import quantised_as
+from hilora.errors import InputError
 from hilora.evaluate.batches import answer_limits, schedule
 from hilora.evaluate.lines import Line
 from hilora.evaluate.metrics import METRICS
@@ -34,13 +36,15 @@ class Job:
         setting: name of the setting, written with every row.
         cases: all its cases.
         methods: label -> (method name, options); the label is written with every row. "constant" is a method
-            here: each task's most frequent reference.
+            here, which gives every row of a task the same answer.
+        constant: task -> that answer (`lines.constant_answers`).
         max_new_tokens, batch_size, seed: of generation; the first is the most for any task.
     """
 
     setting: str
     cases: Sequence[Case]
     methods: dict[str, tuple[str, dict[str, Any]]]
+    constant: Mapping[str, str] = field(default_factory=dict)
     max_new_tokens: int = 64
     batch_size: int = 32
     seed: int = 0
@@ -67,6 +71,8 @@ class Bench:
         for name, options in self.job.methods.values():
             if name != CONSTANT:
                 get_method(name, **options)  # refused before anything runs
+            else:
+                _check_constant(self.job)
         rows = [case.row for case in self.job.cases]
         for name in {name for row in rows for name in row.metrics if name in METRICS}:
             METRICS[name].row("a", "a")  # a metric whose package is missing is known now, not in an hour
@@ -102,10 +108,14 @@ class Bench:
         )
 
     def parts(self) -> dict[str, str]:
-        """Label -> hash of its trained part, for methods that have one."""
+        """Label -> hash of its trained part, for methods that have one; of its answers, for the constant one."""
         found = {}
         for label, (name, options) in self.job.methods.items():
-            part = None if name == CONSTANT else get_method(name, **options).part
+            if name == CONSTANT:
+                answers = sorted(self.job.constant.items())
+                found[label] = hashlib.sha256(json.dumps(answers).encode()).hexdigest()[:16]
+                continue
+            part = get_method(name, **options).part
             if part is not None and (path := trained_path(self.pool.path, part)).exists():
                 found[label] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         return found
@@ -115,3 +125,11 @@ class Bench:
         header = self.header("")
         quantised = filter(None, [header["quantised"]])  # left out where it is not: answers from before count on
         return repr([ANSWERS, *(header[key] for key in WORLD), header["parts"].get(label), *quantised])
+
+
+def _check_constant(job: Job) -> None:
+    if missing := sorted({case.row.task for case in job.cases} - job.constant.keys()):
+        raise InputError(
+            f"{CONSTANT} gives each task's most frequent training answer, and none is known of {', '.join(missing)}. "
+            f"Give --train, lines of their training data, or leave {CONSTANT} away."
+        )

@@ -14,7 +14,6 @@ from typing import Any
 from hilora.errors import InputError
 from hilora.evaluate.metrics import METRICS, most_frequent
 from hilora.evaluate.rows import Row, answer_hash, short_hash
-from hilora.evaluate.settings import Case
 from hilora.jsonl import PACKED, plain_path, read_text
 from hilora.methods.method import Method
 from hilora.types import Choice, Completion
@@ -132,9 +131,13 @@ def read_done(out: Path, header: Line) -> tuple[dict[Key, Line], set[str]]:
     return done, {r["item"] for r in rows if "item" in r}
 
 
-def constant_answers(cases: Sequence[Case]) -> dict[str, str]:
-    """Task -> its most frequent reference: what a model may win by without reading its prompt."""
-    references: dict[str, dict[str, str]] = {}
-    for case in cases:
-        references.setdefault(case.row.task, {})[case.row.id] = case.row.targets
-    return {task: most_frequent(list(of_task.values())) for task, of_task in references.items()}
+def constant_answers(rows: Sequence[Row]) -> dict[str, str]:
+    """Task -> its most frequent reference among these rows: what a model may win by without reading its prompt.
+
+    Args:
+        rows: of training data, not those that are scored: an answer chosen on few rows fits them too well.
+    """
+    references: dict[str, list[str]] = {}
+    for row in rows:
+        references.setdefault(row.task, []).append(row.targets)
+    return {task: most_frequent(of_task) for task, of_task in references.items()}

@@ -7,7 +7,7 @@ worked out from results files alone (`hilora.evaluate.run`), in percent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from hilora.errors import InputError
 from hilora.evaluate.metrics import METRICS, label_metric
 from hilora.evaluate.statistics import (
     Difference,
+    Drawn,
     Interval,
     Scored,
     bootstrap,
-    mean_over_tasks,
-    paired_difference,
-    resamples,
-    task_scores,
-    task_seed,
+    by_prompt,
+    difference,
+    draw,
+    mean_of,
 )
 from hilora.jsonl import read_lines
 
 RESAMPLES = 2000
+FIRST = ("base", "constant", "oracle")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Summary:
         harm: of the rows that base has right by exact match, the share that this method has wrong.
         adapters, rocs: used by a token, mean over rows.
         tokens_per_s: generated tokens (routing apart) by wall clock.
+        drawn: task -> its score, in [0, 1], with its resamples; those of all methods of a setting are the same.
         num_rows: rows measured.
+        num_prompts: different prompts among them: what the intervals stand on.
     """
 
     method: str
@@ -60,7 +63,9 @@ class Summary:
     adapters: float
     rocs: float
     tokens_per_s: float
+    drawn: dict[str, Drawn] = field(repr=False, compare=False)
     num_rows: int
+    num_prompts: int
 
 
 class Results:
@@ -85,8 +90,9 @@ class Results:
         return list(dict.fromkeys(setting for setting, _ in self.rows))
 
     def methods(self, setting: str) -> list[str]:
-        """Labels of the methods measured under a setting, in the order of the file."""
-        return [method for own, method in self.rows if own == setting]
+        """Labels of the methods measured under a setting: what others are compared with, then as in the file."""
+        found = [method for own, method in self.rows if own == setting]
+        return sorted(found, key=lambda method: FIRST.index(method) if method in FIRST else len(FIRST))
 
     @property
     def clusters(self) -> dict[str, str]:
@@ -106,7 +112,7 @@ class Results:
         return by_task
 
     def scored(self, by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Scored]:
-        """Task -> its metrics and their statistics."""
+        """Task -> its prompts and their statistics. What asks the same in the same words is one prompt."""
         return {task: self._scored_task(rows) for task, rows in by_task.items()}
 
     def _scored_task(self, rows: Sequence[Mapping[str, Any]]) -> Scored:
@@ -119,7 +125,11 @@ class Results:
             else:
                 metric, stats = METRICS[name], [row["stats"][name] for row in rows]
             found.append((metric, np.array(stats, dtype=np.float64)))
-        return found
+        return by_prompt([self.prompt(row["id"]) for row in rows], found)
+
+    def prompt(self, row_id: str) -> str:
+        """Hash of a row's prompt."""
+        return str(self.items[row_id]["prompt"])
 
 
 def summarise(
@@ -148,11 +158,13 @@ def summarise(
     if not any(rows.values()):
         raise InputError(f"No row of setting {setting!r} is there for all of {', '.join(methods)}.")
     scored = {method: results.scored(by_task) for method, by_task in rows.items()}
-    averages = {method: _average(scored[method], seed) for method in methods}
+    drawn = draw(scored, RESAMPLES, seed)
+    means = {method: mean_of(of_task.values()) for method, of_task in drawn.items()}
+    averages = {method: percent(mean) for method, mean in means.items()}
     summaries = []
     for method in methods:
         flat = [row for of_task in rows[method].values() for row in of_task]
-        tasks = {task: 100 * float(task_scores(s, None)[0]) for task, s in scored[method].items()}
+        tasks = {task: 100 * found.value for task, found in drawn[method].items()}
         other = reference if reference in methods and method != reference else None
         oracle, base = (averages[m].value if m in averages else None for m in ("oracle", "base"))
         value = averages[method].value
@@ -162,14 +174,16 @@ def summarise(
                 average=averages[method],
                 tasks=tasks,
                 clusters=cluster_means(tasks, results.clusters),
-                difference=None if other is None else _percent(scored[method], scored[other], seed),
+                difference=None if other is None else percent_difference(means[method], means[other]),
                 of_oracle=None if not oracle else 100 * value / oracle,
                 gap=None if oracle is None or base is None or oracle == base else (value - base) / (oracle - base),
                 harm=_harm(rows.get("base"), rows[method]),
                 adapters=float(np.mean([row["adapters"] for row in flat])),
                 rocs=float(np.mean([row["rocs"] for row in flat])),
                 tokens_per_s=_speed([row for row in flat if not row.get("shared")]),
+                drawn=drawn[method],
                 num_rows=len(flat),
+                num_prompts=sum(len(of_task.rows) for of_task in scored[method].values()),
             )
         )
     return summaries
@@ -180,17 +194,15 @@ def _speed(rows: Sequence[Any]) -> float:
     return float(sum(row["tokens"][1] for row in rows) / max(1e-9, sum(row["seconds"] for row in rows)))
 
 
-def _average(scored: Mapping[str, Scored], seed: int) -> Interval:
-    points, drawn = [], []
-    for task, of_task in scored.items():
-        weights = resamples(len(of_task[0][1]), RESAMPLES, task_seed(seed, task))
-        points.append(task_scores(of_task, None))
-        drawn.append(task_scores(of_task, weights))
-    return bootstrap(100 * mean_over_tasks(drawn), 100 * float(mean_over_tasks(points)[0]))
+def percent(drawn: Drawn) -> Interval:
+    """A score and its interval in percent."""
+    found = bootstrap(drawn.values, drawn.value)
+    return Interval(100 * found.value, 100 * found.low, 100 * found.high)
 
 
-def _percent(a: Mapping[str, Scored], b: Mapping[str, Scored], seed: int) -> Difference:
-    d = paired_difference(a, b, num=RESAMPLES, seed=seed)
+def percent_difference(a: Drawn, b: Drawn) -> Difference:
+    """a less b in percent."""
+    d = difference(a, b)
     return Difference(100 * d.value, 100 * d.low, 100 * d.high, d.p)
 
 

@@ -7,6 +7,7 @@ whose own adapter is among the k best scores, equal scores in the order of the a
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,8 @@ def evaluate_routing(
 
     Returns:
         per method shares of the test prompts "top1", "top3", "top5", "top8"; their number "n"; "intervals", the 95 %
-        bootstrap interval of each share (prompts are drawn within their tasks); "tasks", top 1 by task;
+        bootstrap interval of each share (prompts are drawn within their tasks, one that is asked twice as one);
+        "tasks", top 1 by task;
         "settings", what was chosen on the samples.
 
     Raises:
@@ -150,13 +152,19 @@ def evaluate_routing(
     num = sum(len(prompts) for prompts in test.values())
     first: dict[str, Floats] = {}  # task -> (method,)
     shares, drawn = np.zeros((len(methods), len(TOPS))), np.zeros((len(methods), RESAMPLES, len(TOPS)))
+    drawn_rows = np.zeros((RESAMPLES, 1))
     for task in sorted(test):
-        query, place = look_at(list(test[task]), remembering, worded), names.index(task)
-        hits = np.stack([top_hits(fitted[scorer].score(query), place) for scorer in scorers])  # (method, row, top)
-        first[task] = hits[:, :, 0].mean(1)
-        shares += hits.sum(1) / num
-        # share_b = sum_r weight_br hit_r / num
-        drawn += resamples(len(query), RESAMPLES, task_seed(0, task)).astype(np.float64) @ hits / num
+        asked = Counter(test[task])
+        query, place = look_at(list(asked), remembering, worded), names.index(task)
+        times = np.array(list(asked.values()), dtype=np.float64)  # (prompt,)
+        hits = np.stack([top_hits(fitted[scorer].score(query), place) for scorer in scorers])  # (method, prompt, top)
+        first[task] = hits[:, :, 0] @ times / times.sum()
+        shares += times @ hits / num
+        # share_b = sum_p weight_bp hit_p / sum_p weight_bp, where a prompt weighs as often as it is asked
+        weights = resamples(len(query), RESAMPLES, task_seed(0, task)) * times
+        drawn += weights @ hits
+        drawn_rows += weights.sum(1, keepdims=True)
+    drawn /= drawn_rows
     found = {}
     for i, (method, scorer) in enumerate(zip(methods, scorers, strict=True)):
         intervals = {f"top{k}": bootstrap(drawn[i, :, j], float(shares[i, j])) for j, k in enumerate(TOPS)}

@@ -24,7 +24,6 @@ from hilora.evaluate.lines import (
     Key,
     Line,
     answer_part,
-    constant_answers,
     describe_answer,
     describe_route,
     describe_row,
@@ -101,10 +100,9 @@ def _held(out: Path, header: Line) -> Iterator[tuple[dict[Key, Line], set[str], 
 def _measure_constant(
     bench: Bench, label: str, name: str, options: Mapping[str, Any], held: Mapping[int, Line]
 ) -> Iterator[dict[int, Line]]:
-    """Case number -> its line, where every answer is the most frequent one of its task."""
+    """Case number -> its line, where every answer is its task's constant one."""
     cases, route = bench.job.cases, describe_route((), Method(CONSTANT))
-    texts = constant_answers(cases)
-    answers = {task: Completion(text, "stop", method=CONSTANT) for task, text in texts.items()}
+    answers = {task: Completion(text, "stop", method=CONSTANT) for task, text in bench.job.constant.items()}
     missing = [i for i in range(len(cases)) if i not in held]
     yield {i: describe_answer(cases[i].row, answers[cases[i].row.task], 0.0) | route for i in missing}
 

@@ -42,9 +42,17 @@ def by_method(summaries: Sequence[Summary]) -> Cells:
 
 def by_cost(summaries: Sequence[Summary]) -> Cells:
     """One line per method: what a token uses of it, and the time."""
-    heading = ("method", "adapters", "ROCs", "tokens/s", "rows")
+    heading = ("method", "adapters", "ROCs", "tokens/s", "rows", "prompts")
     return heading, [
-        (s.method, f"{s.adapters:.1f}", f"{s.rocs:.1f}", f"{s.tokens_per_s:.0f}", str(s.num_rows)) for s in summaries
+        (
+            s.method,
+            f"{s.adapters:.1f}",
+            f"{s.rocs:.1f}",
+            f"{s.tokens_per_s:.0f}",
+            str(s.num_rows),
+            str(s.num_prompts),
+        )
+        for s in summaries
     ]
 
 

@@ -14,18 +14,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import paper
 from charts import chart
-from experiments import section, tables_main
+from compared import against_table, clusters_table, lead_table, less, verdict
+from experiments import section, stand_on, tables_main
 from stored import runs_in
 
-from hilora.evaluate.report import RESAMPLES, Results, Summary, cluster_means, summarise
-from hilora.evaluate.statistics import Scored, paired_difference
+from hilora.evaluate.report import Results, Summary, cluster_means, summarise
 from hilora.evaluate.tables import REFERENCES, by_cost, by_method, by_task, grid, markdown_table
 from hilora.evaluate.tasks import paper_cluster
 
 Summaries = Sequence[Summary]
 NEEDED = dict.fromkeys(("iid", "within", "cross", "nli"), "hilora-plus") | {"gamma": "hilora:gamma=1.0"}
 """Run -> the method without which it is not shown."""
-OURS = ("hilora", "hilora-plus")
 
 
 def is_ready(results: Results, needed: str | None) -> bool:
@@ -44,9 +43,9 @@ def finished(results: Results) -> Results:
 
 
 @cache
-def whole(results: Results, setting: str, reference: str = "hilora") -> Summaries:
+def whole(results: Results, setting: str) -> Summaries:
     """All rows of a setting, summed up once for all tables: the bootstraps take most of this script's time."""
-    return summarise(results, setting, reference=reference)
+    return summarise(results, setting)
 
 
 def by_paper_cluster(results: Results, summaries: Summaries) -> dict[str, dict[str, float]]:
@@ -87,22 +86,19 @@ def cost_table(summaries: Summaries) -> str:
     return markdown_table([heading[i] for i in keep], [[row[i] for i in keep] for row in rows])
 
 
-def against_table(results: Results, setting: str, reference: str) -> str:
-    """Paired differences of all methods to another reference than hilora."""
-    rows = []
-    for s in whole(results, setting, reference):
-        if (d := s.difference) is not None:
-            rows.append((s.method, f"{d.value:+.1f}", f"{d.low:+.1f} to {d.high:+.1f}", f"{d.p:.3f}"))
-    return markdown_table(("method", "difference", "95 %", "p"), rows)
-
-
 def setting_section(title: str, results: Results, setting: str, theirs: Mapping[str, Sequence[float]]) -> list[str]:
     summaries = whole(results, setting)
     clusters = by_paper_cluster(results, summaries)
     text = [
-        section(title, markdown_table(*by_method(summaries)), cost_table(summaries)),
-        section(f"{title}: against hilora-plus", against_table(results, setting, "hilora-plus")),
+        section(title, stand_on(summaries), markdown_table(*by_method(summaries)), cost_table(summaries)),
+        section(f"{title}: against hilora-plus", against_table(summaries, "hilora-plus")),
         section(f"{title}: by cluster", markdown_table(*grid("cluster", clusters))),
+        section(
+            f"{title}: hilora-plus by cluster",
+            "The pool's own clusters. The best of the others is chosen on the same rows, by which it looks better "
+            "than it is; of that many comparisons some are significant by chance.",
+            clusters_table(summaries, results.clusters),
+        ),
     ]
     if theirs:
         text.append(section(f"{title}: the paper's numbers and ours", beside(clusters, theirs)))
@@ -115,23 +111,19 @@ def seen_section(results: Results, title: str) -> str:
     for seen in (True, False):
         part = summarise(results, "within", keep=lambda row, seen=seen: row["seen"] == seen)
         parts += [f"Tasks whose adapter is {'in the pool' if seen else 'not in the pool'}:"]
-        parts += [markdown_table(*by_method(part))]
+        parts += [stand_on(part), markdown_table(*by_method(part))]
     return section(title, *parts)
 
 
 def useful_tasks(results: Results, setting: str) -> set[str]:
     """Tasks whose own adapter beats base and the constant answer, each by an interval that excludes 0."""
-    shared = results.shared(setting)
-
-    def scored(method: str) -> dict[str, Scored]:
-        return results.scored(results.select(setting, method, lambda row: (row["split"], row["id"]) in shared))
-
-    oracle, others = scored("oracle"), [scored("base"), scored("constant")]
-
-    def beats(task: str, other: dict[str, Scored]) -> bool:
-        return paired_difference({task: oracle[task]}, {task: other[task]}, num=RESAMPLES).low > 0
-
-    return {task for task in oracle if all(beats(task, other) for other in others)}
+    found = {s.method: s for s in whole(results, setting)}
+    others = [found[name] for name in ("base", "constant")]
+    return {
+        task
+        for task in found["oracle"].tasks
+        if all(verdict(less(found["oracle"], other, [task])) == "ahead" for other in others)
+    }
 
 
 def useful_section(results: Results, setting: str, title: str) -> str:
@@ -145,7 +137,8 @@ def useful_section(results: Results, setting: str, title: str) -> str:
         kept = lambda row, seen=seen: keep(row) and (seen is None or row["seen"] == seen)  # noqa: E731
         if any(kept(r) for rows in results.rows.values() for r in rows.values() if r["setting"] == setting):
             name = {True: "Seen", False: "Unseen", None: "All"}[seen]
-            parts += [f"{name}:", markdown_table(*by_method(summarise(results, setting, keep=kept)))]
+            part = summarise(results, setting, keep=kept)
+            parts += [f"{name}: {stand_on(part)}", markdown_table(*by_method(part))]
     return section(title, *parts)
 
 
@@ -173,32 +166,6 @@ def main_table(read: Mapping[str, Results]) -> str:
     return markdown_table(("method", *(names[setting] for setting in found), "adapters", "ROCs"), rows)
 
 
-def lead_table(read: Mapping[str, Results]) -> str:
-    """The better of hilora and hilora-plus beside the best method that is not HiLoRA's, from setting -> its rows."""
-    rows = []
-    for setting, results in read.items():
-        summaries = [s for s in whole(results, setting) if s.method not in REFERENCES]
-        ours = max((s for s in summaries if s.method in OURS), key=lambda s: s.average.value)
-        others = [s for s in summaries if not s.method.startswith("hilora")]
-        best = max(others, key=lambda s: s.average.value)
-        lead = next(s for s in whole(results, setting, best.method) if s.method == ours.method)
-        assert lead.difference is not None
-        d = lead.difference
-        verdict = "a tie" if d.low <= 0 <= d.high else "ahead" if d.value > 0 else "behind"
-        rows.append(
-            (
-                setting,
-                f"{ours.method} {ours.average.value:.1f}",
-                f"{best.method} {best.average.value:.1f}",
-                f"{d.value:+.1f} ({d.low:+.1f} to {d.high:+.1f})",
-                f"{d.p:.3f}",
-                verdict,
-            )
-        )
-    heading = ("setting", "best of ours", "best of the others", "paired difference (95 %)", "p", "")
-    return markdown_table(heading, rows)
-
-
 def bars(summaries: Summaries, title: str, out: Path) -> None:
     """Average of each method with its interval (the paper's Fig. 1)."""
     ordered = sorted(summaries, key=lambda s: s.average.value)
@@ -214,11 +181,14 @@ def bars(summaries: Summaries, title: str, out: Path) -> None:
 def gamma_figure(results: Results, out: Path) -> str:
     """Average by gamma in both settings (the paper's Fig. 6)."""
     rows: dict[int, list[str]] = {g: [f"{g} %"] for g in paper.FIGURE_6}
+    basis = []
     with chart(out, 6, 3.4) as axes:
         for column, setting in enumerate(("within", "cross")):
             if setting not in results.settings:
                 continue
-            found = {s.method: s.average for s in summarise(results, setting, reference="hilora:gamma=0.4")}
+            summaries = summarise(results, setting, reference="hilora:gamma=0.4")
+            basis.append(f"{setting}: {stand_on(summaries)}")
+            found = {s.method: s.average for s in summaries}
             points = {g: found[f"hilora:gamma={g / 100}"] for g in paper.FIGURE_6}
             values = [points[g].value for g in points]
             spread = [[p.value - p.low for p in points.values()], [p.high - p.value for p in points.values()]]
@@ -230,7 +200,7 @@ def gamma_figure(results: Results, out: Path) -> str:
         axes.legend()
     width = max(map(len, rows.values()))
     heading = ["gamma", "within: paper", "within: ours", "cross: paper", "cross: ours"][:width]
-    return markdown_table(heading, list(rows.values()))
+    return "\n\n".join([" ".join(basis), markdown_table(heading, list(rows.values()))])
 
 
 def sections(rows: Path, out: Path) -> list[str]:
@@ -245,7 +215,8 @@ def sections(rows: Path, out: Path) -> list[str]:
     main = {name: read[name] for name in ("iid", "within", "cross") if name in read}
     if main:
         text += [section("All methods", main_table(main))]
-        text += [section("The lead", "Means over tasks, on the same rows.", lead_table(main))]
+        lead = lead_table({name: whole(results, name) for name, results in main.items()})
+        text += [section("The lead", "Means over tasks, on the same rows.", lead)]
     if "iid" in read:
         text += setting_section("Every adapter in the pool", read["iid"], "iid", {})
     if "within" in read:
@@ -263,6 +234,7 @@ def sections(rows: Path, out: Path) -> list[str]:
         text += [
             section(
                 "Table 1, Fig. 1: NLI within cluster",
+                stand_on(summaries),
                 markdown_table(*by_method(summaries)),
                 markdown_table(*grid("task", tasks)),
                 "![Fig. 1](fig1.svg)",
@@ -276,8 +248,9 @@ def sections(rows: Path, out: Path) -> list[str]:
         text += [section("Fig. 6: gamma", gamma_figure(read["gamma"], out / "fig6.svg"), "![Fig. 6](fig6.svg)")]
     for name, title in (("choose", "What hilora-plus is made of"), ("ablation", "Ablations")):
         for setting in read[name].settings if name in read else ():
-            cells = by_method(summarise(read[name], setting))
-            text += [section(f"{title}, {setting} (on the first halves of the files)", markdown_table(*cells))]
+            summaries = summarise(read[name], setting)
+            heading = f"{title}, {setting} (on the first halves of the files)"
+            text += [section(heading, stand_on(summaries), markdown_table(*by_method(summaries)))]
     if "within" in read:
         lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["within"]).items()]
         text += [section("Seen tasks of each half, all clusters", "\n".join(lists))]

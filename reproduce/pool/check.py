@@ -2,7 +2,8 @@
 
     python reproduce/pool/check.py --data FLAN_MINI/val --pool runs/candidates --out reproduce/pool
 
-Measured on the first half of each validation file (the second half is for reporting). An adapter is kept if it
+Measured on the first half of each validation file (the second half is for reporting). The most frequent answer is
+that of these very rows: a higher bar than that of the training data, which the tables have. An adapter is kept if it
 beats both. Writes check.jsonl.gz (rows; check.jsonl while it runs, which can be resumed), check.md (the table) and
 verdicts.json. The table alone, from committed rows: python reproduce/pool/check.py --out reproduce/pool
 """
@@ -22,6 +23,7 @@ from hilora import Pool
 from hilora.base.embed import Embedder
 from hilora.base.models import load_base
 from hilora.evaluate.job import Bench, Job
+from hilora.evaluate.lines import constant_answers
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.rows import choose_rows, load_rows
 from hilora.evaluate.run import run_job
@@ -47,7 +49,8 @@ def measure(data: Path, pool: Pool, out: Path, per_task: int | None, dtype: str)
     cases = make_cases("iid", [row for row in rows if row.task in new], pool.names)
     if not cases:
         return
-    job = Job("iid", cases, {name: (name, {}) for name in METHODS})
+    constant = constant_answers([case.row for case in cases])
+    job = Job("iid", cases, {name: (name, {}) for name in METHODS}, constant)
     model, tokenizer = load_base(pool.base.name, dtype=dtype)
     header = setup("reproduce/pool/check.py", dtype=dtype, seed=0, max_new_tokens=job.max_new_tokens, part="first")
     header["trained"] = trained

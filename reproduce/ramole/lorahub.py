@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "rows")
     args = parser.parse_args()
     made = make_pool(Pool.open(args.pool), args.data, args.work, RECIPE)
-    carry_out([Run("lorahub", ["iid"], ("base", "oracle"), TEST, part="all")], args.data, made, args.out, "bf16", [])
+    carry_out([Run("lorahub", ["iid"], ("base", "oracle"), TEST, part="all")], args.data, made, args.out, "bf16")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from charts import chart
-from experiments import section, tables_main
+from experiments import section, stand_on, tables_main
 from stored import runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
@@ -89,10 +89,12 @@ def mixed_table(
 
 def number_figure(results: Results, out: Path) -> str:
     """Average by number of retrieved adapters (Fig. 7a)."""
-    rows = []
+    rows, basis = [], []
     with chart(out, 6, 3.4) as axes:
         for setting, style in (("iid", "-"), ("ood", "--")):
-            found = {s.method: s.average for s in summarise(results, setting, reference="mixture:k=3")}
+            summaries = summarise(results, setting, reference="mixture:k=3")
+            basis.append(f"{setting}: {stand_on(summaries)}")
+            found = {s.method: s.average for s in summaries}
             for method, colour in (("mixture", "#4c72b0"), ("fusion", "#dd8452")):
                 label = f"{method}:k="
                 points = {int(name.removeprefix(label)): a for name, a in found.items() if name.startswith(label)}
@@ -105,7 +107,7 @@ def number_figure(results: Results, out: Path) -> str:
         axes.set_xlabel("retrieved adapters")
         axes.set_ylabel("average score")
         axes.legend()
-    return markdown_table(("curve", "k", "average"), rows)
+    return "\n\n".join([" ".join(basis), markdown_table(("curve", "k", "average"), rows)])
 
 
 def sections(rows: Path, out: Path) -> list[str]:
@@ -118,17 +120,18 @@ def sections(rows: Path, out: Path) -> list[str]:
         if all(method in found[setting] for method, setting in TRAINED_COLUMNS):
             text += [section("Table I: trained columns", mixed_table(found, TRAINED_COLUMNS, TRAINED))]
         for setting, of in found.items():
-            text += [section(f"All tasks, {setting.upper()}", markdown_table(*by_method(list(of.values()))))]
+            all_ = list(of.values())
+            text += [section(f"All tasks, {setting.upper()}", stand_on(all_), markdown_table(*by_method(all_)))]
     if lorahub := runs_in(rows, "lorahub"):
         found = summarise(Results(lorahub), "iid", reference="base")
         title = "LoRAHub, an adapter made for each task (`oracle` over those; the task's own is never a part)"
-        text += [section(title, markdown_table(*by_method(found)))]
+        text += [section(title, stand_on(found), markdown_table(*by_method(found)))]
     if dropout := runs_in(rows, "dropout"):
         results = Results(dropout)
         for setting in results.settings:
-            cells = by_method(summarise(results, setting, reference="ramole"))
+            found = summarise(results, setting, reference="ramole")
             title = f"Fig. 6: RouterLoRA trained in other ways, {setting.upper()}"
-            text += [section(title, OTHER_WAYS, markdown_table(*cells))]
+            text += [section(title, OTHER_WAYS, stand_on(found), markdown_table(*by_method(found)))]
     if number := runs_in(rows, "number"):
         table = number_figure(Results(number), out / "fig7a.svg")
         text += [section("Fig. 7a: number of retrieved adapters", "![Fig. 7a](fig7a.svg)", table)]

@@ -154,6 +154,19 @@ def test_an_interval_is_that_of_prompts_drawn_within_their_tasks(embedder: Any) 
         assert lowest <= found[top] <= highest
 
 
+def test_prompts_that_are_asked_again_make_nothing_surer(embedder: Any) -> None:
+    samples, test = made_up(6, 1), made_up(5, 2)
+    again = {task: prompts * 3 for task, prompts in test.items()}
+    one, three = (evaluate_routing(samples, asked, ["cosine"], embedder)["cosine"] for asked in (test, again))
+    assert three.pop("n") == 3 * one.pop("n")
+    assert one == three
+    uneven = {task: [*prompts, prompts[0]] for task, prompts in test.items()}
+    found = evaluate_routing(samples, uneven, ["cosine"], embedder)["cosine"]
+    low, high = found["intervals"]["top1"]
+    assert found["n"] == sum(map(len, uneven.values()))
+    assert low < found["top1"] < high
+
+
 def test_of_equal_adapters_the_first_by_name_is_taken(embedder: Any, tiny: Any) -> None:
     twins, prompts = tiny.texts("alpha", 8), tiny.texts("alpha", 5, 1)
     samples = {"b": twins, "a": twins, "other": tiny.texts("beta", 8)}

@@ -20,7 +20,7 @@ from hilora.cli.app import app
 from hilora.errors import HiloraError, InputError, UnknownNameError
 from hilora.evaluate.batches import answer_limits, schedule
 from hilora.evaluate.job import Bench, Job
-from hilora.evaluate.lines import read_answers
+from hilora.evaluate.lines import constant_answers, read_answers
 from hilora.evaluate.metrics import exact_match
 from hilora.evaluate.report import Results, summarise
 from hilora.evaluate.rows import Row, answer_hash
@@ -66,7 +66,8 @@ def run(world: tuple[Any, Pool], tokenizer: Any, embedder: Any, rows: list[Row])
     def go(out: Path, setting: str = "iid", methods: str = "base,oracle,hilora", **options: Any) -> list[Any]:
         cases = make_cases(setting, rows, pool.names)
         labels = {label: (label.split(":")[0], {}) for label in methods.split(",")}
-        job = Job(setting, cases, labels, max_new_tokens=3, batch_size=options.pop("batch_size", 8))
+        constant = constant_answers(options.pop("train", rows))
+        job = Job(setting, cases, labels, constant, max_new_tokens=3, batch_size=options.pop("batch_size", 8))
         run_job(Bench(pool, model, tokenizer, embedder, job), out, header=HEADER, **options)
         return [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -336,13 +337,37 @@ def test_an_answer_may_be_as_long_as_the_tasks_longest_reference(rows: list[Row]
     assert answer_limits(long, tokenizer, 24)["alpha"] == 24
 
 
-def test_the_constant_answer_is_the_tasks_most_frequent_reference(run: Run, rows: list[Row], tmp_path: Path) -> None:
-    found = measured(run(tmp_path / "out.jsonl", "within", "constant"))
+def test_the_constant_answer_is_the_tasks_most_frequent_training_answer(
+    run: Run, rows: list[Row], tmp_path: Path
+) -> None:
+    train = [replace(row, targets=answer) for row in rows for answer in (f"{row.task} often", row.targets)]
+    found = measured(run(tmp_path / "out.jsonl", "within", "constant", train=train))
     assert len(found) == 2 * len(rows)
-    for row in rows:  # two of three references are the same text
+    for row in rows:
         (line,) = [v for k, v in found.items() if k[2:] == ("half0", row.id)]
-        assert line["stats"]["exact_match"] == [exact_match("something else altogether", row.targets)]
+        assert line["answer"] == answer_hash(f"{row.task} often")
+        assert line["stats"]["exact_match"] == [exact_match(f"{row.task} often", row.targets)]
         assert (line["adapters"], line["rocs"], line["route"]) == (0, 0, [])
+
+
+def test_the_constant_answer_does_not_depend_on_the_rows_that_are_scored(
+    run: Run, rows: list[Row], tmp_path: Path
+) -> None:
+    few = [row for row in rows if row.id.endswith("/1")]
+    told = {}
+    for name, train in (("all", rows), ("few", few)):
+        lines = run(tmp_path / name, "iid", "constant", train=train)
+        told[name] = {line["answer"] for line in lines if "method" in line}
+    assert told["few"] == {answer_hash(row.targets) for row in few}
+    assert told["all"] == {answer_hash("something else altogether")}
+
+
+def test_constant_without_training_answers_of_every_task_is_refused(
+    run: Run, rows: list[Row], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"none is known of beta, delta\. Give --train"):
+        run(tmp_path / "x", "iid", "constant", train=[row for row in rows if row.task in ("alpha", "gamma")])
+    run(tmp_path / "x", "iid", "base", train=[])
 
 
 # --- tables -------------------------------------------------------------------------------------------

@@ -11,13 +11,16 @@ import sacrebleu
 from scipy.stats import chisquare
 
 from hilora.errors import InputError
-from hilora.evaluate.metrics import METRICS, Floats
+from hilora.evaluate.metrics import METRICS, Floats, Metric, label_metric
 from hilora.evaluate.statistics import (
+    Difference,
     Interval,
     Scored,
     bootstrap,
-    mean_over_tasks,
-    paired_difference,
+    by_prompt,
+    difference,
+    draw,
+    mean_of,
     resamples,
     task_scores,
     task_seed,
@@ -29,7 +32,18 @@ MEAN = METRICS["exact_match"]
 
 def tasks_of(rows: Floats) -> dict[str, Scored]:
     """(task, row) scores as tasks with one metric."""
-    return {f"task {i}": [(MEAN, scores[:, None])] for i, scores in enumerate(rows)}
+    return {f"task {i}": alone((MEAN, scores[:, None])) for i, scores in enumerate(rows)}
+
+
+def alone(*metrics: tuple[Metric, Floats]) -> Scored:
+    """Rows of as many prompts."""
+    return Scored(np.ones(len(metrics[0][1]), dtype=np.int64), metrics)
+
+
+def paired_difference(a: dict[str, Scored], b: dict[str, Scored], *, num: int = 2000, seed: int = 0) -> Difference:
+    """Mean over tasks of a less that of b."""
+    drawn = draw({"a": a, "b": b}, num, seed)
+    return difference(mean_of(drawn["a"].values()), mean_of(drawn["b"].values()))
 
 
 def correlated(seed: int, num_tasks: int = 3, num_rows: int = 40, gain: float = 0.05) -> tuple[Floats, Floats]:
@@ -57,6 +71,73 @@ def test_resamples_depend_on_seed_and_task_alone() -> None:
     assert len({task_seed(seed, task) for seed in (0, 1, -1) for task in ("", "a", "b", "1\0a")}) == 12
 
 
+# prompts with several rows
+
+LABELS = label_metric(["a", "b"])
+
+
+def rows_of(seed: int, count: int = 30) -> list[tuple[Metric, Floats]]:
+    """Rows of a method under a metric that is a mean, and one that is not."""
+    rng = np.random.default_rng(seed)
+    answers, references = rng.choice(["a", "b", "c"], count), rng.choice(["a", "b"], count)
+    labels = [LABELS.row(*pair) for pair in zip(answers, references, strict=True)]
+    return [(MEAN, rng.integers(2, size=(count, 1)).astype(float)), (LABELS, np.array(labels))]
+
+
+def copied(metrics: list[tuple[Metric, Floats]], times: int) -> list[tuple[Metric, Floats]]:
+    return [(metric, np.tile(stats, (times, 1))) for metric, stats in metrics]
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_rows_copied_under_their_prompts_leave_every_interval_as_it_was(times: int) -> None:
+    a, b = rows_of(1), rows_of(2)
+    single = [by_prompt(range(30), side) for side in (a, b)]
+    multiple = [by_prompt([*range(30)] * times, copied(side, times)) for side in (a, b)]
+    assert multiple[0].rows.tolist() == [times] * 30
+    weights = resamples(30, 500, 3)
+    assert task_scores(multiple[0], weights).tolist() == task_scores(single[0], weights).tolist()
+    assert paired_difference({"t": multiple[0]}, {"t": multiple[1]}, num=500) == paired_difference(
+        {"t": single[0]}, {"t": single[1]}, num=500
+    )
+
+
+def test_rows_counted_as_prompts_would_make_the_interval_of_copies_narrower() -> None:
+    a, b = ({"t": alone(*copied(rows_of(seed), 4))} for seed in (1, 2))
+    apart = paired_difference(a, b, num=2000)
+    one = paired_difference({"t": alone(*rows_of(1))}, {"t": alone(*rows_of(2))}, num=2000)
+    assert apart.high - apart.low < 0.6 * (one.high - one.low)
+
+
+def test_with_one_row_a_prompt_nothing_is_changed_to_the_letter() -> None:
+    metrics = rows_of(4)
+    found = by_prompt([f"prompt {n}" for n in range(30)], metrics)
+    assert found.rows.tolist() == [1] * 30
+    for (metric, sums), (same, stats) in zip(found.metrics, metrics, strict=True):
+        assert metric is same
+        assert sums.tolist() == stats.tolist()
+
+
+def test_a_resample_takes_all_rows_of_a_prompt_or_none() -> None:
+    stats = np.array([[1.0], [0.0], [0.5], [1.0]])
+    found = by_prompt(["a", "b", "a", "a"], [(MEAN, stats)])
+    assert found.rows.tolist() == [3, 1]
+    weights = np.array([[1, 1], [2, 0], [0, 2]])
+    assert task_scores(found, weights).tolist() == pytest.approx([2.5 / 4, 2.5 / 3, 0])
+    assert task_scores(found, None).tolist() == pytest.approx([2.5 / 4])
+
+
+def test_intervals_of_prompts_with_several_rows_cover_the_truth_about_as_often_as_they_claim() -> None:
+    covered = 0
+    for trial in range(300):
+        rng = np.random.default_rng(trial)
+        chance = rng.random((60, 1))  # of one prompt, for all its rows
+        stats = (rng.random((60, 4)) < chance).astype(float)
+        found = by_prompt([n for n in range(60) for _ in range(4)], [(MEAN, stats.reshape(-1, 1))])
+        interval = bootstrap(task_scores(found, resamples(60, 400, trial)), float(stats.mean()))
+        covered += interval.low <= 0.5 <= interval.high
+    assert 0.90 < covered / 300 < 0.98
+
+
 # values of resamples
 
 
@@ -71,13 +152,14 @@ def test_bleu_of_a_resample_is_sacrebleus_of_its_texts() -> None:
         drawn = np.repeat(np.arange(12), weight)
         expected.append(sacrebleu.corpus_bleu(answers[drawn].tolist(), [references[drawn].tolist()]).score / 100)
     assert np.ptp(expected) > 0.05
-    assert task_values(stats, weights, METRICS["bleu"]) == pytest.approx(expected, abs=1e-12)
+    assert task_values(stats, np.ones(12, int), weights, METRICS["bleu"]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_without_weights_the_value_is_that_of_the_rows() -> None:
     stats = np.array([[1.0], [0.0], [0.5]])
-    assert task_values(stats, None, MEAN).tolist() == [0.5]
-    assert task_values(stats, np.array([[0, 3, 0], [2, 0, 1]]), MEAN).tolist() == pytest.approx([0, 2.5 / 3])
+    ones = np.ones(3, int)
+    assert task_values(stats, ones, None, MEAN).tolist() == [0.5]
+    assert task_values(stats, ones, np.array([[0, 3, 0], [2, 0, 1]]), MEAN).tolist() == pytest.approx([0, 2.5 / 3])
 
 
 def test_a_tasks_score_is_the_mean_of_its_metrics() -> None:
@@ -85,7 +167,7 @@ def test_a_tasks_score_is_the_mean_of_its_metrics() -> None:
     one, two = rng.random((2, 20, 1))
     weights = resamples(20, 30, 0)
     expected = (weights @ one + weights @ two)[:, 0] / 40
-    assert task_scores([(MEAN, one), (METRICS["f1"], two)], weights) == pytest.approx(expected)
+    assert task_scores(alone((MEAN, one), (METRICS["f1"], two)), weights) == pytest.approx(expected)
 
 
 # intervals
@@ -93,7 +175,7 @@ def test_a_tasks_score_is_the_mean_of_its_metrics() -> None:
 
 def test_the_interval_is_that_of_a_plain_loop() -> None:
     scores = np.random.default_rng(3).random(60) ** 2
-    found = bootstrap(task_values(scores[:, None], resamples(60, 20_000, 0), MEAN), scores.mean())
+    found = bootstrap(task_scores(alone((MEAN, scores[:, None])), resamples(60, 20_000, 0)), scores.mean())
     rng = np.random.default_rng(4)
     loop = sorted(np.mean([scores[rng.integers(60)] for _ in range(60)]) for _ in range(3000))
     assert found.value == scores.mean()
@@ -106,10 +188,9 @@ def test_intervals_over_tasks_cover_the_truth_about_as_often_as_they_claim() -> 
     covered = 0
     for trial in range(400):
         stats = [(rng.random((size, 1)) < p).astype(float) for p, size in zip(chances, sizes, strict=True)]
-        values = mean_over_tasks(
-            [task_values(s, resamples(len(s), 400, task_seed(trial, str(i))), MEAN) for i, s in enumerate(stats)]
-        )
-        interval = bootstrap(values, float(np.mean([s.mean() for s in stats])))
+        side = {str(i): alone((MEAN, s)) for i, s in enumerate(stats)}
+        drawn = mean_of(draw({"a": side}, 400, trial)["a"].values())
+        interval = bootstrap(drawn.values, drawn.value)
         assert interval.low <= interval.value <= interval.high
         covered += interval.low <= np.mean(chances) <= interval.high
     assert 0.90 < covered / 400 < 0.98
@@ -144,13 +225,8 @@ def test_a_paired_difference_is_that_of_a_plain_loop_over_the_same_resamples() -
 def test_pairing_narrows_the_interval_of_correlated_methods() -> None:
     a, b = correlated(8)
     paired = paired_difference(tasks_of(a), tasks_of(b), num=2000)
-    apart = [
-        mean_over_tasks(
-            [task_scores(scored, resamples(40, 2000, task_seed(i, task))) for task, scored in side.items()]
-        )
-        for i, side in enumerate((tasks_of(a), tasks_of(b)))
-    ]
-    unpaired = bootstrap(apart[0] - apart[1], paired.value)
+    one, other = (mean_of(draw({"x": tasks_of(side)}, 2000, i)["x"].values()) for i, side in enumerate((a, b)))
+    unpaired = difference(one, other)
     assert paired.high - paired.low < 0.6 * (unpaired.high - unpaired.low)
     assert paired.p < 0.01
     assert unpaired.low < 0 < unpaired.high
@@ -178,21 +254,27 @@ def test_a_method_does_not_differ_from_itself() -> None:
 def test_one_row_or_equal_rows_have_an_interval_of_no_width() -> None:
     for rows in (1, 7):
         stats = np.full((rows, 1), 0.25)
-        assert bootstrap(task_values(stats, resamples(rows, 50, 0), MEAN), 0.25) == Interval(0.25, 0.25, 0.25)
-        found = paired_difference({"t": [(MEAN, stats)]}, {"t": [(MEAN, 0 * stats)]}, num=99)
+        drawn = task_scores(alone((MEAN, stats)), resamples(rows, 50, 0))
+        assert bootstrap(drawn, 0.25) == Interval(0.25, 0.25, 0.25)
+        found = paired_difference({"t": alone((MEAN, stats))}, {"t": alone((MEAN, 0 * stats))}, num=99)
         assert dataclasses.astuple(found) == (0.25, 0.25, 0.25, 0.02)
 
 
 def test_sides_that_cannot_be_paired_are_refused() -> None:
     stats = np.ones((4, 1))
-    side: dict[str, Scored] = {"t": [(MEAN, stats)]}
-    others: list[dict[str, Scored]] = [{"t": [(MEAN, stats[1:])]}, {"t": [(METRICS["f1"], stats)]}, {"t": []}]
+    side = {"t": alone((MEAN, stats))}
+    others = [
+        alone((MEAN, stats[1:])),
+        alone((METRICS["f1"], stats)),
+        Scored(np.ones(4, int), []),
+        Scored(np.array([1, 1, 1, 2]), [(MEAN, stats)]),
+    ]
     for other in others:
         with pytest.raises(InputError, match="same metrics of the same rows of 't'"):
-            paired_difference(side, other)
+            paired_difference(side, {"t": other})
     with pytest.raises(InputError, match=re.escape("only one has ['u']")):
         paired_difference(side, {**side, "u": side["t"]})
     with pytest.raises(InputError, match="at least one"):
         paired_difference({}, {})
-    with pytest.raises(InputError, match="got 0 rows"):
+    with pytest.raises(InputError, match="got 0 prompts"):
         resamples(0, 5, 0)

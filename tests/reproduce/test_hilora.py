@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pool: Any, tin
     for task in CLUSTERS:
         lines = [json.dumps(row) for row in rows if row["task"] == task]
         (val / f"{task}.jsonl").write_text("\n".join(lines))
+    shutil.copytree(val, val.with_name("train"))
     (tmp_path / "data" / "ramole48").mkdir()
     (tmp_path / "data" / "ramole48" / "test_half.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return pool, model
@@ -87,6 +89,14 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     assert measured(rows) != before
     scripts.run(script, *options)
     assert measured(rows) == before
+    texts = {path: read_text(path) for path in rows.iterdir()}
+    scripts.run(script, *options, "--again", "constant")  # the same answers, in new lines
+    assert measured(rows) == before
+    changed = {path for path, text in texts.items() if read_text(path) != text}
+    assert changed == {rows / f"{run.name}.jsonl.gz" for run in runs if "constant" in run.methods}
+    for path in changed:
+        kept, now = ([x for x in text.splitlines() if '"method"' in x] for text in (texts[path], read_text(path)))
+        assert sorted(kept) == sorted(now)
     scripts.run(scripts.load(f"reproduce/{name}/tables.py"), "--rows", rows, "--out", tmp_path)
     text = (tmp_path / "results.md").read_text()
     assert "| hilora |" in text
@@ -144,7 +154,6 @@ def test_lorahub_makes_an_adapter_for_each_task_of_the_others(
     for module in (script, sys.modules["experiments"]):
         use_tiny(module, model, tokenizer, embedder, monkeypatch)
     monkeypatch.setattr(script, "RECIPE", replace(script.RECIPE, evaluations=3, per_task=2))
-    (tmp_path / "data/flan_mini/train").mkdir()
     for task in pool.names:
         rows = [json.dumps({"inputs": text, "targets": "b"}) for text in tiny.texts(task, 4, seed=6)]
         (tmp_path / f"data/flan_mini/train/{task}.jsonl").write_text("\n".join(rows))
@@ -248,7 +257,8 @@ def test_what_leaving_strange_prompts_to_base_costs_is_measured(
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         for row in choose_rows(load_rows(path), part="second", per_task=2):
             held.append(
-                {"item": row.id, "task": task, "cluster": "all", "reference": "r", "metrics": ["exact_match"]}
+                {"item": row.id, "task": task, "cluster": "all", "prompt": row.id, "reference": "r"}
+                | {"metrics": ["exact_match"]}
             )
             for method in ("base", "oracle", "hilora", "hilora-plus"):
                 stats = {"exact_match": [float(method != "hilora")]}
@@ -262,3 +272,13 @@ def test_what_leaving_strange_prompts_to_base_costs_is_measured(
     shares = [found[str(share)][0] for share in module.SHARES]
     assert shares == sorted(shares)
     assert all(found[str(share)][1] == 100.0 for share in module.SHARES)
+
+
+def test_the_constant_answer_of_a_task_is_one_in_all_committed_rows() -> None:
+    answers: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "reproduce").glob("*/rows/*.jsonl.gz")):
+        for line in read_lines(path):
+            if line.get("method") == "constant":
+                answers.setdefault(line["id"].split("/")[0], set()).add(line["answer"])
+    assert len(answers) == 52
+    assert {len(of_task) for of_task in answers.values()} == {1}
