@@ -6,6 +6,7 @@ itself scripts and connections, so that a prompt cannot do more than be read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from string import Template
@@ -19,6 +20,8 @@ from hilora.types import Choice
 HUES = ("0, 114, 178", "213, 94, 0", "0, 158, 115", "204, 121, 167", "86, 180, 233", "230, 159, 0", "130, 130, 130")
 """One for each adapter of an answer, as red, green, blue; the last one for all that come after."""
 FAINTEST, STRONGEST = 0.06, 0.5
+CODE = re.compile(r"`([^`]+)`")
+"""How summaries of methods mark the names of options."""
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -34,7 +37,6 @@ PAGE = Template("""<!doctype html>
   --line: #343c46; --bar: #56b4e9; --good: #57d39b; --new: #f0a35a; } }
 body { margin: 0 auto; max-width: 54rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { body { padding: 1rem; } .bar { display: none; } }
 h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p { margin: .4rem 0; } .dim { color: var(--dim); }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; margin: .4rem 0;
@@ -46,6 +48,10 @@ th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); ver
 .n, .by { text-align: right; } td.n { white-space: nowrap; } td.bar { width: 30%; min-width: 6rem; }
 .bar div { background: var(--bar); height: .8rem; border-radius: 2px; min-width: 1px; }
 .seen { color: var(--good); font-weight: 600; } .unseen { color: var(--new); font-weight: 600; }
+@media (max-width: 40rem) { body { padding: 1rem; } .bar { display: none; }
+  tr { display: flex; flex-wrap: wrap; align-items: end; border-bottom: 1px solid var(--line); padding: .2rem 0; }
+  th, td { flex: 1 1 0; min-width: 0; border: 0; padding: .1rem .4rem .1rem 0; } th { font-size: .75rem; }
+  th:first-child, td:first-child { flex-basis: 100%; } td:first-child { font-weight: 600; } }
 .tokens { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; margin: .4rem 0;
   white-space: pre-wrap; line-height: 1.9; max-height: 30rem; overflow: auto; }
 .tokens span { border-radius: 3px; padding: .1rem 0; }
@@ -100,7 +106,7 @@ def render(found: Explanation) -> str:
         words = {f"score: {found.score.name}": found.score.meaning, **words}
     return PAGE.substitute(
         method=escape(found.method),
-        summary=escape(found.summary),
+        summary=CODE.sub(r"<code>\1</code>", escape(found.summary)),
         num_adapters=found.num_adapters,
         body="\n".join(parts),
         words="\n".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in words.items()),

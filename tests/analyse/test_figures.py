@@ -487,7 +487,12 @@ def test_the_page_fits_narrow_and_wide_screens_light_and_dark(router: Callable[.
     # names stay whole, since a cell is as wide as its longest word; headings wrap; bars go where there is no room
     assert said("td", "overflow-wrap") == said("th", "overflow-wrap") == "break-word"
     assert [selector for _, selector, d in rules if d.get("white-space") == "nowrap"] == ["td.n"]
-    assert said(".bar", "display", "max-width: 40rem") == "none"
+    narrow = "max-width: 40rem"
+    assert said(".bar", "display", narrow) == "none"
+    # there, a name has a line of its own, so that its numbers need not be moved to
+    assert (said("tr", "display", narrow), said("tr", "flex-wrap", narrow)) == ("flex", "wrap")
+    assert said("td", "flex", narrow) == said("th", "flex", narrow) == "1 1 0"
+    assert said("td:first-child", "flex-basis", narrow) == said("th:first-child", "flex-basis", narrow) == "100%"
     light, dark = (
         {name for c, s, d in rules if (c, s) == (on, ":root") for name in d}
         for on in ("", "prefers-color-scheme: dark")
@@ -501,6 +506,12 @@ def explain_kind() -> Any:
     from hilora.analyse.explain import score_kind
 
     return score_kind(get_method("hilora"))
+
+
+def test_options_in_a_methods_summary_are_marked_and_nothing_else_of_it_is(router: Callable[..., HiLoRA]) -> None:
+    found = explain_answer(router("hilora", candidates="top", k=2), "abab zzy", max_new_tokens=1)
+    page = render(Explanation(**{**vars(found), "summary": "`k` of <b>many</b>, a ` alone"}))
+    assert "<code>k</code> of &lt;b&gt;many&lt;/b&gt;, a ` alone" in page
 
 
 def test_tokens_on_the_page_are_escaped_and_complete(router: Callable[..., HiLoRA]) -> None:
