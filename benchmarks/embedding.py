@@ -24,7 +24,7 @@ from torch import Tensor
 from hilora.base.embed import Embedder
 from hilora.bench.rounds import turns
 from hilora.bench.workload import make_workload
-from hilora.evaluate.routing import METHOD_SCORERS, SCORERS, TOPS, look_at, read_samples, top_hits
+from hilora.evaluate.routing import METHOD_SCORERS, SCORERS, TOPS, look_at, not_sampled, read_samples, top_hits
 from hilora.evaluate.setup import setup
 
 DTYPES = ("fp32", "bf16")
@@ -51,7 +51,8 @@ def times(embedders: dict[str, Embed], rounds: int, pause: float) -> Iterator[Li
 
 def retrieval(embedders: dict[str, Embedder], data: Path) -> Iterator[Line]:
     """Percent of prompts whose own adapter is among the best 1, 3, 5, 8."""
-    samples, test = (read_samples(data / name) for name in ("samples.jsonl", "test_half.jsonl"))
+    samples = read_samples(data / "samples.jsonl")
+    test = not_sampled(samples, read_samples(data / "test_half.jsonl"))
     names = sorted(samples)
     known = [look_at(samples[name], embedders["fp32"], True) for name in names]
     scorers = {method: SCORERS[METHOD_SCORERS[method]](known) for method in METHODS}

@@ -109,6 +109,18 @@ def read_samples(path: Path) -> dict[str, list[str]]:
     return texts
 
 
+def not_sampled(samples: Mapping[str, Sequence[str]], test: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Task -> its test prompts without those that are samples of the same task, word for word.
+
+    Raises:
+        InputError: none is left.
+    """
+    left = {task: [text for text in asked if text not in set(samples.get(task, ()))] for task, asked in test.items()}
+    if not any(left.values()):
+        raise InputError("Every test prompt is a sample of its own task: give prompts that routing has not seen.")
+    return {task: asked for task, asked in left.items() if asked}
+
+
 def evaluate_routing(
     samples: Mapping[str, Sequence[str]],
     test: Mapping[str, Sequence[str]],
@@ -201,17 +213,22 @@ def run_routing(
 ) -> dict[str, Any]:
     """Read the files, measure, and write one JSON object {"setup", "methods"} to `out`, without any text.
 
+    Test prompts that are samples of their own task are left out; "left_out" in the setup says how many.
+
     Raises:
         HiloraError: a file, a method or the embedder will not do.
     """
     if out is not None:
         check_file(out)
-    known, asked = read_samples(samples), read_samples(test)
-    _check(known, asked, methods)  # before a model is loaded
+    known, all_asked = read_samples(samples), read_samples(test)
+    _check(known, all_asked, methods)  # before a model is loaded
+    asked = not_sampled(known, all_asked)
+    counts = [sum(map(len, prompts.values())) for prompts in (all_asked, asked)]
     embedder = embed.Embedder(embedder_name, instruction=instruction)
     found = evaluate_routing(known, asked, methods, embedder, on_progress=on_progress)
     embedded = asdict(describe_embedder(embedder))
-    header = setup("hilora evaluate routing", embedder=embedded, adapters=len(known), resamples=RESAMPLES)
+    about: dict[str, Any] = {"adapters": len(known), "resamples": RESAMPLES, "left_out": counts[0] - counts[1]}
+    header = setup("hilora evaluate routing", embedder=embedded, **about)
     result = {"setup": header, "methods": found}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from hilora.analyse.confusion import HeldOut, diagnose, held_out, ranked
 from hilora.analyse.unseen import chernoff, fit_unseen
 from hilora.base import embed
 from hilora.base.embed import Remembering, describe_embedder
-from hilora.evaluate.routing import read_samples
+from hilora.evaluate.routing import not_sampled, read_samples
 from hilora.evaluate.setup import setup
 from hilora.jsonl import entry_lines
 from hilora.route.gaussian import OwnGaussian
@@ -45,10 +45,9 @@ Texts = Mapping[str, Tensor]
 def measure(data: Path, embedder_name: str) -> dict[str, Any]:
     """All numbers; no texts."""
     embedder = Remembering(embed.Embedder(embedder_name))
-    samples, test = (
-        {task: embedder(texts) for task, texts in sorted(read_samples(data / f"{name}.jsonl").items())}
-        for name in ("samples", "test_half")
-    )
+    known = read_samples(data / "samples.jsonl")
+    asked = not_sampled(known, read_samples(data / "test_half.jsonl"))
+    samples, test = ({task: embedder(texts) for task, texts in sorted(own.items())} for own in (known, asked))
     ridge = choose_ridge(list(samples.values()))
     models: dict[str, Fresh] = {"own": lambda: OwnGaussian(ridge), "tied": TiedGaussian}
     header = setup(

@@ -30,7 +30,7 @@ from pages import numbers_main, show
 from selection_tables import report
 
 from hilora.base.embed import Embedder, Remembering
-from hilora.evaluate.routing import TOPS, evaluate_routing, look_at, read_samples
+from hilora.evaluate.routing import TOPS, evaluate_routing, look_at, not_sampled, read_samples
 from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.statistics import task_seed
@@ -74,12 +74,9 @@ class Corpus:
 
 def ramole48(data: Path) -> Corpus:
     """RAMoLE's tasks: samples and test prompts differ in wording."""
-    rows = load_rows(data / "ramole48" / "test_half.jsonl")
-    return Corpus(
-        read_samples(data / "ramole48" / "samples.jsonl"),
-        read_samples(data / "ramole48" / "test_half.jsonl"),
-        cluster_of(rows),
-    )
+    samples, test = (data / "ramole48" / f"{name}.jsonl" for name in ("samples", "test_half"))
+    known = read_samples(samples)
+    return Corpus(known, not_sampled(known, read_samples(test)), cluster_of(load_rows(test)))
 
 
 def flan_mini(data: Path) -> Corpus:
@@ -121,7 +118,7 @@ def retrieval(corpus: Corpus, count: int, embedder: Embedder) -> dict[str, Any]:
     samples = {task: texts[:count] for task, texts in corpus.samples.items()}
     found = evaluate_routing(samples, corpus.test, METHODS, embedder, on_progress=show)
     return {
-        method: [*(short(each[f"top{k}"]) for k in TOPS), [short(end) for end in each["intervals"]["top1"]]]
+        method: [*(each[f"top{k}"] for k in TOPS), [short(end) for end in each["intervals"]["top1"]]]
         for method, each in found.items()
     }
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
 
 from hilora.base.embed import Embedder
-from hilora.evaluate.routing import SCORERS, look_at, own_scorer, read_samples
+from hilora.evaluate.routing import SCORERS, look_at, not_sampled, own_scorer, read_samples
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 from hilora.jsonl import entry_lines
@@ -72,7 +72,8 @@ def scorers(real: Samples) -> dict[str, Scorer]:
 def measure(data: Path, embedder_name: str) -> dict[str, Any]:
     """All numbers."""
     embedder = Embedder(embedder_name)
-    samples, test = read_samples(data / "samples.jsonl"), read_samples(data / "test_half.jsonl")
+    samples = read_samples(data / "samples.jsonl")
+    test = not_sampled(samples, read_samples(data / "test_half.jsonl"))
     names = sorted(samples)
     texts = join([look_at(test[name], embedder, True) for name in names])
     owner = torch.tensor([i for i, name in enumerate(names) for _ in test[name]])

@@ -23,6 +23,7 @@ from hilora.evaluate.routing import (
     STEP,
     TOPS,
     evaluate_routing,
+    not_sampled,
     read_samples,
     routing_rows,
     run_routing,
@@ -152,6 +153,25 @@ def test_an_interval_is_that_of_prompts_drawn_within_their_tasks(embedder: Any) 
     assert found["intervals"]["top1"] == pytest.approx([low, high], abs=1e-6)
     for top, (lowest, highest) in found["intervals"].items():
         assert lowest <= found[top] <= highest
+
+
+def test_prompts_that_are_samples_of_their_own_task_are_no_test(
+    tmp_path: Path, embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **_: embedder)
+    samples, test = made_up(6, 1), made_up(5, 2)
+    one, other = list(test)[:2]
+    mixed = test | {one: [samples[one][0], *test[one]], other: [samples[one][0], *test[other]]}
+    assert not_sampled(samples, mixed) == mixed | {one: test[one]}
+    paths = [tmp_path / name for name in ("samples", "test", "mixed")]
+    for path, texts in zip(paths, (samples, test, test | {one: mixed[one]}), strict=True):
+        rows = [{"task": task, "inputs": text} for task, own in texts.items() for text in own]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone, found = (run_routing(paths[0], path, ["cosine"]) for path in paths[1:])
+    assert found["methods"] == alone["methods"]
+    assert [result["setup"]["left_out"] for result in (alone, found)] == [0, 1]
+    with pytest.raises(InputError, match="is a sample of its own task"):
+        not_sampled(samples, {one: samples[one]})
 
 
 def test_prompts_that_are_asked_again_make_nothing_surer(embedder: Any) -> None:
