@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format mutants clean
 
 demo: .venv/.demo
 	$(BIN)/hilora demo --pool pools/flan-mini
@@ -16,6 +16,12 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# an hour or so; leaves what it found in mutants/
+mutants: .venv/.dev
+	$(PIP) --constraint constraints.txt --editable '.[default,dev,mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
@@ -36,4 +42,4 @@ format: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
