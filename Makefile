@@ -10,7 +10,7 @@ WORKERS ?= -n logical --maxprocesses 8 --dist worksteal
 VERSION ?= 5.17
 OTHER = .venv-transformers-$(VERSION)
 
-.PHONY: demo test test-transformers lint format docs clean
+.PHONY: demo test test-transformers mutants lint format docs clean
 
 demo: .venv/.demo
 	$(BIN)/hilora demo --pool pools/flan-mini
@@ -25,6 +25,12 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# an hour or so; leaves what it found in mutants/
+mutants: .venv/.dev
+	$(PIP) --constraint constraints.txt --editable '.[default,dev,mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
@@ -63,4 +69,4 @@ $(OTHER)/.dev: pyproject.toml constraints.txt requirements-default.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-transformers-* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv mutants .venv-transformers-* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

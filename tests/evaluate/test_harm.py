@@ -17,11 +17,11 @@ Right = Mapping[tuple[str, str], bool]
 def written(path: Path, methods: Mapping[str, Right]) -> Results:
     """Results of rows that are scored by exact match, and of one ("x") that is not."""
     names = {row for right in methods.values() for _, row in right}
+    scored = [*((row, f"task {row[0]}", "exact_match") for row in sorted(names)), ("x", "x", "f1")]
     items = [
-        {"item": row, "task": f"task {row[0]}", "cluster": "c", "metrics": ["exact_match"], "reference": "r"}
-        for row in sorted(names)
+        {"item": row, "task": task, "cluster": "c", "metrics": [metric], "reference": "r", "prompt": row}
+        for row, task, metric in scored
     ]
-    items.append({"item": "x", "task": "other", "cluster": "c", "metrics": ["f1"], "reference": "r"})
     rows = []
     for method, right in methods.items():
         common = {"method": method, "setting": "within", "adapters": 1, "rocs": 4, "tokens": [3, 2], "seconds": 1.0}

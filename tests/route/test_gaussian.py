@@ -176,6 +176,19 @@ def test_a_few_samples_get_a_diagonal_gaussian_that_integrates_to_one(few: int) 
     assert (density.sum(0) * step * step).tolist() == pytest.approx([1.0] * 4, rel=2e-3)
 
 
+@pytest.mark.parametrize("ridge", [1e-3, 0.2])
+def test_few_samples_alone_get_the_density_of_variances_half_way_to_their_mean(ridge: float) -> None:
+    draw = clusters(3, 8, 1.0)
+    samples, query = [draw(i, 2 + i) for i in range(3)], torch.cat(all_of(draw, 3, 2)).double()
+    scores = OwnGaussian(ridge).fit(samples).score(query)
+    for i, own in enumerate(samples):
+        x = own.double().numpy()
+        variance = x.var(0, ddof=1)
+        variance = (variance + variance.mean()) / 2 + ridge
+        expected = multivariate_normal(x.mean(0), np.diag(variance)).logpdf(query.numpy()) / 8
+        assert scores[:, i].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
 def test_a_pool_of_few_samples_only_is_finite_and_finds_its_own() -> None:
     draw = clusters(4, 32, 0.3)
     model = OwnGaussian(1e-3).fit(all_of(draw, 4, 3))
