@@ -28,6 +28,16 @@ def less(one: Summary, other: Summary, tasks: Collection[str] | None = None) -> 
     return percent_difference(*(mean_of([s.drawn[task] for task in names]) for s in (one, other)))
 
 
+def useful_tasks(found: Mapping[str, Summary]) -> set[str]:
+    """Tasks whose own adapter beats base and the constant answer, each by an interval that excludes 0."""
+    others = [found[name] for name in ("base", "constant")]
+    return {
+        task
+        for task in found["oracle"].tasks
+        if all(verdict(less(found["oracle"], other, [task])) == "ahead" for other in others)
+    }
+
+
 def against_table(summaries: Summaries, reference: str) -> str:
     """Paired differences of all methods to a reference."""
     (other,) = (s for s in summaries if s.method == reference)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import paper
 from charts import chart
-from compared import against_table, clusters_table, lead_table, less, verdict
+from compared import against_table, clusters_table, lead_table, useful_tasks
 from experiments import section, stand_on, tables_main
 from stored import runs_in
 
@@ -115,19 +115,8 @@ def seen_section(results: Results, title: str) -> str:
     return section(title, *parts)
 
 
-def useful_tasks(results: Results, setting: str) -> set[str]:
-    """Tasks whose own adapter beats base and the constant answer, each by an interval that excludes 0."""
-    found = {s.method: s for s in whole(results, setting)}
-    others = [found[name] for name in ("base", "constant")]
-    return {
-        task
-        for task in found["oracle"].tasks
-        if all(verdict(less(found["oracle"], other, [task])) == "ahead" for other in others)
-    }
-
-
 def useful_section(results: Results, setting: str, title: str) -> str:
-    tasks = useful_tasks(results, setting)
+    tasks = useful_tasks({s.method: s for s in whole(results, setting)})
     if not tasks:
         return section(title, "No task's adapter beats base and the constant answer significantly.")
     keep = lambda row: row["id"].split("/")[0] in tasks  # noqa: E731

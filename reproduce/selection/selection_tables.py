@@ -110,8 +110,8 @@ def report(result: Mapping[str, Any]) -> str:
         ]
         if name == "ramole48":
             parts += [
-                "hilora-plus with the most samples beside the goal set before; paper: RAMoLE's retriever, of 1.5 "
-                "billion parameters and trained on all tasks:",
+                "hilora-plus with the most samples beside the goal set before; in RAMoLE's paper, a retriever of 1.5 "
+                "billion parameters, trained on all tasks:",
                 goals_table(list(found["retrieval"].values())[-1]["experts"]),
             ]
         parts += [
