@@ -645,7 +645,9 @@ def test_generate_answers_as_the_api_does(
     assert run(*command, "--temperature", "0") == run(*command)
 
 
-def test_quantize_says_how_the_base_is_loaded(pool: Path, fake: Any, tiny_base: list[Any]) -> None:
+def test_quantize_says_how_the_base_is_loaded(
+    pool: Path, fake: Any, tiny_base: list[Any], fails: Callable[..., str]
+) -> None:
     run("generate", "abab aaa", "--pool", pool, "--max-new-tokens", "2", "--quantize", "4bit")
     assert tiny_base[-1][1]["quantization_config"] == "4bit"
     assert "--quantize is about the answer" in fails("explain", "abab aaa", "--pool", pool, "--quantize", "4bit")
