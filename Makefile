@@ -1,10 +1,11 @@
 # make demo: a fresh machine to routed answers.   make test: the tests.   make lint: what CI also checks.
+# make docs: the pages of docs/ and the API reference as a site, in build/docs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: .venv/.demo
 	$(BIN)/hilora demo --pool pools/flan-mini
@@ -21,6 +22,10 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -d build/doctrees . build/docs
+	@echo "See build/docs/index.html"
+
 # torch is pinned and comes first, so that nothing else decides which build of it is installed
 .venv/.demo: pyproject.toml constraints.txt requirements-default.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hilora needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -33,6 +38,10 @@ format: .venv/.dev
 
 .venv/.dev: .venv/.demo
 	$(PIP) --constraint constraints.txt --editable '.[default,dev]'
+	touch $@
+
+.venv/.docs: .venv/.demo
+	$(PIP) --constraint constraints.txt --editable '.[default,docs]'
 	touch $@
 
 clean:

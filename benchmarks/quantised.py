@@ -4,9 +4,9 @@
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl
     python benchmarks/quantised.py --json benchmarks/quantised.jsonl --page docs/gpus.md     # the table alone
 
-Rows of the second half of each validation file are put to the base model alone, to the adapter of their task and to
-hilora, whose routes and plans are made once and are the same for every way to load the base. Each prompt runs alone; the
-right answer's tokens are given, and the logits that predict them are compared with those of fp32.
+A row of the second half of each validation file is put to the base model alone, to the adapter of its task and to
+hilora; routes are made once, and are the same for every way to load the base. Each prompt runs alone. The right
+answer's tokens are given, and the logits that predict them are compared with those of fp32.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from hilora import HiLoRA, Planner, Pool, get_method
 from hilora.base.embed import Embedder
 from hilora.base.models import load_base
 from hilora.evaluate.likelihood import Scored, encode_pairs
-from hilora.evaluate.rows import Row, choose_rows, load_rows
+from hilora.evaluate.rows import choose_rows, load_rows
 from hilora.evaluate.setup import setup
 from hilora.evaluate.tables import markdown_table
 
@@ -74,7 +74,7 @@ def log_probs(router: HiLoRA, routed: Any, place: int, item: Scored) -> Tensor:
 
 
 def compare(got: Tensor, want: Tensor, targets: Tensor) -> Line:
-    """Means over an answer's tokens: log-probability, divergence from the whole base, share of the same first token."""
+    """Means over an answer's tokens: log-probability, divergence from fp32, share of the same likeliest token."""
     return {
         "log_prob": round(float(got.gather(1, targets[:, None]).mean()), 4),
         "divergence": round(float((want.exp() * (want - got)).sum(-1).mean()), 5),
@@ -84,7 +84,13 @@ def compare(got: Tensor, want: Tensor, targets: Tensor) -> Line:
 
 def table(lines: list[Line]) -> str:
     """Means over rows, by method and way to load the base."""
-    heading = ["method", "base", "log-probability of the right answer's tokens", "divergence from fp32", "same likeliest token"]
+    heading = [
+        "method",
+        "base",
+        "log-probability of the right answer's tokens",
+        "divergence from fp32",
+        "same likeliest token",
+    ]
     found = []
     for method in METHODS:
         for name in LOADINGS:
@@ -106,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
-    parser.add_argument("--per-task", type=int, default=2)
+    parser.add_argument("--per-task", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()

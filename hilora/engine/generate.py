@@ -252,7 +252,7 @@ class HiLoRA:
 
     @property
     def batching(self) -> Batching:
-        """How rows may run on this base model: "open", "closed" or "alone" (`engine.batching`)."""
+        """Whether rows run "open", "closed" or "alone" on this base model (`engine.batching`)."""
         with self._lock:
             return batching_of(self.model, pad_id(self.tokenizer))
 

@@ -233,3 +233,4 @@ METHODS: dict[str, Callable[..., Method]] = {
     "oracle": oracle,
     "base": base,
 }
+"""Name in its paper -> what makes the method of its options; `hilora methods` prints it."""

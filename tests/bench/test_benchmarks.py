@@ -224,3 +224,46 @@ def test_the_page_of_architectures_is_what_the_lines_say(bench_scripts: Any) -> 
     kept = lines(ROOT / "benchmarks" / "architectures.jsonl")
     assert (ROOT / "docs" / "architectures.md").read_text() == script.page(kept)
     assert [line["type"] for line in kept if not line.get("right", True)] == []
+
+
+def test_bits_are_compared_with_the_whole_base(
+    bench_scripts: Any,
+    shared_pool: Any,
+    tmp_path: Path,
+    tokenizer: Any,
+    embedder: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, pool = shared_pool("llama")
+    script = bench_scripts.load("benchmarks/quantised.py")
+    coarse = copy.deepcopy(model)
+    coarse.model.embed_tokens.weight.data.mul_(4).round_().div_(4)  # what a pool does not sample
+
+    def load(name: str, *, device_map: str, **how: Any) -> tuple[Any, Any]:
+        return (coarse if "quantization_config" in how else model), tokenizer
+
+    monkeypatch.setattr(script, "load_base", load)
+    monkeypatch.setattr(script, "Embedder", lambda: embedder)
+    monkeypatch.setattr(script, "_version", lambda: "0")
+    (tmp_path / "data").mkdir()
+    for name in pool.names:
+        row = json.dumps({"inputs": "abab zzy", "targets": "ab"}) + "\n"
+        (tmp_path / "data" / f"{name}.jsonl").write_text(2 * row)
+    out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    page.write_text(f"Before.\n\n{script.BEGIN}{script.END}\n\nAfter.\n")
+    bench_scripts.run(script, "--data", tmp_path / "data", "--pool", pool.path, "--json", out, "--page", page)
+    setup, *rows = lines(out)
+    assert setup["rows"] == len(pool.names)
+    assert len(rows) == len(pool.names) * len(script.METHODS) * len(script.LOADINGS)
+    for row in rows:
+        assert row["log_prob"] < 0
+        whole = "bit" not in row["base"]
+        assert (row["divergence"] == 0) == whole
+        assert row["same"] <= 1
+        assert row["same"] == 1 or not whole
+    told = {(row["method"], row["base"], row["task"]): row["log_prob"] for row in rows}
+    assert any(told["base", "fp32", name] != told["oracle", "fp32", name] for name in pool.names)
+    table = page.read_text().removeprefix("Before.\n\n").removesuffix("\n\nAfter.\n")
+    assert table.count("\n| ") == 1 + len(script.METHODS) * len(script.LOADINGS)
+    assert table.split("\n", 1)[1].rsplit("\n", 1)[0] in capsys.readouterr().out
