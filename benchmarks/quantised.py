@@ -84,13 +84,7 @@ def compare(got: Tensor, want: Tensor, targets: Tensor) -> Line:
 
 def table(lines: list[Line]) -> str:
     """Means over rows, by method and way to load the base."""
-    heading = [
-        "method",
-        "base",
-        "log-probability of the right answer's tokens",
-        "divergence from fp32",
-        "same likeliest token",
-    ]
+    heading = ["method", "base", "log-probability of a right token", "divergence from fp32", "same likeliest token"]
     found = []
     for method in METHODS:
         for name in LOADINGS:

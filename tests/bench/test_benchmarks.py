@@ -265,5 +265,5 @@ def test_bits_are_compared_with_the_whole_base(
     told = {(row["method"], row["base"], row["task"]): row["log_prob"] for row in rows}
     assert any(told["base", "fp32", name] != told["oracle", "fp32", name] for name in pool.names)
     table = page.read_text().removeprefix("Before.\n\n").removesuffix("\n\nAfter.\n")
-    assert table.count("\n| ") == 1 + len(script.METHODS) * len(script.LOADINGS)
+    assert table.count("\n| ") == 2 + len(script.METHODS) * len(script.LOADINGS)
     assert table.split("\n", 1)[1].rsplit("\n", 1)[0] in capsys.readouterr().out
