@@ -15,7 +15,6 @@ def share_expected(weights: Floats, capacity: Ints, total: int, stream: object =
 
     Rounding is by largest remainder; equal remainders go to the earlier candidate.
     """
-    ideal = np.zeros(len(weights))
     full = np.zeros(len(weights), dtype=bool)
     while True:
         rest = np.where(full, 0.0, weights)
