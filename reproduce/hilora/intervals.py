@@ -83,8 +83,8 @@ def page(rows: Path) -> str:
     """intervals.md."""
     text = [
         "# Intervals of rows and of prompts\n\nMade by `python reproduce/hilora/intervals.py` from `rows/`. Left, "
-        "each row counted as independent, as it was until they were drawn with their prompts; right, as it is. Verdicts "
-        "that are no longer the same are bold."
+        "each row counted as independent, as it was until they were drawn with their prompts; right, as it is. "
+        "Verdicts that are no longer the same are bold."
     ]
     for run, references in RUNS.items():
         if not (paths := runs_in(rows, run, f"phatgoose-{run}")):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import paper
 from charts import chart
-from compared import against_table, clusters_table, lead_table, useful_tasks
+from compared import against_table, clusters_table, lead_table, less, told, useful_tasks, verdict
 from experiments import section, stand_on, tables_main
 from stored import runs_in
 
@@ -192,6 +192,22 @@ def gamma_figure(results: Results, out: Path) -> str:
     return "\n\n".join([" ".join(basis), markdown_table(heading, list(rows.values()))])
 
 
+def factor_section(rows: Path) -> list[str]:
+    """The variance factor, with and without, on the prompts that `choose` and `ablation` share."""
+    found = {s.method: s for s in summarise(Results(runs_in(rows, "choose", "ablation")), "within")}
+    pairs = [(found.get(method), found.get(f"{method}:normalise=false")) for method in ("hilora", "hilora-gs")]
+    cells = []
+    for one, other in pairs:
+        if one is None or other is None:
+            return []
+        d = less(other, one)
+        scores = (f"{s.average.value:.1f}" for s in (one, other))
+        cells.append((one.method, *scores, told(d), f"{d.p:.3f}", verdict(d)))
+    heading = ("method", "with the factor", "without", "difference (95 %)", "p", "")
+    basis = stand_on(list(found.values()))
+    return [section("The variance factor, within (on the first halves)", basis, markdown_table(heading, cells))]
+
+
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
@@ -240,6 +256,8 @@ def sections(rows: Path, out: Path) -> list[str]:
             summaries = summarise(read[name], setting)
             heading = f"{title}, {setting} (on the first halves of the files)"
             text += [section(heading, stand_on(summaries), markdown_table(*by_method(summaries)))]
+    if {"choose", "ablation"} <= read.keys():
+        text += factor_section(rows)
     if "within" in read:
         lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["within"]).items()]
         text += [section("Seen tasks of each half, all clusters", "\n".join(lists))]

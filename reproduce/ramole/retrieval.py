@@ -89,6 +89,7 @@ Known differences from the paper:
   trained on 40 % or 100 % of the tasks; without that training it is the row "{INSTRUCTED}".
 * Half of the paper's test set: 25 prompts per task instead of 50.
 * {result["repeated"]} test prompts are samples too, word for word, of the same task or of another: general templates.
+  The {setup["left_out"]} of the same task are left out.
 
 "{PLAIN}" and "cosine, no instruction" are the same model, yet {apart:.1f} points apart. Why is not known: the paper
 does not say how its baselines score, or how prompts are cut. So a gap to the paper's rows says little about a method;
