@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from hilora.bench.rounds import in_rounds, seconds_of
+from hilora.evaluate.goals import is_met, shown
 from hilora.evaluate.tables import markdown_table
 from hilora.jsonl import read_lines
 
 HERE = Path(__file__).parent
 Line = dict[str, Any]
+Row = tuple[str, str, str, str]
+"""What, its target, what was measured, and the verdict."""
+NONE = "-"
 MAIN = "routed freely, batch 32"
 PEFT = "beside PEFT, batch 32, 8 adapters"
 DISTINCT = "32 distinct"
@@ -62,13 +66,20 @@ def pick(lines: Sequence[Line], **wanted: Any) -> Line | None:
     return found[-1] if found else None
 
 
-def ratio(line: Line, one: str, other: str, part: str = "whole") -> str:
-    """Throughput of one contender over another's: median and range over the rounds."""
+def ratio(line: Line, one: str, other: str, part: str = "whole", target: str = NONE) -> str:
+    """Throughput of one contender over another's: median, as it stands to a target, and range over the rounds."""
     rounds = in_rounds(line["seconds"], one, other, part)
-    return f"{statistics.median(rounds):.2f} ({min(rounds):.2f} to {max(rounds):.2f})"
+    median = statistics.median(rounds)
+    told = f"{median:.2f}" if target == NONE else shown(median, target, 2)
+    return f"{told} ({min(rounds):.2f} to {max(rounds):.2f})"
 
 
-def token_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
+def judged(value: float, target: str) -> str:
+    """Whether a figure meets its target, before it is rounded; nothing where there is none."""
+    return "" if target == NONE else "met" if is_met(value, target) else "missed"
+
+
+def token_targets(lines: Sequence[Line]) -> list[Row]:
     """What the token level should reach."""
     rows = []
     for name, one, other, least in (
@@ -83,15 +94,17 @@ def token_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
     ):
         line = pick(lines, case=name)
         if line and {one, other} <= line["seconds"].keys():
-            rows.append((f"{one} / {other}: {name}", least, ratio(line, one, other)))
+            median = statistics.median(in_rounds(line["seconds"], one, other, "whole"))
+            told = ratio(line, one, other, target=least)
+            rows.append((f"{one} / {other}: {name}", least, told, judged(median, least)))
             if other == "base" and one == "hilora":
-                rows += [(f"... {p}", "-", ratio(line, one, other, p)) for p in ("prefill", "decode")]
+                rows += [(f"... {p}", NONE, ratio(line, one, other, p), "") for p in ("prefill", "decode")]
             elif one in ("hilora", "pinned") and other != "base":
-                rows.append((f"... base / {other}", "-", ratio(line, "base", other)))
+                rows.append((f"... base / {other}", NONE, ratio(line, "base", other), ""))
     return rows
 
 
-def selection_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
+def selection_targets(lines: Sequence[Line]) -> list[Row]:
     """What selection should reach."""
     rows = []
     for what, count, most in (
@@ -100,51 +113,55 @@ def selection_targets(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
         ("tied, indexed", 1_000_000, "<= 4 ms"),
     ):
         if line := pick(lines, what=what, adapters=count):
-            rows.append(
-                (f"one prompt, {what}, {count:,} adapters", most, f"{line['p50_ms']} ms (95 %: {line['p95_ms']})")
-            )
+            told = f"{line['p50_ms']} ms (95 %: {line['p95_ms']})"
+            rows.append((f"one prompt, {what}, {count:,} adapters", most, told, judged(line["p50_ms"], most)))
             if "agreement" in line:
-                told = f"{100 * line['agreement']:.2f} +- {100 * line['half_width']:.2f} %"
-                rows.append(("... the exact best eight", ">= 99.9 %", told))
+                found, least = 100 * line["agreement"], ">= 99.9 %"
+                told = f"{shown(found, least, 2)} +- {100 * line['half_width']:.2f} %"
+                rows.append(("... the exact best eight", least, told, judged(found, least)))
             if count > 10_000:
-                rows.append(
-                    ("... memory: means and index", "< 2000 MB", f"{line['means_mb'] + line['search_mb']} MB")
-                )
+                size, room = float(line["means_mb"] + line["search_mb"]), "< 2000 MB"
+                rows.append(("... memory: means and index", room, f"{shown(size, room, 0)} MB", judged(size, room)))
     return rows
 
 
-def other_targets(home: Path) -> list[tuple[str, str, str]]:
+def other_targets(home: Path) -> list[Row]:
     """What pools, start and embedding should reach."""
-    rows: list[tuple[str, str, str]] = []
+    rows: list[Row] = []
+
+    def median(what: str, most: str, found: dict[str, float], unit: str) -> None:
+        rows.append((what, most, _spread(found, unit), judged(found["median"], most)))
+
     pools = read(home, "pool")
     if line := pick(pools, registered=2000, batch=32):
-        rows.append(("throughput with 2,000 adapters, of that with 5", ">= 0.97", f"{line['of_smallest']:.3f}"))
+        found, least = line["of_smallest"], ">= 0.97"
+        what = "throughput with 2,000 adapters, of that with 5"
+        rows.append((what, least, shown(found, least, 3), judged(found, least)))
     if line := next((line for line in pools if "cold_ms" in line), None):
-        rows.append(("first use of a cold adapter", "<= 10 ms", _spread(line["cold_ms"], "ms")))
+        median("first use of a cold adapter", "<= 10 ms", line["cold_ms"], "ms")
     for line in pools:
         if line.get("registered") == 10_000 and "open_s" in line:
-            rows.append(("opening a pool of 10,000", "<= 1 s", _spread(line["open_s"], "s")))
-            rows.append(("adding an adapter to it", "<= 0.1 s", _spread(line["add_s"], "s")))
+            median("opening a pool of 10,000", "<= 1 s", line["open_s"], "s")
+            median("adding an adapter to it", "<= 0.1 s", line["add_s"], "s")
     starts = read(home, "start")
     for name, most in (("route", "<= 4 s"), ("generate, 16 tokens", "<= 8 s")):
         for command, method in ((name, "hilora"), (f"{name}, hilora-plus", "hilora-plus")):
             if line := pick(starts, command=command, adapters=None):
-                told = f"`hilora {name}`, {method}, cold process"
-                rows.append((told, most, _spread(line["seconds"], "s")))
+                median(f"`hilora {name}`, {method}, cold process", most, line["seconds"], "s")
     for line in starts:
         if "statistics" in line:
             told = f"... over {line['adapters']:,} adapters, statistics {line['statistics']}"
-            rows.append((told, "-", _spread(line["seconds"], "s")))
+            rows.append((told, NONE, _spread(line["seconds"], "s"), ""))
         elif "fit_s" in line:
-            rows.append(
-                (f"... fitting {line['adapters']:,} and keeping it", "-", f"{line['fit_s']} s, {line['mb']} MB")
-            )
+            what = f"... fitting {line['adapters']:,} and keeping it"
+            rows.append((what, NONE, f"{line['fit_s']} s, {line['mb']} MB", ""))
     embedding = read(home, "embedding")
     tops = {(line["dtype"], line["method"]): line["top"] for line in embedding if "top" in line}
     for method in dict.fromkeys(method for _, method in tops):
         gaps = [tops["bf16", method][k] - tops["fp32", method][k] for k in tops["fp32", method]]
         told = ", ".join(f"{gap:+.2f}" for gap in gaps)
-        rows.append((f"{method}: top 1, 3, 5, 8 with bf16 embeddings less fp32", "within 0.2", told))
+        what, most = f"{method}: top 1, 3, 5, 8 with bf16 embeddings less fp32", "within 0.2"
+        rows.append((what, most, told, judged(max(gaps, key=abs), most)))
     return rows
 
 
@@ -264,7 +281,7 @@ def page(home: Path) -> str:
     names = ("throughput", "forms", "selection", "pool", "start", "embedding")
     throughput, forms, selection, pools, starts, embedding = (read(home, name) for name in names)
     targets = token_targets(throughput) + selection_targets(selection) + other_targets(home)
-    parts = [HEAD, "## Targets", "", markdown_table(["", "target", "measured"], targets), "", MISSED]
+    parts = [HEAD, "## Targets", "", markdown_table(["", "target", "measured", ""], targets), "", MISSED]
     if throughput:
         line = throughput[0]
         parts += [

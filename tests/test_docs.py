@@ -15,6 +15,7 @@ import hilora
 from hilora import errors
 from hilora.cli.app import app
 from hilora.evaluate.routing import SCORERS
+from hilora.jsonl import read_lines
 from hilora.methods.table import METHODS
 from hilora.types import Choice
 
@@ -152,6 +153,75 @@ def test_what_the_readme_quotes_is_what_was_measured(scripts: Any) -> None:
     script, text = scripts.load("reproduce/quoted.py"), (ROOT / "README.md").read_text()
     assert len(script.QUOTE.findall(text)) == text.count("<!-- from ") >= 1
     assert script.quoted(text, ROOT) == text
+
+
+def rows_under(scripts: Any, page: str, heading: str) -> dict[str, dict[str, str]]:
+    """First cell -> heading -> cell of the table there; of columns that are headed alike, the first."""
+    table = scripts.load("reproduce/quoted.py").table_under((ROOT / page).read_text(), heading)
+    names, _, *rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return {row[0]: dict(reversed(list(zip(names, row, strict=True)))) for row in rows}
+
+
+def test_the_numbers_in_the_readmes_words_are_those_of_the_tables(scripts: Any) -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    page, cross = "reproduce/hilora/results.md", "Table 2: cross cluster"
+
+    def verdicts(title: str, verdict: str) -> tuple[list[str], int]:
+        of = rows_under(scripts, page, f"{title}: hilora-plus by cluster")
+        return [cluster for cluster, row in of.items() if row[""] == verdict], len(of)
+
+    behind, count = verdicts(cross, "behind")
+    assert f"behind the best of the others in {len(behind)} of {count} ({', '.join(behind)}) and" in text
+    ahead, count = verdicts("Within cluster", "ahead")
+    assert f"ahead in {len(ahead)} of {count} ({', '.join(ahead)}) and behind in none" in text
+    everywhere = "Every adapter in the pool"
+    assert [verdicts(*of)[0] for of in ((cross, "ahead"), ("Within cluster", "behind"))] == [[], []]
+    assert [verdicts(everywhere, verdict)[0] for verdict in ("ahead", "behind")] == [[], []]
+    table = rows_under(scripts, page, cross)
+    assert f"({table['selection']['average']} and {table['constant']['average']})" in text
+    less = rows_under(scripts, page, f"{everywhere}: against hilora-plus")["phatgoose"]["difference"]
+    assert f"is {less.removeprefix('-')} points behind with the right one there" in text
+    table = rows_under(scripts, page, "Within cluster")
+    low_high = re.search(
+        rf"\| selection \|.*\| {re.escape(table['selection']['difference'])} \| ([^|]+) \|", (ROOT / page).read_text()
+    )
+    assert low_high is not None
+    assert f"(`selection` less `hilora`: {table['selection']['difference']}, {low_high[1]})" in text
+    less = rows_under(scripts, page, f"{cross}: against hilora-plus")["hilora"]["difference"]
+    assert f"{less.removeprefix('-')} points behind `hilora-plus` without a related one" in text
+    gap = rows_under(scripts, page, "Within cluster: tasks with a useful adapter")["hilora-plus"]["gap closed"]
+    assert f"get {100 * float(gap):.0f} % of what the right adapter adds" in text
+    nli = rows_under(scripts, page, "Table 1, Fig. 1: NLI within cluster")
+    scores = [nli[method]["average"] for method in ("hilora", "hilora-gs", "hilora-roc")]
+    assert scores[1] == scores[2]
+    assert f"`hilora` is at {scores[0]}, below its own variants at {scores[1]}" in text
+    counts = [re.search(rf"## {title}\n\n(\d+) prompts", (ROOT / page).read_text()) for title in MAIN_TITLES]
+    told = [f"{int(found[1]):,}" for found in counts if found]
+    assert f"{told[0]}, {told[1]} and {told[2]} of them stand behind the three columns" in text
+
+
+MAIN_TITLES = ("Every adapter in the pool", "Within cluster", "Table 2: cross cluster")
+
+
+def test_what_the_readme_says_of_ramoles_prompts_and_of_time_is_what_was_measured(scripts: Any) -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    own = [rows_under(scripts, "reproduce/ramole/results.md", f"All tasks, {s}") for s in ("IID", "OOD")]
+    pairs = [f"({of['hilora-plus']['average']} and {of['mixture']['average']})" for of in own]
+    assert f"with all adapters {pairs[0]} and without the own {pairs[1]}" in text
+    found = json.loads((ROOT / "reproduce/ramole/retrieval.json").read_text())
+    experts = found["methods"]["experts"]
+    assert f"{100 * experts['top1']:.1f} % first, {100 * experts['top3']:.1f} % among three" in text
+    assert f"{experts['n']:,} prompts, without {found['setup']['left_out']} that are samples" in text
+    ms = {
+        (line["what"], line.get("adapters")): line["p50_ms"]
+        for line in read_lines(ROOT / "benchmarks/selection.jsonl")
+        if "p50_ms" in line
+    }
+    assert f"embedded ({ms['embedding one prompt of 20 tokens', None]:.1f} ms for 20 tokens)" in text
+    many, most = 10_000, 1_000_000
+    assert f"by `hilora` in {ms['own', many]:.0f} ms, by `hilora-plus` in {ms['hilora-plus', many]:.0f}" in text
+    tied = f"in {ms['tied, exact', many]:.1f}, among a million, with an index, in {ms['tied, indexed', most]:.1f}"
+    assert tied in text
 
 
 def test_a_quoted_table_is_the_first_under_its_heading(scripts: Any, tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ def tasks(
 
     if halves is not None and setting != "within":
         raise InputError(f"--halves are of the setting within; got --setting {setting}. Leave --halves away.")
+    labels = parse_methods(methods)
+    if train is not None and CONSTANT not in {name for name, _ in labels.values()}:
+        raise InputError(f"--train is of the method {CONSTANT}; got --methods {methods}. Leave --train away.")
     check_plain(json_out)
     check_file(json_out)
     refuse_held(json_out)
@@ -68,9 +71,6 @@ def tasks(
     keep_tasks, keep_clusters = (None if names is None else split_names(names) for names in (task, cluster))
     chosen = choose_rows(rows, part=part, per_task=per_task, tasks=keep_tasks, clusters=keep_clusters, seed=seed)
     cases = make_cases(setting, chosen, opened.names, clusters=cluster_of(rows), halves=halves or 2, seed=seed)
-    labels = parse_methods(methods)
-    if train is not None and CONSTANT not in {name for name, _ in labels.values()}:
-        raise InputError(f"--train is of the method {CONSTANT}; got --methods {methods}. Leave --train away.")
     constant = {} if train is None else constant_answers(load_rows(train))
     job = Job(setting, cases, labels, constant, max_new_tokens, batch_size, seed)
     quiet_transformers()

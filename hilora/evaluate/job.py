@@ -39,6 +39,9 @@ class Job:
             here, which gives every row of a task the same answer.
         constant: task -> that answer (`lines.constant_answers`).
         max_new_tokens, batch_size, seed: of generation; the first is the most for any task.
+
+    Raises:
+        InputError: "constant" is to be measured on a task that it has no answer for.
     """
 
     setting: str
@@ -48,6 +51,15 @@ class Job:
     max_new_tokens: int = 64
     batch_size: int = 32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        measured = {name for name, _ in self.methods.values()}
+        missing = sorted({case.row.task for case in self.cases} - self.constant.keys())
+        if CONSTANT in measured and missing:
+            raise InputError(
+                f"{CONSTANT} gives each task's most frequent training answer, and none is known of "
+                f"{', '.join(missing)}. Give --train, lines of their training data, or leave {CONSTANT} away."
+            )
 
 
 @dataclass
@@ -71,8 +83,6 @@ class Bench:
         for name, options in self.job.methods.values():
             if name != CONSTANT:
                 get_method(name, **options)  # refused before anything runs
-            else:
-                _check_constant(self.job)
         rows = [case.row for case in self.job.cases]
         for name in {name for row in rows for name in row.metrics if name in METRICS}:
             METRICS[name].row("a", "a")  # a metric whose package is missing is known now, not in an hour
@@ -125,11 +135,3 @@ class Bench:
         header = self.header("")
         quantised = filter(None, [header["quantised"]])  # left out where it is not: answers from before count on
         return repr([ANSWERS, *(header[key] for key in WORLD), header["parts"].get(label), *quantised])
-
-
-def _check_constant(job: Job) -> None:
-    if missing := sorted({case.row.task for case in job.cases} - job.constant.keys()):
-        raise InputError(
-            f"{CONSTANT} gives each task's most frequent training answer, and none is known of {', '.join(missing)}. "
-            f"Give --train, lines of their training data, or leave {CONSTANT} away."
-        )

@@ -115,7 +115,7 @@ def not_sampled(samples: Mapping[str, Sequence[str]], test: Mapping[str, Sequenc
     Raises:
         InputError: none is left.
     """
-    left = {task: [text for text in asked if text not in set(samples.get(task, ()))] for task, asked in test.items()}
+    left = {task: [text for text in asked if text not in samples.get(task, ())] for task, asked in test.items()}
     if not any(left.values()):
         raise InputError("Every test prompt is a sample of its own task: give prompts that routing has not seen.")
     return {task: asked for task, asked in left.items() if asked}
@@ -141,8 +141,7 @@ def evaluate_routing(
     Returns:
         per method shares of the test prompts "top1", "top3", "top5", "top8"; their number "n"; "intervals", the 95 %
         bootstrap interval of each share (prompts are drawn within their tasks, one that is asked twice as one);
-        "tasks", top 1 by task;
-        "settings", what was chosen on the samples.
+        "tasks", top 1 by task; "settings", what was chosen on the samples.
 
     Raises:
         UnknownNameError: there is no such method.
@@ -163,8 +162,8 @@ def evaluate_routing(
     fitted = {scorer: SCORERS[scorer](known) for scorer in set(scorers)}
     num = sum(len(prompts) for prompts in test.values())
     first: dict[str, Floats] = {}  # task -> (method,)
-    shares, drawn = np.zeros((len(methods), len(TOPS))), np.zeros((len(methods), RESAMPLES, len(TOPS)))
-    drawn_rows = np.zeros((RESAMPLES, 1))
+    shares, drawn_rows = np.zeros((len(methods), len(TOPS))), np.zeros((RESAMPLES, 1))
+    drawn = np.zeros((len(methods), RESAMPLES, len(TOPS)))
     for task in sorted(test):
         asked = Counter(test[task])
         query, place = look_at(list(asked), remembering, worded), names.index(task)
@@ -223,12 +222,11 @@ def run_routing(
     known, all_asked = read_samples(samples), read_samples(test)
     _check(known, all_asked, methods)  # before a model is loaded
     asked = not_sampled(known, all_asked)
-    counts = [sum(map(len, prompts.values())) for prompts in (all_asked, asked)]
     embedder = embed.Embedder(embedder_name, instruction=instruction)
     found = evaluate_routing(known, asked, methods, embedder, on_progress=on_progress)
-    embedded = asdict(describe_embedder(embedder))
-    about: dict[str, Any] = {"adapters": len(known), "resamples": RESAMPLES, "left_out": counts[0] - counts[1]}
-    header = setup("hilora evaluate routing", embedder=embedded, **about)
+    left_out = sum(map(len, all_asked.values())) - sum(map(len, asked.values()))
+    about = {"adapters": len(known), "resamples": RESAMPLES, "left_out": left_out}
+    header = setup("hilora evaluate routing", embedder=asdict(describe_embedder(embedder)), **about)
     result = {"setup": header, "methods": found}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from charts import chart
+from compared import against_table
 from experiments import section, stand_on, tables_main
 from stored import runs_in
 
@@ -121,7 +122,9 @@ def sections(rows: Path, out: Path) -> list[str]:
             text += [section("Table I: trained columns", mixed_table(found, TRAINED_COLUMNS, TRAINED))]
         for setting, of in found.items():
             all_ = list(of.values())
-            text += [section(f"All tasks, {setting.upper()}", stand_on(all_), markdown_table(*by_method(all_)))]
+            title = f"All tasks, {setting.upper()}"
+            text += [section(title, stand_on(all_), markdown_table(*by_method(all_)))]
+            text += [section(f"{title}: against hilora-plus", against_table(all_, "hilora-plus"))]
     if lorahub := runs_in(rows, "lorahub"):
         found = summarise(Results(lorahub), "iid", reference="base")
         title = "LoRAHub, an adapter made for each task (`oracle` over those; the task's own is never a part)"

@@ -160,6 +160,12 @@ def test_halves_of_a_setting_without_halves_are_refused(tmp_path: Path) -> None:
     assert "--halves" not in str(CliRunner().invoke(app, [*args, "--setting", "within"]).exception)
 
 
+def test_training_data_that_nothing_asks_for_are_refused(tmp_path: Path) -> None:
+    args = ["evaluate", "tasks", "--data", "x", "--json", str(tmp_path / "y.jsonl"), "--train", "x"]
+    assert "Leave --train away" in str(CliRunner().invoke(app, args).exception)
+    assert "--train" not in str(CliRunner().invoke(app, [*args, "--methods", "base,constant"]).exception)
+
+
 @pytest.mark.parametrize("cut", [1, 2500, 10**6])
 def test_an_interrupted_run_resumes_to_the_same_rows(run: Run, tmp_path: Path, cut: int) -> None:
     whole = run(tmp_path / "whole.jsonl", "within", "base,hilora")
