@@ -36,14 +36,14 @@ GATES: dict[str, Gate] = {
     "pool top": PoolTopRocs(3, "contribution"),
     "weighted": Weighted(),
     "fused": Fused(),
-    "arrow": Arrow(2, temperature=0.7),
+    "arrow": Arrow(2, temperature=0.23),
     "router elsewhere": RouterLora({}),
     "router": RouterLora({"site": (random(2, IN, seed=30) / 8, random(OUT, 2, seed=31) / 8)}),
     "phatgoose": Phatgoose({"site": random(3, IN, seed=32)}),
     "sigmoid": SigmoidGate({"site": random(IN, seed=33)}),
-    "moe": Moe({"site": random(3, IN, seed=34)}, EXPERTS),
+    "moe": Moe({"site": random(3, IN, seed=34).bfloat16()}, EXPERTS),
     "moe top": Moe({"site": random(3, IN, seed=34)}, EXPERTS, 2),
-    "smear": Moe({"site": random(3, IN, seed=34)}, EXPERTS, fused=True),
+    "smear": Moe({"site": random(3, IN, seed=34).bfloat16()}, EXPERTS, fused=True),
 }
 
 

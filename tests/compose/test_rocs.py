@@ -1,6 +1,7 @@
 """The token-level kernels against scalar loops written from the papers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from hilora.compose.delta import Gate, Spread, plain
 from hilora.compose.pool_rocs import PoolTopRocs
-from hilora.compose.rocs import CRITERIA, TopRocs, places
+from hilora.compose.rocs import CRITERIA, TopRocs, places, row_sizes
 from hilora.compose.stack import stack_sites
 from hilora.errors import HiloraError
 from hilora.types import Factors, Plan, Site
@@ -214,6 +215,15 @@ def test_unknown_criterion_suggests_the_near_one() -> None:
             gate("magnitud")
     with pytest.raises(HiloraError, match="expected at least 1"):
         PoolTopRocs(0)
+    assert PoolTopRocs(1).k == 1
+
+
+def test_sizes_are_the_same_for_all_rows_unless_each_has_rocs_of_its_own() -> None:
+    adapters, plan = random_adapters([2, 1]), random_plan([2, 1], 4, "all")
+    site = stack_sites(adapters, {"site": (CPU, torch.float64)})["site"]
+    assert torch.equal(row_sizes(site, plan), site.size[:, None].expand(3, 4))
+    own = torch.rand(3, 4, dtype=torch.float64)
+    assert torch.equal(row_sizes(replace(site, size=own), plan), own)
 
 
 def test_variance_grows_with_the_rocs_and_the_factor_takes_it_back() -> None:

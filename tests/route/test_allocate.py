@@ -327,6 +327,11 @@ def test_a_row_spends_its_budget_within_the_ranks_and_scales_by_the_papers_facto
         assert float(plan.scale[row]) == pytest.approx(math.sqrt(sum(ranks) / len(ranks) / total), rel=1e-6)
 
 
+def test_a_rows_stream_is_what_it_was_when_results_were_committed() -> None:
+    drawn = {seed: row_stream(seed, "Is it so? \u00e9", "rocs").integers(1000, size=4).tolist() for seed in (0, 1)}
+    assert drawn == {0: [761, 480, 789, 788], 1: [40, 340, 511, 897]}
+
+
 @both
 def test_a_row_that_the_base_serves_changes_nothing_for_the_rows_after_it(allocation: str) -> None:
     route, texts = random_route(3, 4)

@@ -74,7 +74,9 @@ def test_tied_scores_are_the_density_of_the_pooled_shrunk_covariance(
     pooled = pooled / (sum(counts) - len(counts))
     target = pooled.trace() / dim * torch.eye(dim, dtype=torch.float64)
     covariance = (1 - shrinkage) * pooled + shrinkage * target
-    scores = TiedGaussian(shrinkage).fit(samples).score(query)
+    model = TiedGaussian(shrinkage).fit(samples)
+    assert model.spread_ == pytest.approx(float((torch.linalg.inv(covariance) @ pooled).trace()), rel=1e-4)
+    scores = model.score(query)
     for i, own in enumerate(samples):
         density = torch.distributions.MultivariateNormal(own.double().mean(0), covariance)
         assert scores[:, i].double().numpy() == pytest.approx((density.log_prob(query) / dim).numpy(), abs=1e-4)
@@ -311,7 +313,7 @@ def test_an_unknown_covariance_suggests_the_near_one(got: str, near: str) -> Non
 def test_an_unknown_candidates_rule_suggests_the_near_one(got: str, near: str) -> None:
     with pytest.raises(UnknownNameError, match=rf"Unknown candidates rule '{got}'\. Did you mean '{near}'\?"):
         Gaussian(candidates=got)
-    with pytest.raises(UnknownNameError, match=rf"Did you mean '{near}'"):
+    with pytest.raises(UnknownNameError, match=rf"^Unknown candidates rule '{got}'\. Did you mean '{near}'"):
         make(covariance="tied", candidates=got)
 
 
@@ -335,7 +337,7 @@ def test_fewer_than_one_candidate_is_refused(k: int) -> None:
     ],
 )
 def test_a_ridge_or_shrinkage_that_is_no_variance_is_refused(covariance: str, option: dict[str, float]) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="ridge is a variance" if covariance == "own" else "shrinkage is a share"):
         make(covariance=covariance, candidates="top", **option)
 
 
