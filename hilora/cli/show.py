@@ -141,12 +141,14 @@ def show_route(prompt: Prompt, choices: Sequence[Choice], note: str = "") -> Non
     console.print()
 
 
-def show_completion(prompt: Prompt | None, answer: Completion, *, text: bool = True) -> None:
-    """One prompt, its answer, and why."""
+def show_completion(prompt: Prompt | None, answer: Completion, *, text: bool = True, verdict: str = "") -> None:
+    """One prompt, its answer, what is to be said of that (in markup), and why."""
     if prompt is not None:
         console.print(f"[dim]>[/] {escape(shorten(query_text(prompt)))}")
     if text:
         console.print(Panel.fit(escape(answer.text.strip() or "(empty)"), border_style="green"))
+    if verdict:
+        console.print(verdict)
     if answer.choices:
         console.print(choices_table(answer.choices))
     if answer.note:

@@ -1,4 +1,4 @@
-"""The README's picture: what `hilora demo` prints, as SVG.
+"""The README's picture: what `hilora demo` prints of its first prompts, but for its times, as SVG.
 
 python reproduce/figures/demo.py --out docs/demo.svg
 """
@@ -6,6 +6,7 @@ python reproduce/figures/demo.py --out docs/demo.svg
 import argparse
 from pathlib import Path
 
+from hilora import HiLoRA
 from hilora.cli import demo, show
 from hilora.cli.options import quiet_transformers
 
@@ -18,7 +19,8 @@ def main() -> None:
     quiet_transformers()
     show.console.record = True
     show.console.width = 100
-    demo.run(args.pool, demo.PROMPTS[:4])
+    router = HiLoRA.from_pretrained(pool=args.pool, method=demo.METHOD)
+    demo.show_answers(router, demo.PROMPTS[:4])
     show.console.save_svg(str(args.out), title="hilora demo")
 
 

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hilora.cli.app import app
-from hilora.cli.demo import PROMPTS
 
 POOL = "pools/flan-mini"
 RETRIEVAL = "reproduce/ramole/retrieval.json"
 METHODS = ("cosine", "own", "tied", "experts")
 PLANE = "model.layers.15.self_attn.v_proj"
+REVIEW = (
+    "Is the sentiment of this movie review positive or negative?\n\n"
+    "the plot limps along , but the two leads are a delight to watch .\n\nOPTIONS:\n- negative\n- positive"
+)
 FEW = ("sst2", "yelp_polarity_reviews", "snli", "mnli_mismatched", "dart", "arithmetic")
 
 
@@ -34,7 +37,7 @@ def commands() -> dict[str, tuple[list[str], dict[str, str]]]:
             {"rocs_model*": "rocs.png"},
         ),
         "activation": (
-            ["activation", "--pool", POOL, "--prompt", PROMPTS[0], "--method", "hilora"],
+            ["activation", "--pool", POOL, "--prompt", REVIEW, "--method", "hilora"],
             {"activation.png": "activation.png"},
         ),
         "selection": (
