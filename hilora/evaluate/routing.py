@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.base import embed
+from hilora.base.asked import shorten
 from hilora.base.embed import Embedder, Remembering, describe_embedder
 from hilora.base.records import prompt_of, text_of
 from hilora.errors import InputError, UnknownNameError
@@ -130,6 +131,7 @@ def evaluate_routing(
     """
     scorers = _check(samples, test, methods)
     names, remembering = sorted(samples), Remembering(embedder)
+    test = {task: [shorten(text, embedder)[0] for text in asked] for task, asked in test.items()}
     texts = list(dict.fromkeys(text for part in (samples, test) for task in part for text in part[task]))
     for start in range(0, len(texts), STEP):
         remembering(texts[start : start + STEP])
