@@ -1,7 +1,4 @@
-"""Prompts -> routes -> plans, with the reasons: all of routing, and no base model.
-
-This is what `hilora route` runs, and what `HiLoRA` runs in front of the base model.
-"""
+"""Prompts -> routes -> plans, with the reasons: all of `hilora route`, and what runs in front of the base model."""
 
 from __future__ import annotations
 
@@ -14,9 +11,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from hilora.base.asked import look
 from hilora.base.embed import Embedder, describe_embedder
 from hilora.base.models import default_dtype
-from hilora.base.prompts import Names, per_prompt
+from hilora.base.prompts import Names, Prompts, per_prompt, query_texts
 from hilora.methods.method import Method
 from hilora.pool.view import PoolView, Source
 from hilora.route.allocate import make_plan, row_stream
@@ -31,7 +29,7 @@ class Routed:
     texts: list[str]  # what was routed on
     route: Route | None  # one row per prompt; None when the base model serves all of them
     source: Source  # the adapters that the route counts along
-    notes: list[str]  # per prompt, why no adapter serves it, if none does; else ""
+    notes: list[str]  # per prompt, why no adapter serves it, if none does, and what was left out; else ""
     silent: frozenset[int] = frozenset()  # rows that are to stay unanswered
 
 
@@ -76,19 +74,19 @@ class Planner:
         return self._embedder
 
     def route(
-        self, texts: Sequence[str], *, labels: Sequence[str] | None = None, allow: Names = None, deny: Names = None
+        self, prompts: Prompts, *, labels: Sequence[str] | None = None, allow: Names = None, deny: Names = None
     ) -> Routed:
         """Choose candidates and weights for each prompt.
 
         Args:
-            texts: raw prompt texts.
+            prompts: texts and chats; what of them is routed on: `base.prompts.query_text`, `base.asked`.
             labels: the right adapter of each prompt, for the oracle.
             allow, deny: names of adapters to keep to, or to leave out: a list for all, or one per prompt.
 
         Raises:
             InputError: a list or label names an adapter that the pool lacks; not as many lists as prompts.
         """
-        texts, router, abstain = list(texts), self.method.router, self.method.abstain
+        texts, router, abstain = query_texts(prompts), self.method.router, self.method.abstain
         allowed = self._allowed(len(texts), allow, deny)
         positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         if router is None:
@@ -98,11 +96,13 @@ class Planner:
         notes = ["" if s else f"{why}: the base model answered alone" for s in served.tolist()]
         if not served.any():
             return Routed(texts, None, self.source, notes)
-        route = router(Query(texts, self.embedder(texts) if router.needs_embedding else None, positions), allowed)
+        asked = look(prompts, self.embedder if router.needs_embedding else None)
+        route = router(Query(asked.texts, asked.embedding, positions), allowed)
         strange = (served & ~(route.weights > 0).any(1)).nonzero()[:, 0].tolist()
         for row in strange:
             notes[row] = f"no adapter fits: {'not answered' if abstain else 'the base model answered alone'}"
-        return Routed(texts, self.source.count(route), self.source, notes, frozenset(strange if abstain else []))
+        silent, notes = frozenset(strange if abstain else []), asked.notes(notes)
+        return Routed(texts, self.source.count(route), self.source, notes, silent)
 
     def plan(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Plan:
         """The plan of some of the routed rows; each draws from its own stream, whatever else is in the batch."""

@@ -157,3 +157,37 @@ def test_a_method_whose_scores_are_not_calibrated_says_nothing_of_seen(
 ) -> None:
     planner = Planner(tuned, get_method(method), embedder)
     assert verdicts(planner, ["hi", *PROMPTS]) == [None] * 5
+
+
+def test_a_chat_is_routed_as_its_last_full_message_and_what_follows_it(make: Plan) -> None:
+    planner = make("hilora-plus")
+    full, other = "abab baab abba aaa " * 3, "zzy xyz zyx yxyx " * 3
+    chat = [{"role": "user", "content": text} for text in (other, full, "go on")]
+    routed = planner.route([chat, f"{full}\ngo on", chat[:2], full])
+    together, as_text, alone, as_text_alone = planner.explain(routed)
+    assert together == as_text
+    assert alone == as_text_alone
+    assert routed.texts == [f"{full}\ngo on", f"{full}\ngo on", full, full]
+    assert ["2 user messages" in note for note in routed.notes] == [True, False, False, False]
+
+
+def test_what_a_router_does_not_look_at_has_no_note(make: Plan) -> None:
+    chat = [{"role": "user", "content": text} for text in ("abab baab abba", "go on")]
+    assert make("merged").route([chat]).notes == make("base").route([chat]).notes == [""]
+    assert "routed on" not in make("hilora").route([chat], deny=OWN).notes[0]
+
+
+def test_the_middle_of_a_long_text_is_left_out_for_every_router_that_reads(pool: Pool, tiny: Any, make: Plan) -> None:
+    class Reads(tiny.embedder):  # type: ignore[misc, name-defined]
+        room = 40
+        spans = staticmethod(lambda text: [(i, i + 1) for i in range(len(text))])
+
+    long = "zzy xyz " * 20 + "abab baab abba aaa abab baab abba"
+    for method in ("hilora", "hilora-plus", "mixture"):
+        planner = Planner(pool, get_method(method), Reads())
+        routed = planner.route([long, long[-40:]])
+        assert planner.explain(routed)[0][0].name == "alpha"
+        assert ["left out" in note for note in routed.notes] == [True, False]
+        assert routed.texts == [long, long[-40:]]
+        unbounded = make(method)
+        assert unbounded.explain(unbounded.route([long]))[0][0].name == "beta"

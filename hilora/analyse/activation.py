@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hilora.analyse.rocs import by_layer
 from hilora.base.modules import placements
-from hilora.base.prompts import Prompt, encode_prompts, query_text
+from hilora.base.prompts import Prompt, encode_prompts
 from hilora.compose.delta import Gate, Gated, Tokens
 from hilora.compose.stack import stack_sites
 from hilora.engine.attach import attach
@@ -144,7 +144,7 @@ def record(router: HiLoRA, prompt: Prompt, *, seed: int = 0, max_new_tokens: int
     planner, model = router.planner, router.model
     if model.config.is_encoder_decoder:
         raise InputError("Activations are recorded for decoder-only models; this base model has an encoder, too.")
-    routed = planner.route([query_text(prompt)], **options)
+    routed = planner.route([prompt], **options)
     if routed.route is None or planner.method.gate is None:
         why = routed.notes[0] or f"method {planner.method.name!r} uses no adapter"
         raise InputError(f"There is no ROC to look at: {why}. Choose another method or pool.")

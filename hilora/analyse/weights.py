@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hilora.analyse.activation import look
 from hilora.analyse.rocs import by_layer
-from hilora.base.prompts import Prompt, encode_prompts, query_text
+from hilora.base.prompts import Prompt, encode_prompts
 from hilora.compose.delta import Gate, Gated, Tokens
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
@@ -71,7 +71,7 @@ def weights_by_site(
     planner, model = router.planner, router.model
     if model.config.is_encoder_decoder:
         raise InputError("Weights are recorded for decoder-only models; this base model has an encoder, too.")
-    routed = planner.route([query_text(prompt) for prompt in prompts])
+    routed = planner.route(prompts)
     if routed.route is None or planner.method.gate is None:
         raise InputError(f"Method {planner.method.name!r} uses no adapter: there is nothing to weigh.")
     entries = routed.source.entries

@@ -156,3 +156,14 @@ class Reader:
         ids = torch.tensor([each.ids for each in found], device=self.device)
         mask = torch.tensor([each.attention_mask for each in found], device=self.device, dtype=torch.bool)
         return ids, mask
+
+    @property
+    def special(self) -> int:
+        """Tokens that are added to each text."""
+        return int(self.tokenizer.num_special_tokens_to_add(is_pair=False))
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text begins and ends in it, of those beyond `longest`, too; special ones left out."""
+        first = self.tokenizer.encode(text)
+        parts = [zip(part.offsets, part.special_tokens_mask, strict=True) for part in (first, *first.overflowing)]
+        return [span for part in parts for span, special in part if not special]

@@ -5,7 +5,7 @@ Any sentence-transformers model will do; how one is run is `encoders`' affair.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.base.embedded import Embedded
-from hilora.base.encoders import plain_encoder, sentence_encoder
+from hilora.base.encoders import Span, plain_encoder, sentence_encoder
 from hilora.base.models import first_line, parse_dtype, told_in_a_line
 from hilora.base.pointers import refuse_pointers
-from hilora.base.prompts import check_whole
+from hilora.base.prompts import UNBOUNDED, check_whole
 from hilora.base.stored import PICKLED, hash_files
 from hilora.base.threads import one_thread
 from hilora.errors import MismatchError, ModelError
@@ -53,10 +53,15 @@ class Embedder:
     Attributes:
         dim: length of an embedding.
         fingerprint: tells models of the same name apart.
+        spans: where each token of a text begins and ends in it; None where that is unknown.
+        room: tokens of a text that are read, the instruction's not counted; no bound where that is unknown.
 
     Raises:
         ModelError: there is no such model.
     """
+
+    spans: Callable[[str], list[Span]] | None = None
+    room: int = UNBOUNDED
 
     def __init__(
         self,
@@ -70,7 +75,11 @@ class Embedder:
         self.instruction = instruction
         path, dtype = embedder_path(name), parse_dtype(dtype)
         with told_in_a_line(f"The embedder {name!r} cannot be loaded", "Check its files."):
-            self._encode = plain_encoder(path, device, dtype) or sentence_encoder(path, device, dtype)
+            encoder = plain_encoder(path, device, dtype) or sentence_encoder(path, device, dtype)
+            self._encode = encoder.embed
+            if encoder.spans is not None:
+                self.spans = encoder.spans
+                self.room = encoder.longest - len(encoder.spans(f"{instruction}: " if instruction else ""))
             self.fingerprint = hash_files(_weights(path))
             with one_thread():
                 self.dim = int(self._encode(["a"]).shape[1])
@@ -152,6 +161,7 @@ class StandIn(Embedder):
     def __init__(self, like: Embedder) -> None:
         self.name, self.instruction = like.name, like.instruction
         self.dim, self.fingerprint = like.dim, like.fingerprint
+        self.spans, self.room = like.spans, like.room
 
 
 class Remembering(StandIn):

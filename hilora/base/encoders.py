@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,23 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from hilora.base.bert import Reader, can_read, read_bert
+from hilora.base.prompts import UNBOUNDED
 from hilora.errors import ModelError
 
+Span = tuple[int, int]
+"""Where a token begins and ends in its text."""
 
-def plain_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
+
+@dataclass(frozen=True)
+class Encoder:
+    """What is in an embedder's folder, run."""
+
+    embed: Callable[[list[str]], Tensor]  # texts -> (text, dim); what is beyond `longest` is not read
+    spans: Callable[[str], list[Span]] | None  # of all tokens of a text but special ones; None where unknown
+    longest: int  # tokens that are read of a text, special ones not counted
+
+
+def plain_encoder(path: Path, device: str, dtype: torch.dtype) -> Encoder | None:
     """Encoder, pooling and normalisation; None where the layout has more parts."""
     pooling = pooling_of(path)
     if pooling is None:
@@ -27,14 +42,15 @@ def plain_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
     normalises = "Normalize" in _parts(path)
     longest = longest_text(path)
     config = _read_json(path / "config.json")
-    hidden_states = (_bert if can_read(path, config) else _transformer)(path, config, longest, device, dtype)
+    made = _bert if can_read(path, config) else _transformer
+    hidden_states, spans, room = made(path, config, longest, device, dtype)
 
     def encode(texts: list[str]) -> Tensor:
         with torch.inference_mode():
             hidden, mask = hidden_states(texts)  # (text, seq, dim), (text, seq)
         return pooled(hidden, mask, pooling, normalises)
 
-    return encode
+    return Encoder(encode, spans, room)
 
 
 def pooling_of(path: Path) -> str | None:
@@ -87,7 +103,9 @@ def pooled(
     return torch.nn.functional.normalize(vectors, dim=1) if normalises else vectors
 
 
-def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype) -> Any:
+def _bert(
+    path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype
+) -> tuple[Any, Any, int]:
     model = read_bert(path, config, device, dtype)
     stated = _read_json(path / "tokenizer_config.json").get("model_max_length") or math.inf
     longest = longest or int(min(stated, config.get("max_position_embeddings", 512)))
@@ -97,7 +115,7 @@ def _bert(path: Path, config: dict[str, Any], longest: int | None, device: str, 
         ids, mask = read(texts)
         return model(ids, mask), mask
 
-    return hidden_states
+    return hidden_states, read.spans, longest - read.special
 
 
 def load_encoder(path: Path, **options: Any) -> tuple[Any, Any]:
@@ -116,7 +134,9 @@ def load_encoder(path: Path, **options: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _transformer(path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype) -> Any:
+def _transformer(
+    path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype
+) -> tuple[Any, Any, int]:
     model, tokenizer = load_encoder(path, dtype=dtype)
     model.eval().to(device)
     cut = longest or tokenizer.model_max_length
@@ -125,10 +145,22 @@ def _transformer(path: Path, config: dict[str, Any], longest: int | None, device
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=cut, return_tensors="pt").to(device)
         return model(**tokens).last_hidden_state, tokens["attention_mask"]
 
-    return hidden_states
+    return hidden_states, _spans_by(tokenizer), cut - tokenizer.num_special_tokens_to_add()
 
 
-def sentence_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
+def _spans_by(tokenizer: Any) -> Callable[[str], list[Span]] | None:
+    """Spans by a tokenizer of transformers; None if it does not know them."""
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+
+    def spans(text: str) -> list[Span]:
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return list(found["offset_mapping"])
+
+    return spans
+
+
+def sentence_encoder(path: Path, device: str, dtype: torch.dtype) -> Encoder:
     """Whatever parts the folder names, run by sentence-transformers.
 
     Raises:
@@ -146,4 +178,8 @@ def sentence_encoder(path: Path, device: str, dtype: torch.dtype) -> Any:
         vectors: Tensor = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
         return vectors
 
-    return encode
+    tokenizer: Any = getattr(model, "tokenizer", None)  # parts of other kinds have others, or none
+    longest = getattr(model, "max_seq_length", None)
+    if (spans := _spans_by(tokenizer)) is None or longest is None:
+        return Encoder(encode, None, UNBOUNDED)
+    return Encoder(encode, spans, longest - tokenizer.num_special_tokens_to_add())

@@ -2,12 +2,13 @@
 
 A prompt is a text, or chat messages as `[{"role": "user", "content": "..."}]`. The base model's chat
 template is applied (one user turn for a text; see `chat`); where it has none, the text goes in as it is. The router
-sees only the raw text of the last user message.
+sees only raw text: the last user message, and where that is short the ones before it, back to a full one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,29 +20,49 @@ if TYPE_CHECKING:
 
 Messages = Sequence[dict[str, str]]
 Prompt = str | Messages
+Prompts = Sequence[Prompt]
 Names = Sequence[str] | Sequence[Sequence[str]] | None
 """Adapter names: one list for all prompts, or one list per prompt."""
+SHORT = 8
+"""Words of a user message that is too short to be routed on alone, such as "yes, go on", if there is one before it.
+Chosen by `reproduce/selection/turns.py`."""
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")  # Thai, Lao, Burmese, Khmer, Japanese and Chinese
 UNBOUNDED = 10**9
 """A context that a config says to be this long, or longer, is one without a bound."""
 
 
 def query_text(prompt: Prompt) -> str:
-    """What the router embeds: the text itself, or the last user message.
+    """What is routed on: the text itself; of a chat `query_turns`, one a paragraph.
 
     Raises:
         InputError: the prompt is empty, has half a character, or is no chat in the expected form.
     """
+    return "\n".join(query_turns(prompt))
+
+
+def query_turns(prompt: Prompt) -> list[str]:
+    """The user messages that are routed on: the last, and while all of them are short the one before; a text itself.
+
+    Raises:
+        InputError: as `query_text`.
+    """
     if isinstance(prompt, str):
         check_whole(prompt, "A prompt")
-        text = prompt
+        said = [prompt]
     else:
-        turns = _turns(prompt)
-        if "user" not in (role for role, _ in turns):
-            raise InputError("The chat has no message with role 'user' to route on. Add one.")
-        text = next(content for role, content in reversed(turns) if role == "user")
-    if not text.strip():
+        said = [text for role, text in _turns(prompt) if role == "user"]
+    if not said:
+        raise InputError("The chat has no message with role 'user' to route on. Add one.")
+    if not said[-1].strip():
         raise InputError("The prompt is empty. Give some text to route on and to answer.")
-    return text
+    first = next((i for i in range(len(said) - 1, 0, -1) if count_words(said[i]) > SHORT), 0)
+    return [said[-1]] if first == len(said) - 1 else [text for text in said[first:] if text.strip()]
+
+
+def count_words(text: str) -> int:
+    """Words of a text; in scripts that put no spaces between words, characters."""
+    return sum(1 for _ in _WORD.finditer(text))
 
 
 def query_texts(prompts: Sequence[Prompt]) -> list[str]:

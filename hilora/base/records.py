@@ -101,12 +101,12 @@ def pair_of(fields: Any) -> tuple[Prompt, str]:
 
 
 def text_of(prompt: Prompt) -> str:
-    """A text as it is, of a chat its last user message."""
+    """A text as it is, of a chat what is routed on (`prompts.query_text`)."""
     return prompt if isinstance(prompt, str) else query_text(prompt)
 
 
 def sample_of(line: str, where: str) -> str:
-    """The text that a line of samples is embedded by: of a chat its last user message, of a plain line the line.
+    """The text that a line of samples is embedded by: of a chat what is routed on, of a plain line the line.
 
     Args:
         line: from `jsonl.numbered_lines`.

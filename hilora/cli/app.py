@@ -96,14 +96,15 @@ def route(
     from hilora.base.prompts import query_texts
     from hilora.planner import Planner
 
-    listed = query_texts(read_prompts(prompts, file, one=one))
+    listed = read_prompts(prompts, file, one=one)
+    query_texts(listed)  # refuses them before a pool is opened
     built, _ = choose_method(method, option)
     opened = open_pool(pool)
     with status(f"Routing over {len(opened)} adapters"):
         planner = Planner(opened, built)
         routed = planner.route(listed, allow=allow, deny=deny)
         why = planner.explain(routed, seed)
-    for text, choices, note in zip(listed, why, routed.notes, strict=True):
+    for text, choices, note in zip(routed.texts, why, routed.notes, strict=True):
         if as_json:
             row = {"prompt": text, "method": built.name, "note": note, "choices": [asdict(c) for c in choices]}
             print(json_line(row, sys.stdout.encoding))

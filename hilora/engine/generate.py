@@ -198,10 +198,10 @@ class HiLoRA:
         check_request(stops, options, self.model, max_new_tokens=max_new_tokens, batch_size=batch_size)
         if not listed:
             return []
-        texts = query_texts(listed)
+        query_texts(listed)  # refuses what is empty or no chat
         encoded = encode_prompts(listed, self.tokenizer)
         check_lengths(encoded, max_new_tokens, self.model.config)
-        routed = self.planner.route(texts, labels=labels, allow=allow, deny=deny)
+        routed = self.planner.route(listed, labels=labels, allow=allow, deny=deny)
 
         answers: dict[int, list[Completion]] = {}
         order = sorted(range(len(listed)), key=lambda i: -len(encoded[i]))  # like lengths share a batch

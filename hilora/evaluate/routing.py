@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.base import embed
+from hilora.base.asked import shorten
 from hilora.base.embed import Embedder, Remembering, describe_embedder
 from hilora.base.outputs import check_file
 from hilora.base.prompts import check_whole
@@ -149,6 +150,7 @@ def evaluate_routing(
     """
     scorers = _check(samples, test, methods)
     names, remembering = sorted(samples), Remembering(embedder)
+    test = {task: [shorten(text, embedder)[0] for text in asked] for task, asked in test.items()}
     texts = list(dict.fromkeys(text for part in (samples, test) for task in part for text in part[task]))
     for start in range(0, len(texts), STEP):
         remembering(texts[start : start + STEP])

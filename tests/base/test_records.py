@@ -53,7 +53,7 @@ def test_what_an_instruction_is_about_follows_it() -> None:
     assert pair_of({"instruction": "Add.", "input": "1, 2", "output": "3"}) == ("Add.\n\n1, 2", "3")
 
 
-def test_of_a_chat_the_model_reads_all_and_routing_sees_the_last_question(tmp_path: Path, tokenizer: Any) -> None:
+def test_of_a_chat_the_model_reads_all_and_routing_sees_its_last_turns(tmp_path: Path, tokenizer: Any) -> None:
     chat = turns(("system", "s"), ("user", "one"), ("assistant", "1"), ("user", "two"))
     (tmp_path / "lines.jsonl").write_text(json.dumps({"messages": [*chat, *turns(("assistant", "2"))]}) + "\n")
     rows = read_lines(tmp_path / "lines.jsonl")
@@ -61,7 +61,7 @@ def test_of_a_chat_the_model_reads_all_and_routing_sees_the_last_question(tmp_pa
     (example,) = encode_examples(rows, tokenizer)
     assert len(example.prompt) == len("s\none\n1\ntwo")
     write_samples(rows, tmp_path / "samples.jsonl", 1, 0)
-    assert read_samples(tmp_path / "samples.jsonl") == read_samples(tmp_path / "lines.jsonl") == ["two"]
+    assert read_samples(tmp_path / "samples.jsonl") == read_samples(tmp_path / "lines.jsonl") == ["one\ntwo"]
     assert prompt_of({"messages": chat}) == chat
     with pytest.raises(InputError, match=r"line 1: expected inputs and targets.*not a longer chat"):
         load_rows(tmp_path / "lines.jsonl")

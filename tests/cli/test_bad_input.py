@@ -423,8 +423,9 @@ def test_no_prompts_give_no_answers(build: Any) -> None:
 
 
 def test_a_chat_is_routed_on_its_last_user_message() -> None:
-    chat = [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": "x"}, USER | {"content": "z"}]
-    assert query_text(chat) == "z"
+    full = "z " * 20
+    chat = [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": "x"}, USER | {"content": full}]
+    assert query_text(chat) == full
 
 
 def test_a_chat_that_the_template_refuses_is_refused_in_one_line(tokenizer: Any) -> None:
