@@ -91,6 +91,7 @@ def token_targets(lines: Sequence[Line]) -> list[Row]:
         (ARROW, "arrow", "peft_arrow", ">= 3"),
         (ARROW, "hilora", "peft_arrow", ">= 5"),
         (MANY, "hilora", "peft_arrow", ">= 50"),
+        (MANY, "arrow", "peft_arrow", NONE),
     ):
         line = pick(lines, case=name)
         if line and {one, other} <= line["seconds"].keys():
@@ -99,7 +100,7 @@ def token_targets(lines: Sequence[Line]) -> list[Row]:
             rows.append((f"{one} / {other}: {name}", least, told, judged(median, least)))
             if other == "base" and one == "hilora":
                 rows += [(f"... {p}", NONE, ratio(line, one, other, p), "") for p in ("prefill", "decode")]
-            elif one in ("hilora", "pinned") and other != "base":
+            elif one != "oracle" and other != "base":
                 rows.append((f"... base / {other}", NONE, ratio(line, "base", other), ""))
     return rows
 
@@ -178,7 +179,8 @@ def throughput_table(lines: Sequence[Line]) -> str:
         for one in (name for name in ("hilora", "pinned") if name in line["seconds"]):
             cells = [ratio(line, one, "base", part) for part in ("whole", "prefill", "decode")]
             for other in ("peft_single", "peft_mixed", "peft_arrow"):
-                cells.append(ratio(line, one, other) if other in line["seconds"] else "-")
+                alike = (one == "hilora") == (other == "peft_arrow")  # who chooses, and who is given one adapter
+                cells.append(ratio(line, one, other) if alike and other in line["seconds"] else NONE)
             speed = line["tokens"]["new"] / statistics.median(seconds_of(line["seconds"][one], "decode"))
             used = line["free"]["distinct"] if one == "hilora" else line["distinct"]
             how = "freely" if one == "hilora" else "pinned"
