@@ -30,8 +30,8 @@ def test_own_adapters_become_a_pool_that_answers(
 ) -> None:
     scripts.load("examples/own_adapters.py").main(tmp_path)
     arithmetic, review = capsys.readouterr().out.splitlines()
-    assert re.search(r"-> 73 .*by arithmetic, ROCs", arithmetic)
-    assert re.search(r"-> positive .*by sst2, ROCs", review)
+    assert re.search(r"-> 73 .*by arithmetic\b.*, ROCs", arithmetic)
+    assert re.search(r"-> positive .*by sst2\b.*, ROCs", review)
 
 
 @pytest.mark.default

@@ -71,7 +71,7 @@ def shorten(text: str, embedder: Embedder) -> tuple[str, int]:
     spans = [] if embedder.spans is None else embedder.spans(text)
     if len(spans) <= embedder.room:
         return text, 0
-    room = embedder.room - SPARE
+    room = max(0, embedder.room - SPARE)  # of an embedder whose instruction fills it nothing is left
     head, tail = int(HEAD * room), int(TAIL * room)
     return ends(text, spans, head, tail), len(spans) - head - tail
 
@@ -79,4 +79,4 @@ def shorten(text: str, embedder: Embedder) -> tuple[str, int]:
 def ends(text: str, spans: Sequence[Span], head: int, tail: int) -> str:
     """The first and the last so many tokens of a text."""
     kept = [text[: spans[head - 1][1]]] if head else []
-    return "\n".join([*kept, text[spans[-tail][0] :]] if tail else kept)
+    return "\n".join([*kept, text[spans[-tail][0] :]] if tail else kept) or text

@@ -147,8 +147,8 @@ def routing(
 ) -> None:
     """Measure how often the right adapter is among the best 1, 3, 5, 8. No base model is loaded."""
     from hilora.base.embed import DEFAULT_EMBEDDER, INSTRUCTION
-    from hilora.evaluate.routing import routing_rows, run_routing
-    from hilora.evaluate.tables import rich_table
+    from hilora.evaluate.routing import run_routing
+    from hilora.evaluate.tables import rich_table, routing_rows
 
     with status("Embedding"):
         result = run_routing(

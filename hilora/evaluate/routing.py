@@ -236,16 +236,6 @@ def run_routing(
     return result
 
 
-def routing_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A result as a table in percent; the first row is the heading."""
-    rows: list[tuple[str, ...]] = [("method", "top 1 (95 % interval)", *(f"top {k}" for k in TOPS[1:]), "rows")]
-    for method, found in result["methods"].items():
-        shares = [f"{100 * found[f'top{k}']:.1f}" for k in TOPS]
-        low, high = (f"{100 * end:.1f}" for end in found["intervals"]["top1"])
-        rows.append((method, f"{shares[0]} ({low} to {high})", *shares[1:], str(found["n"])))
-    return rows
-
-
 def _check(samples: Mapping[str, object], test: Mapping[str, object], methods: Sequence[str]) -> list[str]:
     """The scorer of each method, where everything fits together."""
     if not methods:

@@ -6,7 +6,7 @@ The oracle is a reference, not a contestant: it is never the best.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hilora.evaluate.report import Summary
 
@@ -113,3 +113,15 @@ def _with_mean(summaries: Sequence[Summary], what: str, scores: Mapping[str, Map
 
 def _mark(value: float, best: bool) -> str:
     return f"**{value:.1f}**" if best else f"{value:.1f}"
+
+
+def routing_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What `routing.run_routing` found as a table in percent; the first row is the heading."""
+    rows: list[tuple[str, ...]] = []
+    for method, found in result["methods"].items():
+        tops = [name for name in found if name.startswith("top")]
+        first, *others = (f"{100 * found[top]:.1f}" for top in tops)
+        low, high = (f"{100 * end:.1f}" for end in found["intervals"][tops[0]])
+        rows = rows or [("method", "top 1 (95 % interval)", *(f"top {top[3:]}" for top in tops[1:]), "rows")]
+        rows.append((method, f"{first} ({low} to {high})", *others, str(found["n"])))
+    return rows

@@ -172,7 +172,6 @@ NEAR = {"4bit": 0.35, "8bit": 0.05}
 def test_a_base_in_few_bits_serves_a_pool_of_the_whole_one(
     bits: str, folder: str, tiny: Any, tmp_path: Path, embedder: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pytest.importorskip("bitsandbytes")
     whole, tokenizer = load_base(folder, dtype="fp32", device_map="cpu")
     pool = tiny.pool(tmp_path / "pool", "llama", whole, embedder)
     router = HiLoRA.from_pretrained(
@@ -214,7 +213,6 @@ def logits(router: HiLoRA, served: bool) -> Tensor:
 def test_a_base_saved_in_four_bits_is_known_by_its_files(
     folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pytest.importorskip("bitsandbytes")
     model, tokenizer = load_base(folder, dtype="fp32", device_map="cpu", quantization_config="4bit")
     saved = tmp_path / "saved"
     model.save_pretrained(saved)

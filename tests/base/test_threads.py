@@ -15,6 +15,8 @@ from hilora.analyse.confusion import diagnose_pool
 from hilora.analyse.rocs import two_groups
 from hilora.analyse.unseen import chernoff, expected_scores, fit_unseen
 from hilora.base.embed import FEW_CHARACTERS, Embedder
+from hilora.base.encoders import Encoder
+from hilora.base.prompts import UNBOUNDED
 from hilora.base.threads import MANY_ROWS, one_thread
 from hilora.evaluate.routing import SCORERS
 from hilora.methods.lookup import get_method
@@ -125,7 +127,7 @@ def test_few_short_texts_are_embedded_on_one_thread_and_many_on_all(
         seen.append(torch.get_num_threads())
         return torch.ones(len(texts), 3)
 
-    monkeypatch.setattr("hilora.base.embed.plain_encoder", lambda *_: watched)
+    monkeypatch.setattr("hilora.base.embed.plain_encoder", lambda *_: Encoder(watched, None, UNBOUNDED))
     embedder = Embedder(str(tiny.bert(tmp_path / "embedder")), instruction="")  # embeds once, to know its dim
     embedder(["a" * (FEW_CHARACTERS // 2)] * 2)
     assert seen == [1, 1]

@@ -26,6 +26,7 @@ from hilora.base.fingerprint import describe_model
 from hilora.errors import HiloraError, InputError, UnknownNameError
 from hilora.evaluate import lm_eval as module
 from hilora.evaluate.lm_eval import HiLoRALM
+from hilora.methods import DEFAULT_METHOD
 from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 
@@ -83,7 +84,7 @@ def plain_score(
     router: HiLoRA, prompt: list[int], targets: list[int], context: str | None, seed: int = 0
 ) -> tuple[float, bool]:
     """The plain way: one request, unpadded, all logits of a full forward pass."""
-    routed = Planner(router.planner.pool, get_method("base")).route([""])
+    routed = Planner(router.planner.pool, get_method("base")).route(["nothing"])
     if context is not None:
         routed = router.planner.route([context])
     if router.model.config.is_encoder_decoder:
@@ -269,7 +270,7 @@ def test_model_args_are_parsed_and_precede_the_harness_own(shared_pool: Shared, 
     harness = {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
     lm = HiLoRALM.create_from_arg_string("pool=p/q,gamma=0.3,k=2,normalise=false,batch_size=7,seed=5", harness)
     assert seen == {
-        **{"pool": "p/q", "method": "hilora", "base": None, "dtype": None, "device_map": "cuda:0"},
+        **{"pool": "p/q", "method": DEFAULT_METHOD, "base": None, "dtype": None, "device_map": "cuda:0"},
         **{"gamma": 0.3, "k": 2, "normalise": False},
     }
     assert (lm.batch_size, lm.seed, lm.max_new_tokens) == (7, 5, 256)

@@ -25,11 +25,11 @@ from hilora.evaluate.routing import (
     evaluate_routing,
     not_sampled,
     read_samples,
-    routing_rows,
     run_routing,
     top_hits,
 )
 from hilora.evaluate.statistics import resamples, task_seed
+from hilora.evaluate.tables import routing_rows
 from hilora.route.experts import Experts
 from hilora.route.features import Features, Terms, hash_terms
 

@@ -18,7 +18,6 @@ from hilora.pool.trained import TRAINED
 FLAN = Path(__file__).parents[2] / "pools" / "flan-mini"
 IN_WHEEL = "hilora_flan_mini"
 NOT_OF_THE_POOL = {"pyproject.toml", ".gitignore", ".lock"}
-pytest.importorskip("hatchling", reason="builds a wheel (hilora[dev] installs what it takes)")
 
 
 def listed(folder: Path) -> set[str]:

@@ -50,7 +50,7 @@ def use_tiny(module: Any, model: Any, tokenizer: Any, embedder: Any, monkeypatch
 
 def measured(rows: Path) -> dict[str, int]:
     """File -> how many rows of methods it has."""
-    return {path.name: sum("method" in row for row in read_lines(path)) for path in rows.glob("*.jsonl*")}
+    return {path.name: sum("method" in row for row in read_lines(path)) for path in rows.glob("[!.]*.jsonl*")}
 
 
 @pytest.mark.parametrize("name", ["hilora", "ramole"])
@@ -80,7 +80,7 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     options = ["--data", tmp_path / "data", "--pool", pool.path, "--out", rows, "--dtype", "fp32"]
     scripts.run(script, *options, "--only", runs[0].name)
     first = rows / f"{runs[0].name}.jsonl.gz"
-    assert list(rows.iterdir()) == [first]
+    assert list(rows.glob("[!.]*")) == [first]
     scripts.run(script, *options)
     before = measured(rows)
     assert before.keys() == {f"{run.name}.jsonl.gz" for run in runs}
@@ -89,7 +89,7 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     assert measured(rows) != before
     scripts.run(script, *options)
     assert measured(rows) == before
-    texts = {path: read_text(path) for path in rows.iterdir()}
+    texts = {path: read_text(path) for path in rows.glob("[!.]*")}
     scripts.run(script, *options, "--again", "constant")  # the same answers, in new lines
     assert measured(rows) == before
     for path, text in texts.items():
