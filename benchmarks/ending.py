@@ -126,6 +126,7 @@ def child(log: str, arguments: Sequence[str]) -> None:
     """Be `hilora`, and append a byte to a file at each step of the model."""
     from hilora.cli import main as hilora
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
     steps = os.open(log, os.O_WRONLY | os.O_APPEND)
     own = HiLoRA.__init__
 
