@@ -35,6 +35,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/pool.py --json benchmarks/pool.jsonl
     python benchmarks/start.py --adapters 1000 10000 --json benchmarks/start.jsonl
     python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
+    python benchmarks/ending.py --json benchmarks/ending.jsonl --alone     # Ctrl-C, break, a closed pipe
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
 """
@@ -278,6 +279,23 @@ def device(line: Line) -> str:
     return "{device}, {threads} threads, torch {torch}".format(**line)
 
 
+def ending_table(lines: Sequence[Line]) -> str:
+    """Tokens and seconds after nobody wants an answer any more."""
+    heading = ("how", "runs", "tokens after", "seconds: median (range)", "which are")
+    rows = [
+        (
+            line["case"],
+            str(len(line["tokens_after"])),
+            f"{min(line['tokens_after'])} to {max(line['tokens_after'])}",
+            "{median} ({least} to {most})".format(**line["seconds"]),
+            line["seconds_are"],
+        )
+        for line in lines
+        if "tokens_after" in line
+    ]
+    return markdown_table(heading, rows)
+
+
 def page(home: Path) -> str:
     """README.md."""
     names = ("throughput", "forms", "selection", "pool", "start", "embedding")
@@ -321,6 +339,12 @@ def page(home: Path) -> str:
     if embedding:
         about = "Milliseconds for 1, 8 and 32 prompts of 60 words, and prompts whose own adapter is first, percent."
         parts += ["## Embedding", "", f"{device(embedding[0])}. {about}", "", embedding_table(embedding), ""]
+    if ending := read(home, "ending"):
+        about = (
+            "Answers that nobody wants any more: tokens that are still generated (a step that has begun is not "
+            "counted), and seconds until all has ended, of a command with its process."
+        )
+        parts += ["## Ending", "", f"{device(ending[0])}. {about}", "", ending_table(ending), ""]
     return "\n".join(parts)
 
 

@@ -143,6 +143,72 @@ def test_start_of_large_pools_is_timed_with_kept_statistics_and_without(
     assert "... fitting 5 and keeping it" in told
 
 
+STUBBORN = """
+import os, signal, sys, time
+log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+told = []
+signal.signal(signal.SIGINT, lambda *_: told.append(1))
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+os.write(log, b"." * 100)
+last = 0
+while not told:
+    time.sleep(0.01)
+    try:
+        os.write(1, b"word\\n")
+    except BrokenPipeError:
+        told.append(1)
+os.write(log, b"..")
+sys.exit(7)
+"""
+"""In the place of hilora: two steps more once it is told to stop."""
+
+
+def test_ending_counts_what_is_generated_after_nobody_wants_it(
+    bench_scripts: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    script = bench_scripts.load("benchmarks/ending.py")
+    original = HiLoRA.from_pretrained
+
+    def load(pool: Any) -> HiLoRA:
+        return original(copy.deepcopy(model), pool, tokenizer=tokenizer, embedder=embedder)
+
+    monkeypatch.setattr(script.HiLoRA, "from_pretrained", load)
+    monkeypatch.setattr(script, "MOST", 60)
+    monkeypatch.setattr(script, "CHILD", [sys.executable, "-c", STUBBORN])
+    bench_scripts.run(script, "--pool", pool.path, "--runs", 1, "--json", tmp_path / "out.jsonl")
+    header, left, *told = lines(tmp_path / "out.jsonl")
+    assert header["pool"] == pool.path.name
+    assert left["case"] == "break"
+    assert left["tokens_after"][0] <= 1  # the law of `engine.stream`
+    assert [(line["case"], line["tokens_after"], line["exit"]) for line in told] == [
+        (case, [2], [7]) for case in script.COMMANDS
+    ]
+    assert all("upper bounds" in line["seconds_are"] for line in (left, *told))
+
+
+def test_ending_counts_steps_of_the_real_command(bench_scripts: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """The part that stands around hilora in a process of its own counts, and changes nothing."""
+    script = bench_scripts.load("benchmarks/ending.py")
+    model = torch.nn.Linear(2, 2)
+    (tmp_path / "steps").write_bytes(b"")
+    outputs = []
+
+    def command() -> int:
+        built = object.__new__(HiLoRA)
+        HiLoRA.__init__(built, model)  # type: ignore[call-arg]
+        outputs.append(model(torch.ones(1, 2)))
+        return 0
+
+    monkeypatch.setattr(HiLoRA, "__init__", lambda *args, **options: None)
+    monkeypatch.setattr("hilora.cli.main", command)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    script.child(str(tmp_path / "steps"), ["generate", "x"])
+    assert sys.argv == ["hilora", "generate", "x"]
+    assert (tmp_path / "steps").read_bytes() == b"."
+    assert torch.equal(outputs[0], model.weight.sum(1) + model.bias[None])
+
+
 def test_selection_agrees_with_the_exact_best(
     bench_scripts: Any, shared_pool: Any, embedder: Any, tmp_path: Path
 ) -> None:

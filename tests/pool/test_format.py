@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import types
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from hilora.pool import Pool, manifest, store
 from hilora.pool.view import Entry
 from hilora.route.experts import Calibration
 
+ROOT = Path(__file__).parents[2]
 FORMAT1 = Path(__file__).parent / "format1"
 COPY = "pool.json.format1"
 EXTRA = {
@@ -165,6 +169,25 @@ def test_the_first_change_makes_format_2_and_keeps_the_manifest_of_format_1(
         assert_routes_as_then(Pool.open(old), embedder, tiny)
     Pool.open(old).enable("alpha", False)  # later changes leave the copy alone
     assert contents(old)[COPY] == before["pool.json"]
+
+
+def test_the_page_shows_what_happens_to_a_pool_of_format_1(old: Path, tmp_path: Path) -> None:
+    """Every command of the passage is run, and says what the page says."""
+    page = (ROOT / "docs" / "pools.md").read_text()
+    (shown,) = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    old.rename(tmp_path / "pool")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "hilora").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hilora "$@"\n')
+    (tmp_path / "bin" / "hilora").chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    said = ""
+    for command in re.findall(r"^\$ (.*)$", shown, re.MULTILINE):
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        )
+        said += f"$ {command}\n{done.stdout}"
+    assert said == shown
+    assert "gamma" in (tmp_path / "listed.txt").read_text()
 
 
 def test_a_pool_goes_back_to_format_1_by_its_copy(old: Path, embedder: Any, tiny: Any, older: Any) -> None:
