@@ -10,6 +10,7 @@ import pytest
 from hilora.errors import InputError, UnknownNameError
 from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.evaluate.settings import SETTINGS, Case, make_cases, seen_tasks
+from hilora.evaluate.statistics import task_seed
 
 TASKS = {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "c1": "c"}
 ROWS = [Row(f"{t}/{n}", t, c, f"{t} {n}", "x", ("exact_match",)) for t, c in TASKS.items() for n in range(2)]
@@ -18,6 +19,12 @@ ADAPTERS = ["a1", "a2", "a3", "b1", "b2", "c1", "else"]
 
 def usable(case: Case) -> set[str]:
     return set(ADAPTERS) - set(case.deny)
+
+
+def test_seeds_of_tasks_and_clusters_are_those_of_the_committed_rows() -> None:
+    """Halves and intervals are drawn by them."""
+    found = [task_seed(seed, name) for seed, name in ((0, "arc_easy"), (3, "arc_easy"), (0, "\ud800"))]
+    assert found == [8667399168001085059, 11553303341637518448, 2071304730650545209]
 
 
 def test_iid_masks_nothing_and_ood_the_rows_own_adapter() -> None:
