@@ -13,9 +13,9 @@ from typing import NamedTuple
 SHORT = 8
 """Most words of a message that is not routed on alone."""
 LETTERS = 6
-"""Most characters for each of these words: an unbroken string has few words, and is something to work on."""
+"""Characters that it may have for each of these words: an unbroken string has few words, and is a task of its own."""
 NUMBERS = 1
-"""Most numbers in it: a sum is a task of its own."""
+"""Most numbers in it: a sum is a task of its own, too."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 _WORDS = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")  # Thai, Lao, Burmese, Khmer, Japanese and Chinese

@@ -83,8 +83,8 @@ On the second half:
 
 {setup["follow_ups"]} follow-ups ("yes, go on") for either half. Right is the adapter of the prompt that they
 follow; for "{SWITCHED}", that of the last message. A message is short if it has at most so many words, {LETTERS}
-times as many characters, and {NUMBERS} number (`hilora/base/turns.py`). Chosen is the largest limit that loses at most
-{100 * HARM:.0f} % of the messages of another task.
+times as many characters, and {NUMBERS} number (`hilora/base/turns.py`). Chosen is the largest limit that loses at
+most {100 * HARM:.0f} % of the messages of another task.
 
 {limit_table(chats, limit)}
 On the second half, routed on so many of the last user messages:
