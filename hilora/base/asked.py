@@ -16,7 +16,7 @@ from hilora.base.embed import Embedder
 from hilora.base.encoders import Span
 from hilora.base.prompts import Prompt, query_texts, query_turns
 
-HEAD, TAIL = 1 / 4, 3 / 4
+HEAD, TAIL = 1 / 2, 1 / 2
 """Shares of what the embedder reads that are kept of a text that is too long."""
 SPARE = 4
 """Tokens that are kept free, since a word that is cut may be read as more of them."""

@@ -2,17 +2,17 @@
 
 A prompt is a text, or chat messages as `[{"role": "user", "content": "..."}]`. The base model's chat
 template is applied (one user turn for a text; see `chat`); where it has none, the text goes in as it is. The router
-sees only raw text: the last user message, and where that is short the ones before it, back to a full one.
+sees only raw text: the last user message, and where that is short those before it (see `turns`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hilora.base.chat import render
+from hilora.base.turns import num_routed_on, size_of
 from hilora.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,17 +23,12 @@ Prompt = str | Messages
 Prompts = Sequence[Prompt]
 Names = Sequence[str] | Sequence[Sequence[str]] | None
 """Adapter names: one list for all prompts, or one list per prompt."""
-SHORT = 8
-"""Words of a user message that is too short to be routed on alone, such as "yes, go on", if there is one before it.
-Chosen by `reproduce/selection/turns.py`."""
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")  # Thai, Lao, Burmese, Khmer, Japanese and Chinese
 UNBOUNDED = 10**9
 """A context that a config says to be this long, or longer, is one without a bound."""
 
 
 def query_text(prompt: Prompt) -> str:
-    """What is routed on: the text itself; of a chat `query_turns`, one a paragraph.
+    """What is routed on: the text itself; of a chat the messages of `query_turns`, one below the other.
 
     Raises:
         InputError: the prompt is empty, has half a character, or is no chat in the expected form.
@@ -42,7 +37,7 @@ def query_text(prompt: Prompt) -> str:
 
 
 def query_turns(prompt: Prompt) -> list[str]:
-    """The user messages that are routed on: the last, and while all of them are short the one before; a text itself.
+    """The user messages that are routed on (`turns.num_routed_on`); a text is one.
 
     Raises:
         InputError: as `query_text`.
@@ -56,13 +51,8 @@ def query_turns(prompt: Prompt) -> list[str]:
         raise InputError("The chat has no message with role 'user' to route on. Add one.")
     if not said[-1].strip():
         raise InputError("The prompt is empty. Give some text to route on and to answer.")
-    first = next((i for i in range(len(said) - 1, 0, -1) if count_words(said[i]) > SHORT), 0)
-    return [said[-1]] if first == len(said) - 1 else [text for text in said[first:] if text.strip()]
-
-
-def count_words(text: str) -> int:
-    """Words of a text; in scripts that put no spaces between words, characters."""
-    return sum(1 for _ in _WORD.finditer(text))
+    said = [text for text in said if text.strip()]
+    return said[-num_routed_on([size_of(text) for text in said]) :]
 
 
 def query_texts(prompts: Sequence[Prompt]) -> list[str]:

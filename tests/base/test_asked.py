@@ -11,7 +11,8 @@ import torch
 from hilora.base import encoders
 from hilora.base.asked import look, shorten
 from hilora.base.embed import Embedder, Remembering
-from hilora.base.prompts import SHORT, count_words, query_text
+from hilora.base.prompts import query_text
+from hilora.base.turns import LETTERS, SHORT, Size, num_routed_on, size_of
 from hilora.errors import InputError
 
 FULL = "Is the second of these two sentences a paraphrase of the first one, or is it not?"
@@ -46,6 +47,12 @@ def test_a_full_last_message_is_routed_on_alone() -> None:
     assert query_text(chat(OTHER, "why?", "word " * (SHORT + 1))) == "word " * (SHORT + 1)
 
 
+@pytest.mark.parametrize("task", ["12 + 34 = ?", "Segment: " + "thecatsatonthemat" * 3, "x" * (LETTERS * SHORT + 1)])
+def test_a_sum_or_an_unbroken_string_is_a_task_of_its_own(task: str) -> None:
+    assert query_text(chat(FULL, task)) == task
+    assert query_text(chat(FULL, "and number 2?")) == f"{FULL}\nand number 2?"
+
+
 @pytest.mark.parametrize("text", [*SHORT_ONES, FULL, "  as it\n is "])
 def test_what_stands_alone_is_routed_on_as_it_is(text: str) -> None:
     assert query_text(text) == query_text([{"role": "user", "content": text}]) == text
@@ -70,7 +77,19 @@ def test_blank_messages_in_between_are_no_part_of_it() -> None:
     ],
 )
 def test_words_are_counted_in_every_script(text: str, words: int) -> None:
-    assert count_words(text) == words
+    assert size_of(text).words == words
+
+
+def test_numbers_are_counted_whole() -> None:
+    assert size_of("3.5 times 1,000, then 7.").numbers == 3
+    assert size_of(" a b\n") == Size(2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [([20, 3], 2), ([20, 30], 1), ([20, 30, 1], 2), ([1, 1, 1], 3), ([9], 1), ([1], 1)]
+)
+def test_chats_are_looked_back_to_a_full_message(words: list[int], count: int) -> None:
+    assert num_routed_on([Size(n, n, 0) for n in words]) == count
 
 
 def test_a_text_that_fits_is_left_as_it_is(reader: Embedder) -> None:
