@@ -25,10 +25,10 @@ def test_an_answer_to_a_short_message_says_with_what_it_was_routed(
     assert (
         [choice.name for choice in together.choices][:1] == [choice.name for choice in alone.choices][:1] == ["beta"]
     )
-    stream = router.stream(CHAT, max_new_tokens=2)
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            assert end.value == together
-            break
+    whole: list[Any] = []
+
+    def kept() -> Any:
+        whole.append((yield from router.stream(CHAT, max_new_tokens=2)))
+
+    assert "".join(kept()) == together.text
+    assert whole == [together]
