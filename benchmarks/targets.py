@@ -177,6 +177,7 @@ def throughput_table(lines: Sequence[Line]) -> str:
     first = (MAIN, PEFT)
     for line in sorted(lines, key=lambda line: first.index(line["case"]) if line["case"] in first else len(first)):
         alone = ", one thread" if line["threads"] == 1 else ""
+        alone += f" ({line['device']})" if line["device"] != lines[0]["device"] else ""
         for one in (name for name in ("hilora", "pinned") if name in line["seconds"]):
             cells = [ratio(line, one, "base", part) for part in ("whole", "prefill", "decode")]
             for other in ("peft_single", "peft_mixed", "peft_arrow"):
