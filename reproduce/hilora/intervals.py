@@ -60,9 +60,10 @@ def averages(old: Mapping[str, Summary], new: Mapping[str, Summary]) -> str:
     rows = []
     for method, s in new.items():
         one, two = old[method].average, s.average
-        factor = (two.high - two.low) / (one.high - one.low)
+        width = one.high - one.low
+        factor = f"{(two.high - two.low) / width:.1f}" if width else "-"
         ends = (f"{each.low:.1f} to {each.high:.1f}" for each in (one, two))
-        rows.append((method, f"{two.value:.1f}", *ends, f"{factor:.1f}"))
+        rows.append((method, f"{two.value:.1f}", *ends, factor))
     return markdown_table(("method", "average", "of rows", "of prompts", "times as wide"), rows)
 
 

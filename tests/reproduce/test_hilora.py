@@ -102,6 +102,11 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     assert "| hilora |" in text
     assert f"| {runs[0].name} ({runs[0].settings[0]}) |" in text.split("## Time")[1]
     assert "nan" not in text
+    if name == "hilora":
+        scripts.run(scripts.load("reproduce/hilora/intervals.py"), "--rows", rows, "--out", tmp_path)
+        text = (tmp_path / "intervals.md").read_text()
+        assert "## within, all tasks: 32 rows of 8 prompts" in text
+        assert "nan" not in text
 
 
 @pytest.mark.parametrize(
