@@ -26,7 +26,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# an hour or so; leaves what it found in mutants/
+# long: some tests once for every changed expression; leaves what it found in mutants/
 mutants: .venv/.dev
 	$(PIP) --constraint constraints.txt --editable '.[default,dev,mutants]'
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
