@@ -23,11 +23,12 @@ from hilora.base.padding import pad_batch
 from hilora.base.rows import BROKEN, some_tokens
 from hilora.engine.attach import carrying
 from hilora.engine.batching import Batching
-from hilora.engine.cache import CACHE, Growing
-from hilora.engine.ended import When
-from hilora.engine.stages import can_stage, generate_staged
+from hilora.engine.cache import CACHE
+from hilora.engine.loop import Loop
+from hilora.engine.rectangle import Held
+from hilora.engine.request import Request
 
-CUT_BY_ROW = (DynamicLayer, DynamicSlidingWindowLayer, Growing, getattr(cache_utils, "DummyLayer", DynamicLayer))
+CUT_BY_ROW = (DynamicLayer, DynamicSlidingWindowLayer, Held, getattr(cache_utils, "DummyLayer", DynamicLayer))
 """Layers of a cache that hold keys and values alone, row by row, or nothing."""
 RECURRENT = tuple(each for name, each in vars(cache_utils).items() if name.startswith("LinearAttention"))
 """Layers that hold a state of each row, too."""
@@ -104,16 +105,23 @@ class Probe:
         return self.run(range(len(LENGTHS)))
 
     def open(self) -> list[Tensor]:
-        """All rows, padded, in stages: the long one leaves after its first token."""
-        options = {"max_new_tokens": NEW, "pad_token_id": self.fill}
-        if not can_stage(self.model, options):
-            raise NotImplementedError
-        heard = _Heard(self.model, CUT_BY_ROW)
-        given = {"logits_processor": [_Given([iter(answer) for answer in self.answers])]}
-        leaves = self.answers[0][0]
-        ids, mask = self._padded(range(len(LENGTHS)))
-        generate_staged(heard, ids, mask, options | given, heard.serve, When(lambda new: new[0] == leaves))
-        return [heard.logits(row) for row in self.short]
+        """Rows that come and go: the long one leaves after its first token, the last one joins then."""
+        self.run([0], CUT_BY_ROW)  # a cache of another kind is refused here
+        loop, picks = Loop(self.model, self.fill), [_Told(answer) for answer in self.answers]
+        loop.most = len(LENGTHS)
+        asked = [
+            Request(prompt, NEW if row else 1, _Endless(), pick, _Alone())
+            for row, (prompt, pick) in enumerate(zip(self.prompts, picks, strict=True))
+        ]
+        loop.waiting.extend(asked[:-1])
+        loop.step()
+        loop.waiting.append(asked[-1])
+        while loop.busy:
+            loop.step()
+        for request in asked:
+            if request.error is not None:
+                raise request.error
+        return [torch.stack(picks[row].heard) for row in self.short]
 
     def same(self, got: Sequence[Tensor], alone: Sequence[Tensor], most: float = 0.0) -> bool:
         """Whether a run of all rows gave the short ones the logits that they have alone, but for rounding.
@@ -134,9 +142,9 @@ class Probe:
             return off <= most
         return off <= 2 * _off(self.run([row, row])[0], alone)  # what a second row does by rounding, without padding
 
-    def run(self, rows: Sequence[int]) -> list[Tensor]:
-        """Some of the rows, to their end."""
-        heard = _Heard(self.model, (*CUT_BY_ROW, *RECURRENT) if len(rows) > 1 else None)
+    def run(self, rows: Sequence[int], layers: Sequence[type] | None = None) -> list[Tensor]:
+        """Some of the rows, to their end; the cache's layers are of these kinds, or it is refused."""
+        heard = _Heard(self.model, layers or ((*CUT_BY_ROW, *RECURRENT) if len(rows) > 1 else None))
         ids, mask = self._padded(rows)
         heard.serve(rows)
         heard.generate(
@@ -166,6 +174,42 @@ class _Given(LogitsProcessor):
         """Scores (row, vocabulary) whose largest entry is the given token's."""
         tokens = torch.tensor([next(stream) for stream in self.streams], device=scores.device)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0)
+
+
+class _Told:
+    """Picks given tokens, and keeps the raw logits."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens, self.heard = list(tokens), list[Tensor]()
+
+    def is_plain(self, count: int) -> bool:
+        """Never: it wants to see them all."""
+        return False
+
+    def __call__(self, request: Request, logits: Tensor) -> int:
+        """The next of the given ones."""
+        self.heard.append(logits)
+        return self.tokens[len(request.new)]
+
+
+class _Alone:
+    """Nothing serves but the base model."""
+
+    def __call__(self, requests: Sequence[Request]) -> AbstractContextManager[object]:
+        """The model as it is."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Endless:
+    """Reads an answer that nothing ends."""
+
+    ended = False
+
+    def feed(self, token: int) -> None:
+        """Nothing to know of it."""
 
 
 class _Heard:

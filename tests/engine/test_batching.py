@@ -20,7 +20,6 @@ from hilora.base.modules import linear_shapes
 from hilora.base.rows import Order, alike, orders, some_tokens
 from hilora.engine.attach import attach
 from hilora.engine.batching import Batching
-from hilora.engine.cache import CACHE
 from hilora.engine.probe import batching_of
 from hilora.errors import InputError, ModelError
 
@@ -134,7 +133,7 @@ def test_a_batch_from_which_a_row_ends_early_answers_as_each_prompt_alone(build:
         assert [a.text for a in own] == [a.text for a in several[2 * row : 2 * row + 2]]
 
 
-def test_only_an_open_base_runs_in_stages_and_rows_that_must_be_alone_are(build: Any, monkeypatch: Any) -> None:
+def test_rows_of_an_open_base_join_and_rows_that_must_be_alone_are(build: Any, monkeypatch: Any) -> None:
     for kind, expected in CLASSES.items():
         router = build(kind)
         assert router.batching == expected
@@ -142,19 +141,14 @@ def test_only_an_open_base_runs_in_stages_and_rows_that_must_be_alone_are(build:
         original = router.model.generate
 
         def generate(original: Any = original, ran: Any = ran, **options: Any) -> Any:
-            ran.append(
-                (len(options["input_ids"]), options.get(CACHE) is not None, bool(options["attention_mask"].all()))
-            )
+            ran.append((len(options["input_ids"]), bool(options["attention_mask"].all())))
             return original(**options)
 
         monkeypatch.setattr(router.model, "generate", generate)
         router.generate(PROMPTS, labels=LABELS, max_new_tokens=3)
         monkeypatch.setattr(router.model, "generate", original)
-        if expected == "alone":
-            assert ran == [(1, False, True)] * len(PROMPTS)
-        else:
-            assert ran[0] == (len(PROMPTS), False, False)
-            assert any(again for _, again, _ in ran) == (expected == "open")
+        whole = {"alone": [(1, True)] * len(PROMPTS), "closed": [(len(PROMPTS), False)], "open": []}
+        assert ran == whole[expected]
 
 
 def test_the_class_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -185,7 +179,7 @@ def test_a_model_that_carries_a_plan_is_not_probed(build: Any) -> None:
     model = copy.deepcopy(router.model)
     routed = router.planner.route(PROMPTS, labels=LABELS)
     plan = router.planner.plan(routed, range(4))
-    sites = router._stack(plan, routed.source)
+    sites = router.lanes.bank.sites_of(plan, routed.source)
     with attach(model, sites, plan, router.planner.method.gate), pytest.raises(ModelError, match="carries a plan"):
         batching_of(model, 0)
 

@@ -50,7 +50,7 @@ def steps(router: HiLoRA) -> Iterator[Steps]:
 
 
 def streams() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "hilora stream"]
+    return [thread for thread in threading.enumerate() if thread.name == "hilora engine"]
 
 
 def nothing_is_left(router: HiLoRA) -> bool:
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_a_stream_at_the_next_token(router: HiLoRA, steps: Steps) ->
 
 def test_ctrl_c_ends_a_stream_that_waits_for_its_turn(router: HiLoRA, steps: Steps) -> None:
     pieces = router.stream(PROMPT, **FREE)
-    with router._lock:
+    with router.lanes.engine.alone():
         timer = threading.Timer(0.3, interrupt)
         timer.start()
         with pytest.raises(KeyboardInterrupt):
