@@ -30,7 +30,8 @@ from hilora.base.prompts import (
 )
 from hilora.engine.attachment import check_form
 from hilora.engine.batching import Batching
-from hilora.engine.lanes import Call, Lanes
+from hilora.engine.call import Call
+from hilora.engine.lanes import Lanes
 from hilora.engine.sampling import check_one_answer, check_request
 from hilora.engine.stream import Pieces
 from hilora.errors import InputError, ModelError
@@ -58,6 +59,8 @@ class HiLoRA:
         packed: lay the weights of modules that read the same input into one block, where adapters change one of them:
             faster, and the model's parameters become views of these blocks.
         form: how deltas are worked out (`attachment.FORMS`): "fast", or "plain", by `compose.delta.plain` alone.
+        kv_memory: for the keys and values of all prompts at once, in bytes or as "2GB"; prompts wait for room.
+            Default: half of the memory that is free.
 
     Raises:
         MismatchError: the pool was made for another base model.
@@ -73,6 +76,7 @@ class HiLoRA:
         *,
         packed: bool = False,
         form: str = "fast",
+        kv_memory: int | str | None = None,
     ) -> None:
         check_form(form, packed)
         if model.training:
@@ -82,7 +86,7 @@ class HiLoRA:
         self.tokenizer: Any = tokenizer
         self.planner = planner
         self.memory: Memory = Memory() if planner.memory is None else planner.memory
-        self.lanes = Lanes(model, tokenizer, planner, self.memory, form=form, packed=packed)
+        self.lanes = Lanes(model, tokenizer, planner, self.memory, form=form, packed=packed, kv_memory=kv_memory)
 
     def __repr__(self) -> str:
         pool, method = self.planner.pool, self.planner.method.name
@@ -102,6 +106,7 @@ class HiLoRA:
         adapter_memory: int | str = LIMIT,
         packed: bool | None = None,
         form: str = "fast",
+        kv_memory: int | str | None = None,
         **method_options: Any,
     ) -> HiLoRA:
         """Load a base model and a pool.
@@ -118,6 +123,7 @@ class HiLoRA:
             packed: lay weights of modules that read the same input into one block, which is faster; no value changes.
                 Default: where the model is loaded here, not where it is yours.
             form: "fast", or "plain": the one equation as it stands, for comparison.
+            kv_memory: for the keys and values of all prompts at once; default: half of what is free.
             method_options: options of the method, e.g. gamma=0.4.
 
         Raises:
@@ -132,10 +138,17 @@ class HiLoRA:
         planner = Planner(opened, built, embedder, memory, torch.float32 if exact else None)
         if base is None or isinstance(base, str):
             model, own = load_base(base or opened.base.name, dtype=dtype, device_map=device_map)
-            return cls(model, tokenizer or own, planner, packed=packed is not False and form == "fast", form=form)
+            return cls(
+                model,
+                tokenizer or own,
+                planner,
+                packed=packed is not False and form == "fast",
+                form=form,
+                kv_memory=kv_memory,
+            )
         if tokenizer is None:
             raise InputError("A loaded model needs its tokenizer: pass tokenizer=...")
-        return cls(base, tokenizer, planner, packed=bool(packed), form=form)
+        return cls(base, tokenizer, planner, packed=bool(packed), form=form, kv_memory=kv_memory)
 
     def generate(
         self,

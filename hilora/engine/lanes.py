@@ -6,51 +6,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import Any
 
+import psutil
+import torch
 from torch import Tensor
 
-from hilora.base.answers import Answer, Reading
-from hilora.base.models import first_line
+from hilora.base.answers import Answer, Ends
 from hilora.base.modules import placements
 from hilora.base.padding import pad_batch
 from hilora.base.prompts import pad_id
 from hilora.base.rows import Order, orders, rows_apart
-from hilora.engine.asked import can_join, pick_of
-from hilora.engine.bank import Bank, row_plans
-from hilora.engine.batching import Batching, ServeRows, generate_whole
-from hilora.engine.ended import row_ends
-from hilora.engine.pick import draw_key
+from hilora.engine.asked import can_join
+from hilora.engine.bank import Bank
+from hilora.engine.batching import Batching, ServeRows
+from hilora.engine.call import Call
+from hilora.engine.closed import run_whole
+from hilora.engine.joining import join_rows
+from hilora.engine.pick import Pick
 from hilora.engine.probe import batching_of
+from hilora.engine.rectangle import ROOM
 from hilora.engine.request import Request
-from hilora.engine.sampling import SeededSampling, split_sampling
-from hilora.engine.thread import Job, Work, drive, engine_of
+from hilora.engine.thread import engine_of
 from hilora.errors import InputError
 from hilora.planner import Planner, Routed
-from hilora.pool.memory import Memory
+from hilora.pool.memory import Memory, parse_bytes
 from hilora.types import Choice, Completion
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one call asks for."""
-
-    routed: Routed
-    encoded: Mapping[int, Sequence[int]]  # of each row: its prompt's tokens
-    seed: int
-    stops: Sequence[str]
-    options: Mapping[str, Any]  # of generation, `max_new_tokens` among them
-    events: SimpleQueue[Any] = field(default_factory=SimpleQueue)  # where what has ended comes
-    see: Callable[[Reading], None] | None = None  # somebody reads the answer as it comes
-
-    @property
-    def copies(self) -> int:
-        """Answers to each prompt."""
-        return int(self.options.get("num_return_sequences") or 1)
 
 
 class Lanes:
@@ -59,14 +42,26 @@ class Lanes:
     Args:
         model, tokenizer, planner, memory: its own.
         form, packed: how deltas are worked out.
+        kv_memory: bytes for keys and values of all prompts at once, as for `parse_bytes`; one budget for a model,
+            whoever asks; default: half of what is free when it is first asked for.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, planner: Planner, memory: Memory, *, form: str, packed: bool
+        self,
+        model: Any,
+        tokenizer: Any,
+        planner: Planner,
+        memory: Memory,
+        *,
+        form: str,
+        packed: bool,
+        kv_memory: int | str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.planner, self.memory = model, tokenizer, planner, memory
         self.fill = pad_id(tokenizer)
         self.engine = engine_of(model, self.fill)
+        if kv_memory is not None or self.engine.loop.memory == float("inf"):
+            self.engine.loop.memory = spare_memory(model.device) if kv_memory is None else parse_bytes(kv_memory)
         self.bank = Bank(model, planner.method.gate, placements(model), memory, form, packed)
         self._batching: Batching | None = None
 
@@ -76,6 +71,9 @@ class Lanes:
         if self._batching is None:
             with self.engine.alone():
                 self._batching = batching_of(self.model, self.fill)
+                if self._batching is Batching.OPEN and not self.engine.loop.per_token:
+                    token = Request([self.fill], 1, Ends(self.tokenizer, ()).read(()), Pick(), self.bank)
+                    self.engine.loop.weigh(token)
         return self._batching
 
     def answers(self, call: Call, rows: Sequence[int], at_once: int) -> Iterator[Any]:
@@ -99,125 +97,32 @@ class Lanes:
             and can_join(call.options, self.model.generation_config)
             and not self._is_mixed(call.routed)
         )
+        if joins:
+            self._check_memory(call, asked)
         self.engine.loop.most = max(at_once, self.engine.loop.most if self.engine.loop.busy else 0)
-        lane = self._joining if joins else self._closed
-        yield from lane(call, asked, at_once)
+        lane = join_rows if joins else run_whole
+        yield from lane(self, call, asked, at_once)
+
+    def _check_memory(self, call: Call, rows: Sequence[int]) -> None:
+        """Refuse what would never fit.
+
+        Raises:
+            InputError: a prompt whose keys and values take more memory than there is for all.
+        """
+        loop = self.engine.loop
+        longest = max(len(call.encoded[row]) for row in rows)
+        needed = (longest + int(call.options["max_new_tokens"]) + ROOM) * loop.per_token
+        if needed > loop.memory:
+            raise InputError(
+                f"A prompt of {longest} tokens with up to {call.options['max_new_tokens']} new ones takes "
+                f"{needed / 1e6:.0f} MB of keys and values, and all prompts together may take "
+                f"{loop.memory / 1e6:.0f} MB. Raise kv_memory, shorten the prompt, or ask for fewer tokens."
+            )
 
     def _is_mixed(self, routed: Routed) -> bool:
         """Whether a module that adapters may change cannot tell the rows of a batch apart."""
         found = orders(self.model)
         return routed.route is not None and any(order is Order.MIXED for order in found.values())
-
-    # --- the joining lane
-
-    def _joining(self, call: Call, rows: Sequence[int], at_once: int) -> Iterator[Any]:
-        left: dict[int, list[Request]] = {}
-        of: dict[Request, tuple[int, tuple[Choice, ...]]] = {}
-
-        def works() -> Iterator[Work]:
-            for start in range(0, len(rows), at_once):
-                for row, choices, requests in self._requests(call, rows[start : start + at_once]):
-                    left[row] = list(requests)
-                    for request in requests:
-                        of[request] = row, choices
-                        yield request
-
-        made: dict[int, list[Request]] = {}
-        for event in drive(self.engine, works(), at_once * call.copies, call.events):
-            if not isinstance(event, Request):
-                yield event
-                continue
-            row, choices = of.pop(event)
-            made.setdefault(row, []).append(event)
-            if len(made[row]) == call.copies:
-                del made[row]
-                yield row, [self._completion(call, row, r.says.answer(), choices) for r in left.pop(row)]
-
-    def _requests(self, call: Call, rows: Sequence[int]) -> Iterator[tuple[int, tuple[Choice, ...], list[Request]]]:
-        """Each row with why it is served as it is, and a request for each of its answers."""
-        routed, defaults = call.routed, self.model.generation_config
-        options, sampling = split_sampling(dict(call.options), defaults)
-        ending = row_ends(self.model, self.tokenizer, call.stops, options, 0)
-        plans: list[Any] = [None] * len(rows)
-        choices: list[tuple[Choice, ...]] = [()] * len(rows)
-        if routed.route is not None:
-            plan = self.planner.plan(routed, rows, call.seed)
-            plans, choices = row_plans(plan, routed.source), self.planner.choices(routed, rows, plan)
-        see = call.see
-        for row, plan, why in zip(rows, plans, choices, strict=True):
-            text = routed.texts[row]
-            picks = [
-                pick_of(call.options, defaults, sampling, sorted(ending.ends.tokens), call.seed, text, answer)
-                for answer in range(call.copies)
-            ]
-            yield (
-                row,
-                why,
-                [
-                    Request(
-                        call.encoded[row],
-                        call.options["max_new_tokens"],
-                        ending.ends.read(()),
-                        pick,
-                        self.bank,
-                        plan,
-                        on_token=None if see is None else lambda request: see(request.says),
-                    )
-                    for pick in picks
-                ],
-            )
-
-    # --- the closed lane
-
-    def _closed(self, call: Call, rows: Sequence[int], at_once: int) -> Iterator[Any]:
-        found: dict[Job, list[tuple[int, list[Completion]]]] = {}
-
-        def works() -> Iterator[Work]:
-            for start in range(0, len(rows), at_once):
-                batch = rows[start : start + at_once]
-                job = Job(lambda job, batch=batch: found.__setitem__(job, self._whole(call, batch, job)))  # type: ignore[misc]
-                yield job
-
-        for event in drive(self.engine, works(), 1, call.events):
-            if isinstance(event, Job):
-                yield from found.pop(event)
-            else:
-                yield event
-
-    def _whole(self, call: Call, rows: Sequence[int], job: Job) -> list[tuple[int, list[Completion]]]:
-        """Answers of one batch; in the engine's thread."""
-        ids, mask = self.padded([list(call.encoded[row]) for row in rows])
-        kwargs, sampling = split_sampling(dict(call.options), self.model.generation_config)
-        answers = call.copies
-        if sampling is not None:
-            keys = [draw_key(call.seed, call.routed.texts[r], n) for r in rows for n in range(answers)]
-            kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or ()), SeededSampling(keys, **sampling)]
-            if answers > 1:  # greedy search returns one answer per row, so the rows are multiplied here
-                kwargs.pop("num_return_sequences")
-                ids, mask = ids.repeat_interleave(answers, 0), mask.repeat_interleave(answers, 0)
-        if kwargs.get("pad_token_id") is None:
-            kwargs["pad_token_id"] = self.fill
-        ending = row_ends(self.model, self.tokenizer, call.stops, kwargs, ids.shape[1])
-        ending.wanted, ending.see = lambda: not job.cancelled, call.see
-        copies = len(ids) // len(rows)
-        serve, choices, apart = self.planned(call.routed, rows, call.seed)
-        try:
-            new = generate_whole(
-                self.model,
-                ids,
-                mask,
-                kwargs,
-                lambda live: serve([place // copies for place in live]),
-                ending,
-                alone=apart or self._batching is Batching.ALONE,
-            )
-        except ValueError as error:  # transformers' own checks of options that do not go together
-            raise InputError(f"The generation options do not fit together: {first_line(error)}") from error
-        said = [ending.answer(tokens, row) for row, tokens in enumerate(new.tolist())]
-        return [
-            (row, [self._completion(call, row, answer, why) for answer in said[p * answers : (p + 1) * answers]])
-            for p, (row, why) in enumerate(zip(rows, choices, strict=True))
-        ]
 
     def padded(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask (batch, seq) of prompts, as the model reads them."""
@@ -225,7 +130,8 @@ class Lanes:
         ids, mask = pad_batch(encoded, self.fill, left=left)
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _completion(self, call: Call, row: int, answer: Answer, why: tuple[Choice, ...]) -> Completion:
+    def completion(self, call: Call, row: int, answer: Answer, why: tuple[Choice, ...]) -> Completion:
+        """An answer, and why it came out as it did."""
         asked, note = len(call.encoded[row]), call.routed.notes[row]
         return Completion(
             answer.text, answer.finish_reason, why, self.planner.method.name, asked, answer.tokens, note
@@ -244,3 +150,10 @@ class Lanes:
             self.planner.choices(routed, rows, plan),
             rows_apart(self.model, sites, plan),
         )
+
+
+def spare_memory(device: torch.device) -> int:
+    """Half of the bytes that are free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return int(psutil.virtual_memory().available) // 2

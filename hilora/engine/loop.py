@@ -81,13 +81,23 @@ class Loop:
         """Of all keys and values."""
         return sum(batch.held.num_bytes for batch in self._all())
 
+    @torch.inference_mode()
+    def weigh(self, one: Request) -> None:
+        """Find out how many bytes the keys and values of a token take, by reading one, while nothing runs."""
+        batch = Batch([one], Rectangle(self.layers, (1, 1)))
+        batch.held.open(1)
+        self._forward(batch, [one.ids[:1]])
+        rows, columns = batch.held.size
+        self.per_token = batch.held.num_bytes // (rows * columns)
+
     def step(self) -> None:
         """Everybody's next."""
         self.release()
         self.admit()
-        if self.reading:
-            self._guarded(self.reading, self._read)
-        else:
+        reads = self.reading
+        if reads:
+            self._guarded(reads, self._read)
+        if not reads or self.reading or self._is_followed:  # else what is read next steps with the others
             for batch in self.batches:
                 self._guarded(batch, self._step)
         self.release()
@@ -132,6 +142,11 @@ class Loop:
                 batch.rows, batch.idle = [batch.rows[was] for was in batch.held.leave(gone)], 0
             batch.idle += bool(gone)
         self.batches = [batch for batch in self.batches if batch.rows]
+
+    @property
+    def _is_followed(self) -> bool:
+        """Whether somebody reads an answer as it comes."""
+        return any(request.on_token for batch in self.batches for request in batch.rows)
 
     def _all(self) -> list[Batch]:
         return [*self.batches, *filter(None, [self.reading])]
