@@ -12,10 +12,10 @@ from torch import nn
 from hilora.base.rows import Order, orders, plan_at, sites_of
 from hilora.compose.delta import Gate
 from hilora.engine.attach import attach, carrying, plan_on
+from hilora.engine.batching import ServeRows
 from hilora.engine.forms import Forms
 from hilora.engine.packed import Packed, pack_weights
 from hilora.engine.siblings import Beside, Together
-from hilora.engine.stages import Serve
 from hilora.engine.steps import StepForms
 from hilora.errors import InputError, UnknownNameError
 from hilora.types import Plan, Site
@@ -85,7 +85,7 @@ def _groups(sites: Mapping[str, Site]) -> list[list[str]]:
     return list(groups.values())
 
 
-def serve_fast(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate, packed: bool) -> Serve:
+def serve_fast(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate, packed: bool) -> ServeRows:
     """Rows of a plan -> the model under their part of it, in the forms that cost least."""
     packs = pack_weights(model, sites) if packed else ()
 
@@ -96,12 +96,12 @@ def serve_fast(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Ga
     return lambda places: attachment(tuple(places))()
 
 
-def serve_plain(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate, packed: bool) -> Serve:
+def serve_plain(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate, packed: bool) -> ServeRows:
     """The same by the equation as it stands."""
     return lambda places: attach(model, sites, plan.take(places), gate)
 
 
-FORMS: dict[str, Callable[[nn.Module, Mapping[str, Site], Plan, Gate, bool], Serve]] = {
+FORMS: dict[str, Callable[[nn.Module, Mapping[str, Site], Plan, Gate, bool], ServeRows]] = {
     "fast": serve_fast,
     "plain": serve_plain,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from transformers import StoppingCriteria
 
 from hilora.base.answers import Answer, Ends, Reading
 from hilora.base.prompts import as_texts
-from hilora.engine.stream import Follow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +22,7 @@ class RowEnds(StoppingCriteria):
     Args:
         ends: what ends them.
         start: where the answers begin, in tokens; all rows begin at one place.
-        others: criteria of the caller's, which end rows, too; a `Follow` is shown the first row.
+        others: criteria of the caller's, which end rows, too.
         in_place: no beams: a row is always the same one.
     """
 
@@ -31,8 +30,9 @@ class RowEnds(StoppingCriteria):
 
     def __init__(self, ends: Ends, start: int, others: Sequence[Any] = (), in_place: bool = True) -> None:
         self.ends, self.start = ends, start
-        self.follow = next((each for each in others if isinstance(each, Follow)), None)
-        self.others = [each for each in others if not isinstance(each, Follow)]
+        self.others = list(others)
+        self.see: Callable[[Reading], None] | None = None  # is shown the first row
+        self.wanted: Callable[[], bool] | None = None  # whether anybody still waits
         self._read: dict[tuple[int, ...], Reading] = {}
         self.in_place = in_place
         self._cut_off: set[tuple[int, tuple[int, ...]]] = set()  # rows that others have ended, with their places
@@ -40,10 +40,17 @@ class RowEnds(StoppingCriteria):
     @property
     def criteria(self) -> list[StoppingCriteria]:
         """Itself; nothing where end tokens are all that ends rows, which transformers sees for itself."""
-        return [self] if self.ends.stops or self.others or self.follow else []
+        return [self] if self._reads or self.wanted else []
+
+    @property
+    def _reads(self) -> bool:
+        return bool(self.ends.stops or self.others or self.see)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """(row,) whether each has ended."""
+        is_over = self.wanted is not None and not self.wanted()
+        if is_over or not self._reads:
+            return torch.full((len(input_ids),), is_over, device=input_ids.device)
         rows = [tuple(row) for row in input_ids[:, self.start :].tolist()]
         self._read = {row: self._longer(row) for row in rows}
         done = torch.tensor([self._read[row].ended for row in rows], device=input_ids.device)
@@ -52,14 +59,9 @@ class RowEnds(StoppingCriteria):
             places = (found & ~done).nonzero().flatten().tolist()
             self._cut_off |= {(self._place(place), rows[place]) for place in places}
             done = done | found
-        if self.follow:
-            self.follow.see(self._read[rows[0]])
-            done = done | self.follow.cancelled
+        if self.see:
+            self.see(self._read[rows[0]])
         return done
-
-    def ended(self, new: Sequence[int]) -> bool:
-        """Whether a row with these new tokens has ended."""
-        return self._of(new).ended
 
     def answer(self, new: Sequence[int], place: int) -> Answer:
         """What a row with these new tokens says; behind its end they do not count."""
@@ -86,24 +88,6 @@ class RowEnds(StoppingCriteria):
         reading = before.fork()
         reading.feed(row[-1])
         return reading
-
-
-class When:
-    """Rows that end by a rule on their new tokens, of which transformers is not told.
-
-    Args:
-        rule: new tokens of a row -> whether it has ended.
-    """
-
-    criteria: ClassVar[list[StoppingCriteria]] = []
-    in_place = True
-
-    def __init__(self, rule: Callable[[Sequence[int]], bool]) -> None:
-        self.rule, self.start = rule, 0
-
-    def ended(self, new: Sequence[int]) -> bool:
-        """Whether a row with these new tokens has ended."""
-        return self.rule(new)
 
 
 def row_ends(

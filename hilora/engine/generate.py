@@ -7,19 +7,17 @@ for answer in router.generate(["...", "..."]):
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from hilora.base.embed import Embedder
-from hilora.base.models import first_line, load_base, parse_dtype
-from hilora.base.modules import placements
-from hilora.base.padding import pad_batch
+from hilora.base.models import load_base, parse_dtype
 from hilora.base.prompts import (
     Names,
     Prompt,
@@ -27,19 +25,15 @@ from hilora.base.prompts import (
     as_texts,
     check_lengths,
     encode_prompts,
-    pad_id,
     query_texts,
     template_id,
 )
-from hilora.base.rows import rows_apart
-from hilora.compose.stack import stack_sites
-from hilora.engine.attachment import FORMS, check_form
-from hilora.engine.batching import Batching, generate_rows
-from hilora.engine.ended import row_ends
-from hilora.engine.probe import batching_of
-from hilora.engine.sampling import SeededSampling, check_one_answer, check_request, split_sampling
-from hilora.engine.stages import Serve, can_stage
-from hilora.engine.stream import follow, turn
+from hilora.engine.attachment import check_form
+from hilora.engine.batching import Batching
+from hilora.engine.call import Call
+from hilora.engine.lanes import Lanes
+from hilora.engine.sampling import check_one_answer, check_request
+from hilora.engine.stream import Pieces
 from hilora.errors import InputError, ModelError
 from hilora.methods import DEFAULT_METHOD
 from hilora.methods.lookup import get_method
@@ -47,9 +41,8 @@ from hilora.planner import Planner, Routed
 from hilora.pool.memory import LIMIT, Memory
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
-from hilora.pool.view import PoolView, Source
-from hilora.route.allocate import row_stream
-from hilora.types import Choice, Completion, Factors, Plan, Site
+from hilora.pool.view import PoolView
+from hilora.types import Choice, Completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +51,7 @@ if TYPE_CHECKING:
 class HiLoRA:
     """A base model that answers each prompt with the adapters that fit it.
 
-    One call runs at a time (others wait): a model carries one plan. Use `from_pretrained`.
+    Any number of threads may ask at once: their prompts share the model step by step. Use `from_pretrained`.
 
     Args:
         model: a transformers model in eval mode; no value of it is ever changed.
@@ -67,6 +60,8 @@ class HiLoRA:
         packed: lay the weights of modules that read the same input into one block, where adapters change one of them:
             faster, and the model's parameters become views of these blocks.
         form: how deltas are worked out (`attachment.FORMS`): "fast", or "plain", by `compose.delta.plain` alone.
+        kv_memory: for the keys and values of all prompts at once, in bytes or as "2GB"; prompts wait for room.
+            Default: half of the memory that is free.
 
     Raises:
         MismatchError: the pool was made for another base model.
@@ -82,6 +77,7 @@ class HiLoRA:
         *,
         packed: bool = False,
         form: str = "fast",
+        kv_memory: int | str | None = None,
     ) -> None:
         check_form(form, packed)
         if model.training:
@@ -91,9 +87,7 @@ class HiLoRA:
         self.tokenizer: Any = tokenizer
         self.planner = planner
         self.memory: Memory = Memory() if planner.memory is None else planner.memory
-        self._placements = placements(model)
-        self._packed, self._form = packed, form
-        self._lock = threading.Lock()
+        self.lanes = Lanes(model, tokenizer, planner, self.memory, form=form, packed=packed, kv_memory=kv_memory)
 
     def __repr__(self) -> str:
         pool, method = self.planner.pool, self.planner.method.name
@@ -114,6 +108,7 @@ class HiLoRA:
         adapter_memory: int | str = LIMIT,
         packed: bool | None = None,
         form: str = "fast",
+        kv_memory: int | str | None = None,
         **method_options: Any,
     ) -> HiLoRA:
         """Load a base model and a pool.
@@ -132,6 +127,7 @@ class HiLoRA:
             packed: lay weights of modules that read the same input into one block, which is faster; no value changes.
                 Default: where the model is loaded here, not where it is yours.
             form: "fast", or "plain": the one equation as it stands, for comparison.
+            kv_memory: for the keys and values of all prompts at once; default: half of what is free.
             method_options: options of the method, e.g. gamma=0.4.
 
         Raises:
@@ -150,10 +146,17 @@ class HiLoRA:
         planner = Planner(opened, built, embedder, memory, torch.float32 if exact else None)
         if base is None or isinstance(base, str):
             model, own = load_base(base or opened.base.name, **loading)
-            return cls(model, tokenizer or own, planner, packed=packed is not False and form == "fast", form=form)
+            return cls(
+                model,
+                tokenizer or own,
+                planner,
+                packed=packed is not False and form == "fast",
+                form=form,
+                kv_memory=kv_memory,
+            )
         if tokenizer is None:
             raise InputError("A loaded model needs its tokenizer: pass tokenizer=...")
-        return cls(base, tokenizer, planner, packed=bool(packed), form=form)
+        return cls(base, tokenizer, planner, packed=bool(packed), form=form, kv_memory=kv_memory)
 
     def generate(
         self,
@@ -179,9 +182,9 @@ class HiLoRA:
             stop: texts that end an answer; they are not part of it.
             allow, deny: adapters to keep to, or to leave out: a list for all prompts, or one per prompt.
             labels: the right adapter of each prompt, for the oracle.
-            batch_size: prompts per forward pass.
+            batch_size: prompts that share a forward pass, at most.
             on_batch: called with (prompts done, prompts in all).
-            on_answers: called with each batch's answers by the prompt's place, long prompts first.
+            on_answers: called with answers by the prompt's place, as they end.
             options: any other generation option of transformers (do_sample, temperature, num_beams,
                 num_return_sequences, repetition_penalty, streamer, ...).
 
@@ -192,36 +195,19 @@ class HiLoRA:
             InputError: an empty or too long prompt, or an option that does not exist; before anything runs.
         """
         listed = as_list(prompts)
-        stops = [*as_texts(stop), *as_texts(options.pop("stop_strings", None))]
-        if labels is not None and len(labels) != len(listed):
-            raise InputError(f"labels name {len(labels)} adapters for {len(listed)} prompts; give one each.")
-        check_request(stops, options, self.model, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        if not listed:
-            return []
-        query_texts(listed)  # refuses what is empty or no chat
-        encoded = encode_prompts(listed, self.tokenizer)
-        check_lengths(encoded, max_new_tokens, self.model.config)
-        routed = self.planner.route(listed, labels=labels, allow=allow, deny=deny)
-
+        call = self._call(
+            listed, max_new_tokens=max_new_tokens, seed=seed, stop=stop, allow=allow, deny=deny, labels=labels,
+            batch_size=batch_size, **options,
+        )  # fmt: skip
         answers: dict[int, list[Completion]] = {}
-        order = sorted(range(len(listed)), key=lambda i: -len(encoded[i]))  # like lengths share a batch
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            found = self.answer_batch(
-                routed,
-                rows,
-                [encoded[r] for r in rows],
-                seed=seed,
-                stops=stops,
-                max_new_tokens=max_new_tokens,
-                **options,
-            )
-            answers.update(batch := dict(zip(rows, found, strict=True)))
+        order = sorted(call.encoded, key=lambda row: -len(call.encoded[row]))  # like lengths are read together
+        for row, found in self.lanes.answers(call, order, batch_size):
+            answers[row] = found
             if on_answers:
-                on_answers(batch)
+                on_answers({row: found})
             if on_batch:
                 on_batch(len(answers), len(listed))
-        return [completion for i in range(len(listed)) for completion in answers[i]]
+        return [completion for row in range(len(listed)) for completion in answers[row]]
 
     def stream(self, prompt: Prompt, **options: Any) -> Generator[str, None, Completion]:
         """Answer one prompt piece by piece; the generator's return value is the completion.
@@ -236,10 +222,19 @@ class HiLoRA:
             InputError: as in `generate`, at the first piece.
         """
         check_one_answer(options, self.model)
-        criteria = options.pop("stopping_criteria", None) or ()
-        return (
-            yield from follow(lambda seen: self.generate([prompt], stopping_criteria=[*criteria, seen], **options)[0])
-        )
+        events: SimpleQueue[Any] = SimpleQueue()
+        whole = Completion("", "length")
+        pieces = Pieces(events.put)
+        call = self._call([prompt], **({"max_new_tokens": 128, "batch_size": 1} | options))
+        for event in self.lanes.answers(replace(call, events=events, see=pieces.see), [0], 1):
+            if isinstance(event, str):
+                yield event
+            else:
+                _, (whole,) = event
+        pieces.give(whole.text)
+        while not events.empty():
+            yield events.get()
+        return whole
 
     @contextmanager
     def attached(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Iterator[list[tuple[Choice, ...]]]:
@@ -247,31 +242,15 @@ class HiLoRA:
 
         Others wait meanwhile. Yields each row's choices.
         """
-        with self._lock:
-            serve, choices, _ = self._planned(routed, rows, seed)
+        with self.lanes.engine.alone():
+            serve, choices, _ = self.lanes.planned(routed, rows, seed)
             with serve(range(len(rows))):
                 yield choices
 
     @property
     def batching(self) -> Batching:
-        """Whether rows run "open", "closed" or "alone" on this base model (`engine.batching`)."""
-        with self._lock:
-            return batching_of(self.model, pad_id(self.tokenizer))
-
-    def _planned(
-        self, routed: Routed, rows: Sequence[int], seed: int
-    ) -> tuple[Serve, list[tuple[Choice, ...]], bool]:
-        """What makes the model serve some of these rows, each row's choices, and whether they have to run one by one.
-
-        The lock must be held.
-        """
-        if routed.route is None:
-            return lambda places: nullcontext(), [() for _ in rows], False
-        plan, gate = self.planner.plan(routed, rows, seed), self.planner.method.gate
-        assert gate is not None
-        sites = self._stack(plan, routed.source)
-        serve = FORMS[self._form](self.model, sites, plan, gate, self._packed)
-        return serve, self.planner.choices(routed, rows, plan), rows_apart(self.model, sites, plan)
+        """How rows may run on this base model: "open", "closed" or "alone" (`engine.batching`)."""
+        return self.lanes.batching
 
     def answer_batch(
         self,
@@ -292,83 +271,31 @@ class HiLoRA:
             encoded: token ids of their prompts.
             seed, stops, max_new_tokens, options: as in `generate`.
         """
-        name, copies = self.planner.method.name, int(options.get("num_return_sequences", 1))
-        asked = [place for place, row in enumerate(rows) if row not in routed.silent]
-        answers: Iterator[list[Completion]] = iter(())
-        if asked:
-            few = [rows[place] for place in asked], [encoded[place] for place in asked]
-            answers = iter(self._answer(routed, *few, seed, stops, max_new_tokens=max_new_tokens, **options))
-        return [
-            [Completion("", "abstain", (), name, len(ids), 0, routed.notes[row])] * copies
-            if row in routed.silent
-            else next(answers)
-            for row, ids in zip(rows, encoded, strict=True)
-        ]
+        known = dict(zip(rows, encoded, strict=True))
+        call = Call(routed, known, seed, stops, options | {"max_new_tokens": max_new_tokens})
+        found = dict(self.lanes.answers(call, rows, len(rows)))
+        return [found[row] for row in rows]
 
-    def _answer(
+    def _call(
         self,
-        routed: Routed,
-        rows: Sequence[int],
-        encoded: Sequence[list[int]],
-        seed: int,
-        stops: Sequence[str],
+        listed: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        seed: int = 0,
+        stop: str | Sequence[str] | None = None,
+        allow: Names = None,
+        deny: Names = None,
+        labels: Sequence[str] | None = None,
         **options: Any,
-    ) -> list[list[Completion]]:
-        """Answers of rows none of which stays unanswered."""
-        ids, mask = self._pad(encoded)
-        kwargs, sampling = split_sampling(options, self.model.generation_config)
-        answers = int(kwargs.get("num_return_sequences", 1))
-        if sampling is not None:
-            streams = [row_stream(seed, routed.texts[r], f"token {n}") for r in rows for n in range(answers)]
-            kwargs["logits_processor"] = [*kwargs.pop("logits_processor", []), SeededSampling(streams, **sampling)]
-            if answers > 1:  # greedy search returns one answer per row, so the rows are multiplied here
-                kwargs.pop("num_return_sequences")
-                ids, mask = ids.repeat_interleave(answers, 0), mask.repeat_interleave(answers, 0)
-        if kwargs.get("pad_token_id") is None:
-            kwargs["pad_token_id"] = pad_id(self.tokenizer)
-        is_staged = can_stage(self.model, kwargs)
-        ending = row_ends(self.model, self.tokenizer, stops, kwargs, ids.shape[1])
-        with turn(self._lock, ending.follow), torch.inference_mode():
-            batching = batching_of(self.model, pad_id(self.tokenizer))
-            serve, choices, apart = self._planned(routed, rows, seed)
-            if apart:
-                batching = Batching.ALONE
-            elif batching is Batching.OPEN and not is_staged:
-                batching = Batching.CLOSED
-            copies = len(ids) // len(rows)
-            try:
-                new = generate_rows(
-                    self.model,
-                    ids,
-                    mask,
-                    kwargs,
-                    lambda live: serve([place // copies for place in live]),
-                    ending,
-                    batching,
-                )
-            except ValueError as error:  # transformers' own checks of options that do not go together
-                raise InputError(f"The generation options do not fit together: {first_line(error)}") from error
-        said = [ending.answer(tokens, row) for row, tokens in enumerate(new.tolist())]
-        name, completions = self.planner.method.name, []
-        for place, (row, why) in enumerate(zip(rows, choices, strict=True)):
-            texts = said[place * answers : (place + 1) * answers]
-            asked, note = len(encoded[place]), routed.notes[row]
-            completions += [[Completion(t.text, t.finish_reason, why, name, asked, t.tokens, note) for t in texts]]
-        return completions
-
-    def _pad(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        left = not self.model.config.is_encoder_decoder
-        ids, mask = pad_batch(encoded, pad_id(self.tokenizer), left=left)
-        return ids.to(self.model.device), mask.to(self.model.device)
-
-    def _stack(self, plan: Plan, source: Source) -> dict[str, Site]:
-        """The plan's adapters stacked site by site, kept for the next batch that uses the same."""
-        contents = [source.entries[i].hash for i in plan.ids]
-        return self.memory.get(
-            f"stack {' '.join(contents)}",
-            lambda: stack_sites([self._factors(source, content) for content in contents], self._placements),
-        )
-
-    def _factors(self, source: Source, content: str) -> Factors:
-        """An adapter's factors, kept for the next batch."""
-        return self.memory.get(content, lambda: source.factors(content))
+    ) -> Call:
+        """What is asked, checked and routed."""
+        stops = [*as_texts(stop), *as_texts(options.pop("stop_strings", None))]
+        if labels is not None and len(labels) != len(listed):
+            raise InputError(f"labels name {len(labels)} adapters for {len(listed)} prompts; give one each.")
+        check_request(stops, options, self.model, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        query_texts(listed)  # refuses what is empty or no chat
+        encoded = encode_prompts(listed, self.tokenizer)
+        check_lengths(encoded, max_new_tokens, self.model.config)
+        routed = self.planner.route(listed, labels=labels, allow=allow, deny=deny)
+        return Call(routed, dict(enumerate(encoded)), seed, stops, options | {"max_new_tokens": max_new_tokens})

@@ -30,11 +30,11 @@ from hilora.base.rows import BROKEN, some_tokens
 from hilora.base.upcast import in_fp32, is_half
 from hilora.engine.attach import carrying
 from hilora.engine.batching import Batching
-from hilora.engine.cache import CACHE, Growing
-from hilora.engine.ended import When
-from hilora.engine.stages import can_stage, generate_staged
+from hilora.engine.cache import CACHE
+from hilora.engine.loop import Loop
+from hilora.engine.request import Request
 
-CUT_BY_ROW = (DynamicLayer, DynamicSlidingWindowLayer, Growing, getattr(cache_utils, "DummyLayer", DynamicLayer))
+CUT_BY_ROW = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DummyLayer", DynamicLayer))
 """Layers of a cache that hold keys and values alone, row by row, or nothing."""
 RECURRENT = tuple(each for name, each in vars(cache_utils).items() if name.startswith("LinearAttention"))
 """Layers that hold a state of each row, too."""
@@ -127,22 +127,31 @@ class Probe:
         tokens = iter(some_tokens(model, sum(LENGTHS) + NEW * len(LENGTHS)))
         self.prompts = [[next(tokens) for _ in range(length)] for length in LENGTHS]
         self.answers = [[next(tokens) for _ in range(NEW)] for _ in LENGTHS]
+        self.uncut = ""  # what a cache that was seen is, or has, that cannot be cut by row
 
     def closed(self) -> list[Tensor]:
         """All rows, padded, to their end."""
         return self.run(range(len(LENGTHS)))
 
     def open(self) -> list[Tensor]:
-        """All rows, padded, in stages: the long one leaves after its first token."""
-        options = {"max_new_tokens": NEW, "pad_token_id": self.fill}
-        if not can_stage(self.model, options):
-            raise NotImplementedError
-        heard = _Heard(self.model, CUT_BY_ROW)
-        given = {"logits_processor": [_Given([iter(answer) for answer in self.answers])]}
-        leaves = self.answers[0][0]
-        ids, mask = self._padded(range(len(LENGTHS)))
-        generate_staged(heard, ids, mask, options | given, heard.serve, When(lambda new: new[0] == leaves))
-        return [heard.logits(row) for row in self.short]
+        """Rows that come and go: the long one leaves after its first token, the last one joins then."""
+        if self.uncut:
+            raise UnknownCache(f"it has a {self.uncut}")
+        loop, picks, serve = Loop(self.model, self.fill), [_Told(answer) for answer in self.answers], _Alone()
+        loop.most = len(LENGTHS)
+        asked = [
+            Request(prompt, NEW if row else 1, _Endless(), pick, serve)
+            for row, (prompt, pick) in enumerate(zip(self.prompts, picks, strict=True))
+        ]
+        loop.waiting.extend(asked[:-1])
+        loop.step()
+        loop.waiting.append(asked[-1])
+        while loop.busy:
+            loop.step()
+        for request in asked:
+            if request.error is not None:
+                raise request.error
+        return [torch.stack(picks[row].heard) for row in self.short]
 
     def same(self, got: Sequence[Tensor], alone: Sequence[Tensor], most: float = 0.0) -> bool:
         """Whether a run of all rows gave the short ones the logits that they have alone, but for rounding.
@@ -164,7 +173,7 @@ class Probe:
         return off <= 2 * _off(self.run([row, row])[0], alone)  # what a second row does by rounding, without padding
 
     def run(self, rows: Sequence[int]) -> list[Tensor]:
-        """Some of the rows, to their end."""
+        """Some of the rows, to their end; of several, the cache's layers are of kinds that are known, or refused."""
         heard = _Heard(self.model, (*CUT_BY_ROW, *RECURRENT) if len(rows) > 1 else None)
         ids, mask = self._padded(rows)
         heard.serve(rows)
@@ -177,6 +186,7 @@ class Probe:
             return_dict_in_generate=True,
             logits_processor=[_Given([iter(self.answers[row]) for row in rows])],
         )
+        self.uncut = self.uncut or heard.uncut
         return [heard.logits(row) for row in self.short if row in rows]
 
     def _padded(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -197,6 +207,42 @@ class _Given(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0)
 
 
+class _Told:
+    """Picks given tokens, and keeps the raw logits."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens, self.heard = list(tokens), list[Tensor]()
+
+    def is_plain(self, count: int) -> bool:
+        """Never: it wants to see them all."""
+        return False
+
+    def __call__(self, request: Request, logits: Tensor) -> int:
+        """The next of the given ones."""
+        self.heard.append(logits)
+        return self.tokens[len(request.new)]
+
+
+class _Alone:
+    """Nothing serves but the base model."""
+
+    def __call__(self, requests: Sequence[Request]) -> AbstractContextManager[object]:
+        """The model as it is."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Endless:
+    """Reads an answer that nothing ends."""
+
+    ended = False
+
+    def feed(self, token: int) -> None:
+        """Nothing to know of it."""
+
+
 class _Heard:
     """A model whose raw logits are kept, with the row that each is of.
 
@@ -208,6 +254,7 @@ class _Heard:
     def __init__(self, model: Any, layers: Sequence[type] | None) -> None:
         self.model, self.layers = model, layers
         self.rows: Sequence[int] = ()
+        self.uncut = ""  # what its cache is, or has, that cannot be cut by row
         self.steps: list[tuple[Sequence[int], Tensor]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -222,11 +269,11 @@ class _Heard:
         """As the model does it."""
         found = self.model.generate(**options, output_logits=True, num_beams=1, num_return_sequences=1)
         cache = getattr(found, CACHE, None)
-        if self.layers is CUT_BY_ROW and type(cache) is not DynamicCache:
-            raise UnknownCache(f"its cache is a {type(cache).__name__}")
-        for layer in getattr(cache, "layers", ()):
-            if self.layers and type(layer) not in self.layers:
-                raise UnknownCache(f"a layer of its cache is a {type(layer).__name__}")
+        kinds = [type(layer) for layer in getattr(cache, "layers", ())]
+        if self.layers and (unknown := [kind for kind in kinds if kind not in self.layers]):
+            raise UnknownCache(f"a layer of its cache is a {unknown[0].__name__}")
+        odd = [] if type(cache) is DynamicCache else [type(cache)]
+        self.uncut = next((kind.__name__ for kind in (*odd, *kinds) if kind not in (DynamicCache, *CUT_BY_ROW)), "")
         self.steps += [(self.rows, step) for step in found.logits]
         return found
 

@@ -2,7 +2,7 @@
 
 transformers draws a whole batch from one global stream, so that a row's answer depends on its neighbours.
 Adding Gumbel noise to the warped log-probabilities and taking the largest is the same distribution; here the
-noise of each row comes from a stream keyed by (seed, prompt), so that an answer can be had again in any batch.
+noise of each row is a function of seed, prompt and position, so that an answer can be had again in any batch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -30,6 +29,7 @@ from transformers import (
 
 from hilora.base.models import first_line
 from hilora.base.prompts import check_whole
+from hilora.engine.pick import gumbel
 from hilora.errors import InputError, UnknownNameError
 
 _WARPERS: dict[str, Any] = {
@@ -64,28 +64,28 @@ _ELSEWHERE = {
 
 
 class SeededSampling(LogitsProcessor):
-    """Turns the greedy choice into a draw: warp the scores, add each row's own Gumbel noise.
+    """Turns the greedy choice into a draw: warp the scores, add each row's own Gumbel noise (`pick.gumbel`).
 
     Args:
-        streams: one random stream per row of the batch.
-        options: temperature, top_k, top_p, min_p, ... (`_WARPERS`).
+        keys: of each row's draws.
+        options: temperature, top_k, top_p, min_p, ... (`SAMPLING`).
 
     Raises:
         InputError: one of them makes no sense.
     """
 
-    def __init__(self, streams: Sequence[np.random.Generator], **options: Any) -> None:
-        self.streams = streams
-        self.warpers = _warpers(options)
+    def __init__(self, keys: Sequence[int], **options: Any) -> None:
+        self.keys, self.start = keys, 0  # where the answers begin
+        self.warpers = warpers_of(options)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (row, vocabulary) whose largest entry is a sample."""
         warped = torch.log_softmax(self.warpers(cast("Any", input_ids), cast("Any", scores.float())), dim=-1)
-        noise = np.stack([stream.gumbel(size=scores.shape[1]) for stream in self.streams])
-        return warped + torch.from_numpy(noise).to(warped)
+        position, size = input_ids.shape[1] - self.start, scores.shape[1]
+        return warped + torch.stack([gumbel(key, position, size) for key in self.keys]).to(warped)
 
 
-def _warpers(options: dict[str, Any]) -> LogitsProcessorList:
+def warpers_of(options: dict[str, Any]) -> LogitsProcessorList:
     """What these options do to the scores.
 
     Raises:
@@ -196,7 +196,7 @@ def _check_sampling(options: dict[str, Any], defaults: Any) -> None:
         raise InputError("Sampling and beams do not go together here: choose do_sample or num_beams.")
     if given.get("temperature") == 0:
         raise InputError("temperature=0 takes the likeliest token, do_sample=True draws one: leave one of them out.")
-    _warpers(given)
+    warpers_of(given)
 
 
 def check_one_answer(options: dict[str, Any], model: Any) -> None:

@@ -805,7 +805,7 @@ def test_an_error_inside_a_stream_reaches_the_caller(router: HiLoRA) -> None:
 def test_a_model_carries_one_plan_at_a_time(router: HiLoRA) -> None:
     gate = router.planner.method.gate
     plan = router.planner.plan(router.planner.route(["abab"]), [0])
-    stack = router._stack(plan, router.planner.source)
+    stack = router.lanes.bank.sites_of(plan, router.planner.source)
     with attach(router.model, stack, plan, gate):
         assert len(hooks(router.model)) == len(stack)
         with (
@@ -819,7 +819,7 @@ def test_a_model_carries_one_plan_at_a_time(router: HiLoRA) -> None:
 
 def test_an_exception_inside_attach_leaves_no_hook(router: HiLoRA) -> None:
     plan = router.planner.plan(router.planner.route(["abab"]), [0])
-    stack, gate = router._stack(plan, router.planner.source), router.planner.method.gate
+    stack, gate = router.lanes.bank.sites_of(plan, router.planner.source), router.planner.method.gate
     with pytest.raises(ZeroDivisionError), attach(router.model, stack, plan, gate):
         raise ZeroDivisionError
     assert not hooks(router.model)
@@ -832,7 +832,7 @@ def test_a_plan_for_modules_that_the_model_lacks_is_refused(router: HiLoRA, tiny
     other = tiny.model("gpt2")
     with (
         refused(ModelError, "has no module", "another base model"),
-        attach(other, router._stack(plan, router.planner.source), plan, router.planner.method.gate),
+        attach(other, router.lanes.bank.sites_of(plan, router.planner.source), plan, router.planner.method.gate),
     ):
         pass
     assert not hooks(other)
@@ -842,7 +842,9 @@ def test_a_plan_for_another_batch_is_refused_and_leaves_no_hook(router: HiLoRA) 
     plan = router.planner.plan(router.planner.route(["abab", "zzy"]), [0, 1])
     with (
         refused(ModelError, "3 tokens for a plan of 2 rows", "Run the model with the batch"),
-        attach(router.model, router._stack(plan, router.planner.source), plan, router.planner.method.gate),
+        attach(
+            router.model, router.lanes.bank.sites_of(plan, router.planner.source), plan, router.planner.method.gate
+        ),
     ):
         router.model(torch.tensor([[5, 6, 7]]))
     assert not hooks(router.model)

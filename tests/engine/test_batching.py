@@ -199,7 +199,7 @@ def test_half_precision_is_judged_in_as_many_passes_as_fp32() -> None:
         model.model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         batching_of(model, 0)
         counts.append(len(calls))
-    assert counts == [9, 9]
+    assert counts == [10, 10]
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -223,7 +223,7 @@ def test_a_batch_from_which_a_row_ends_early_answers_as_each_prompt_alone(build:
         assert [a.text for a in own] == [a.text for a in several[2 * row : 2 * row + 2]]
 
 
-def test_only_an_open_base_runs_in_stages_and_rows_that_must_be_alone_are(build: Any, monkeypatch: Any) -> None:
+def test_rows_of_an_open_base_join_and_rows_that_must_be_alone_are(build: Any, monkeypatch: Any) -> None:
     for kind, expected in CLASSES.items():
         router = build(kind)
         assert router.batching == expected
@@ -231,19 +231,14 @@ def test_only_an_open_base_runs_in_stages_and_rows_that_must_be_alone_are(build:
         original = router.model.generate
 
         def generate(original: Any = original, ran: Any = ran, **options: Any) -> Any:
-            ran.append(
-                (len(options["input_ids"]), options.get(CACHE) is not None, bool(options["attention_mask"].all()))
-            )
+            ran.append((len(options["input_ids"]), bool(options["attention_mask"].all())))
             return original(**options)
 
         monkeypatch.setattr(router.model, "generate", generate)
         router.generate(PROMPTS, labels=LABELS, max_new_tokens=3)
         monkeypatch.setattr(router.model, "generate", original)
-        if expected == "alone":
-            assert ran == [(1, False, True)] * len(PROMPTS)
-        else:
-            assert ran[0] == (len(PROMPTS), False, False)
-            assert any(again for _, again, _ in ran) == (expected == "open")
+        whole = {"alone": [(1, True)] * len(PROMPTS), "closed": [(len(PROMPTS), False)], "open": []}
+        assert ran == whole[expected]
 
 
 def test_the_class_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -257,14 +252,13 @@ def test_the_class_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_model_that_cannot_be_probed_runs_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(CONFIGS["sliding"]())
 
-    def generate(**options: Any) -> Any:
+    def refuse(module: Any, inputs: Any, options: Any) -> None:
         if len(options["input_ids"]) > 1:
             raise RuntimeError("one row only")
-        return original(**options)
 
-    original = model.generate
-    monkeypatch.setattr(model, "generate", generate)
+    handle = model.register_forward_pre_hook(refuse, with_kwargs=True)
     assert batching_of(model, 0) is Batching.ALONE
+    handle.remove()
     monkeypatch.setattr(model, "generate", None)
     assert batching_of(model, 5) is Batching.ALONE
 
@@ -274,7 +268,7 @@ def test_a_model_that_carries_a_plan_is_not_probed(build: Any) -> None:
     model = copy.deepcopy(router.model)
     routed = router.planner.route(PROMPTS, labels=LABELS)
     plan = router.planner.plan(routed, range(4))
-    sites = router._stack(plan, routed.source)
+    sites = router.lanes.bank.sites_of(plan, routed.source)
     with attach(model, sites, plan, router.planner.method.gate), pytest.raises(ModelError, match="carries a plan"):
         batching_of(model, 0)
 

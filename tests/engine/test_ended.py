@@ -1,4 +1,4 @@
-"""Laws of ends in the engine: a row stops where its reading has ended: in stages, in one go, in beams, anywhere."""
+"""Laws of ends in the engine: a row stops where its reading has ended: in either lane, in beams, anywhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from tokenizers import decoders
 from transformers import StoppingCriteria
 
 from hilora import HiLoRA
-from hilora.engine.cache import CACHE
-from hilora.engine.stages import can_stage
 from hilora.types import Completion
 
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132"]
@@ -69,14 +67,11 @@ def seen(answers: list[Completion]) -> list[tuple[str, str, int]]:
     return [(a.text, a.finish_reason, a.completion_tokens) for a in answers]
 
 
-@pytest.fixture(params=["staged", "whole"])
+@pytest.fixture(params=["joining", "closed"])
 def way(request: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to generate."""
-    monkeypatch.setattr("hilora.engine.stages.FIRST", 2)
-    if request.param == "whole":
-        monkeypatch.setattr("hilora.engine.generate.can_stage", lambda *_: False)
-    else:
-        monkeypatch.setattr("hilora.engine.generate.can_stage", can_stage)
+    """Both lanes."""
+    if request.param == "closed":
+        monkeypatch.setattr("hilora.engine.lanes.can_join", lambda *_: False)
     return str(request.param)
 
 
@@ -123,7 +118,7 @@ def test_a_row_takes_no_step_behind_its_end(router: HiLoRA, way: str, monkeypatc
 def test_behind_its_end_a_row_gets_pads_while_others_go_on(router: HiLoRA, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [tokens_of(router, prompt) for prompt in PROMPTS]
     stop = next(c for c in decode(router, rows[0])[1:] if sum(c in decode(router, row) for row in rows) < len(rows))
-    monkeypatch.setattr("hilora.engine.generate.can_stage", lambda *_: False)
+    monkeypatch.setattr("hilora.engine.lanes.can_join", lambda *_: False)
     outs: list[Any] = []
     original = router.model.generate
     monkeypatch.setattr(router.model, "generate", lambda **k: outs.append(original(**k)) or outs[-1])
@@ -157,8 +152,7 @@ def test_the_models_own_stop_texts_and_least_length_hold_too(router: HiLoRA, mon
 
 
 def test_an_end_that_the_model_forces_comes_once(router: HiLoRA, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the last token, not at the end of every stage."""
-    monkeypatch.setattr("hilora.engine.stages.FIRST", 2)
+    """At the last token."""
     row = tokens_of(router, PROMPTS[0])
     monkeypatch.setattr(router.model.generation_config, "forced_eos_token_id", 1)
     end = next(token for token in range(3, 90) if token not in row)
@@ -201,18 +195,17 @@ def test_beams_that_a_stop_text_ends_are_the_same_alone_and_together(router: HiL
 def test_rows_that_a_stop_text_ends_leave_the_batch(
     shared_pool: Any, router: HiLoRA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hilora.engine.stages.FIRST", 2)
+    monkeypatch.setattr("hilora.engine.loop.SHARE", 100)  # as soon as one in so many has ended
     text = [decode(router, tokens_of(router, prompt)) for prompt in PROMPTS]
     stop = next(c for c in text[0][2:] if any(c not in other for other in text))
     sizes: list[int] = []
-    original: Callable[..., Any] = router.model.generate
+    original: Callable[..., Any] = router.model.forward
 
-    def generate(**options: Any) -> Any:
-        if options.get(CACHE) is not None:
-            sizes.append(len(options["input_ids"]))
-        return original(**options)
+    def forward(*args: Any, **options: Any) -> Any:
+        sizes.append(len(options["input_ids"]))
+        return original(*args, **options)
 
-    monkeypatch.setattr(router.model, "generate", generate)
+    monkeypatch.setattr(router.model, "forward", forward)
     found = router.generate(PROMPTS, max_new_tokens=MOST, eos_token_id=None, stop=stop)
     assert [a.finish_reason for a in found] == ["stop" if stop in each else "length" for each in text]
     assert sizes[-1] == sum(stop not in each for each in text)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from hilora import METHODS, HiLoRA, Pool, get_method
 from hilora.engine.attachment import FORMS
-from hilora.engine.cache import CACHE
-from hilora.engine.stages import can_stage
+from hilora.engine.loop import Batch, Loop
 from hilora.errors import InputError, UnknownNameError
 from hilora.planner import Planner
 
@@ -43,7 +42,7 @@ def labels_for(method: str, labels: list[str]) -> dict[str, Any]:
 def logits(router: HiLoRA, method: str, prompts: list[str], labels: list[str]) -> Tensor:
     """Next-token logits of each row, under its plan, of one padded batch."""
     encoded = [router.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    ids, mask = router._pad(encoded)
+    ids, mask = router.lanes.padded(encoded)
     routed = router.planner.route(prompts, **labels_for(method, labels))
     inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
     if router.model.config.is_encoder_decoder:
@@ -190,7 +189,7 @@ def test_given_the_same_plan_an_unused_adapter_changes_nothing(build: Any) -> No
     for serve in FORMS.values():
         outputs = []
         for p in (plan, more):
-            sites = router._stack(p, routed.source)
+            sites = router.lanes.bank.sites_of(p, routed.source)
             with serve(router.model, sites, p, router.planner.method.gate, False)([0]), torch.no_grad():
                 outputs.append(router.model(input_ids).logits)
         torch.testing.assert_close(*outputs)
@@ -271,52 +270,45 @@ def test_prompts_that_no_adapter_fits_stay_unanswered_and_the_others_are_answere
     assert all("the base model answered alone" in answer.note for answer in answers)
 
 
-STAGES = ((1, 4096), (2, 1), (2, 16), (4, 4096))
-"""(tokens of the first stage after reading, prompt tokens that are read at once)."""
-
-
 @pytest.mark.parametrize("method", ["hilora", "arrow", "base"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_leave_the_batch_when_they_end_change_no_answer(
+def test_rows_that_come_and_go_answer_as_a_batch_that_stays_together(
     build: Any, kind: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = build(kind, method)
-    router.tokenizer = copy.deepcopy(router.tokenizer)
+    router.lanes.tokenizer = router.tokenizer = copy.deepcopy(router.tokenizer)
     router.tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # stop texts need tokens that join without spaces
     text = "".join(answer.text for answer in router.generate(PROMPTS, max_new_tokens=16))
     stops = sorted(Counter(c for c in text if c.isalnum() and c not in "padeosunk"), key=text.count)[-2:]
-    rows: list[int] = []  # of each stage after reading
-    read: list[int] = []  # of each slice of the prompts
-    original = router.model.generate
+    seen: list[tuple[int, int]] = []  # (rows, tokens of each at most) of every forward pass
+    original = Loop._forward
 
-    def generate(**options: Any) -> Any:
-        (read if options.get(CACHE) is None else rows).append(len(options["input_ids"]))
-        return original(**options)
+    def forward(loop: Loop, batch: Batch, parts: Any) -> Any:
+        seen.append((len(parts), max(map(len, parts))))
+        return original(loop, batch, parts)
 
-    monkeypatch.setattr(router.model, "generate", generate)
+    monkeypatch.setattr(Loop, "_forward", forward)
+    monkeypatch.setattr("hilora.engine.rectangle.ROOM", 3)  # so that a buffer fills up in between
     options: list[dict[str, Any]] = [
         {},
         {"stop": stops},
         {"do_sample": True, "temperature": 1.5, "seed": 5, "stop": stops, "num_return_sequences": 2},
         {"min_new_tokens": 8, "stop": stops[:1]},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "suppress_tokens": [7]},
     ]
-    monkeypatch.setattr("hilora.engine.cache.ROOM", 3)  # so that a buffer fills up in between
     for more in options:
-        monkeypatch.setattr("hilora.engine.generate.can_stage", lambda *_: False)
-        expected = router.generate(PROMPTS, max_new_tokens=16, **more)
-        monkeypatch.setattr("hilora.engine.generate.can_stage", can_stage)
-        for first, tokens in STAGES if kind != "t5" else STAGES[:1]:  # which has none, whatever these say
-            monkeypatch.setattr("hilora.engine.stages.FIRST", first)
-            monkeypatch.setattr("hilora.engine.stages.SLICE", tokens)  # prompts are read in slices of so many
-            rows.clear()
-            read.clear()
-            assert router.generate(PROMPTS, max_new_tokens=16, **more) == expected
-            assert sum(read) == len(PROMPTS) * more.get("num_return_sequences", 1) or kind == "t5"
-            if kind in ("t5", "mistral") or tokens == 4096:  # a cache with a window is not put together
-                assert len(read) == 1
-            else:
-                assert max(read) == 1 if tokens == 1 else len(read) > 1
-            assert rows == sorted(rows, reverse=True)
-            assert not rows or kind != "t5"
-        if kind != "t5" and more.get("stop") == stops:
-            assert read[0] > rows[-1]
+        with monkeypatch.context() as closed:
+            closed.setattr("hilora.engine.lanes.can_join", lambda *_: False)
+            expected = router.generate(PROMPTS, max_new_tokens=16, **more)
+            assert not seen
+        for at_once, tokens, share in ((32, 4096, 8), (32, 1, 8), (3, 16, 1), (2, 5, 100)):
+            monkeypatch.setattr("hilora.engine.loop.SLICE", tokens)  # prompts are read in slices of so many
+            monkeypatch.setattr("hilora.engine.loop.SHARE", share)
+            assert router.generate(PROMPTS, max_new_tokens=16, batch_size=at_once, **more) == expected
+            if kind == "t5":
+                assert not seen
+                continue
+            rows = at_once * more.get("num_return_sequences", 1)
+            assert max(count for count, _ in seen) <= rows
+            assert tokens == 4096 or all(count * each <= tokens for count, each in seen if each > 1)
+            seen.clear()

@@ -65,7 +65,7 @@ def test_hidden_states_are_the_same_wherever_the_rocs_lie(
     monkeypatch.setattr(packed, "SPARE", spare)
     router = build(kind)
     plan = router.planner.plan(router.planner.route(PROMPTS), range(len(PROMPTS)))
-    sites, gate = router._stack(plan, router.planner.source), router.planner.method.gate
+    sites, gate = router.lanes.bank.sites_of(plan, router.planner.source), router.planner.method.gate
     ids = torch.arange(4 * each).view(4, each) % 20 + 5
     attachments = [Attachment(router.model, sites, plan, gate)]
     packs = pack_weights(router.model, sites)
@@ -104,7 +104,7 @@ def test_values_stay_and_nothing_is_kept_twice(build: Any) -> None:
 def test_gradients_reach_the_parameters_and_new_values_are_used(build: Any) -> None:
     router = build()
     plan = router.planner.plan(router.planner.route(PROMPTS[:1]), [0])
-    sites, gate = router._stack(plan, router.planner.source), router.planner.method.gate
+    sites, gate = router.lanes.bank.sites_of(plan, router.planner.source), router.planner.method.gate
     router.generate(PROMPTS, max_new_tokens=2)
     packs = pack_weights(router.model, sites)
     ids, weight = torch.tensor([[5]]), packs[0].modules[1].weight  # v_proj: one token looks at itself whatever q is
@@ -180,7 +180,7 @@ def test_two_routers_share_a_models_blocks_and_let_it_go(build: Any) -> None:
 def test_a_failing_forward_pass_leaves_the_modules_as_they_were(build: Any) -> None:
     router = build()
     plan = router.planner.plan(router.planner.route(PROMPTS), range(len(PROMPTS)))
-    sites, gate = router._stack(plan, router.planner.source), router.planner.method.gate
+    sites, gate = router.lanes.bank.sites_of(plan, router.planner.source), router.planner.method.gate
     attachment = Attachment(router.model, sites, plan, gate, pack_weights(router.model, sites))
     with pytest.raises(ZeroDivisionError), attachment():
         raise ZeroDivisionError

@@ -50,7 +50,11 @@ def steps(router: HiLoRA) -> Iterator[Steps]:
 
 
 def streams() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "hilora stream"]
+    """The engines' threads that are still there a moment later: they end just after the last answer."""
+    found = [thread for thread in threading.enumerate() if thread.name == "hilora engine"]
+    for thread in found:
+        thread.join(5)
+    return [thread for thread in found if thread.is_alive()]
 
 
 def nothing_is_left(router: HiLoRA) -> bool:
@@ -123,13 +127,13 @@ def test_ctrl_c_ends_a_stream_at_the_next_token(router: HiLoRA, steps: Steps) ->
 
 
 def test_ctrl_c_ends_a_stream_that_waits_for_its_turn(router: HiLoRA, steps: Steps) -> None:
-    pieces = router.stream(PROMPT, **FREE)
-    with router._lock:
+    assert router.batching  # found by some steps
+    steps.count, pieces = 0, router.stream(PROMPT, **FREE)
+    with router.lanes.engine.alone():
         timer = threading.Timer(0.3, interrupt)
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             next(pieces)
-        assert not streams()
     timer.join()
     assert steps.count == 0
     assert nothing_is_left(router)
@@ -141,10 +145,10 @@ def test_ctrl_c_leaves_the_model_as_it_was(router: HiLoRA, steps: Steps) -> None
     with torch.no_grad():
         before = router.model(**inputs).logits
     for step in (1, 3):
-        steps.count, steps.at = 0, {step: lambda: signal.raise_signal(signal.SIGINT)}
+        steps.count, steps.at = 0, {step: interrupt}
         with pytest.raises(KeyboardInterrupt):
             router.generate([PROMPT, "zzy"], **FREE)
-        assert steps.count == step
+        assert step <= steps.count < MOST
         assert not torch.is_inference_mode_enabled()
     steps.at = {}
     with torch.no_grad():

@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_the_merged_adapter_and_training_serves_it(
     total, tokens = 0.0, 0
     for example in encode_tasks(tasks, tokenizer, 512):
         plan = router.planner.plan(routed, [0])
-        sites = router._stack(plan, routed.source)
+        sites = router.lanes.bank.sites_of(plan, routed.source)
         with torch.inference_mode(), attach(model, sites, plan, Weighted()):
             total += float(completion_loss(model, [example], 0)) * len(example.completion)
         tokens += len(example.completion)

@@ -1,0 +1,101 @@
+"""Generation options -> how tokens are picked in the joining lane, and whether they can be picked there at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import (
+    GenerationConfig,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+from hilora.engine.pick import Pick, Process, draw_key
+from hilora.engine.sampling import SAMPLING, warpers_of
+
+PROCESSES: dict[str, Any] = {
+    "sequence_bias": lambda value, ends: SequenceBiasLogitsProcessor(value),
+    "repetition_penalty": lambda value, ends: RepetitionPenaltyLogitsProcessor(penalty=value),
+    "no_repeat_ngram_size": lambda value, ends: NoRepeatNGramLogitsProcessor(value),
+    "bad_words_ids": lambda value, ends: NoBadWordsLogitsProcessor(value, list(ends) or None),
+    "suppress_tokens": lambda value, ends: SuppressTokensLogitsProcessor(value),
+}
+"""Options whose effect on a row depends on its own tokens alone, in the order in which transformers applies them."""
+NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+OURS = {
+    *("max_new_tokens", "min_new_tokens", "eos_token_id", "stop_strings", "do_sample", "num_return_sequences"),
+    *SAMPLING,
+    *PROCESSES,
+}
+"""Options that the joining lane knows."""
+NOTHING = {
+    *("bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config"),
+    *("max_length", "use_cache", "cache_implementation", "return_dict_in_generate", "remove_invalid_values"),
+    *(
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "output_logits",
+        "assistant_confidence_threshold",
+    ),
+}
+"""What a model's generation config may say that changes nothing there."""
+
+
+def can_join(options: Mapping[str, Any], defaults: Any) -> bool:
+    """Whether requests with these options may share steps with any others.
+
+    Args:
+        options: as the caller gave them.
+        defaults: the model's generation config.
+    """
+    if getattr(defaults, "use_cache", True) is False or defaults.cache_implementation not in (None, "dynamic"):
+        return False
+    if any(value is not None for name, value in options.items() if name not in OURS | {"pad_token_id"}):
+        return False
+    neutral, own = GenerationConfig().to_dict(), defaults.to_dict()
+    beams = options.get("num_beams") or own.get("num_beams") or 1
+    others = [
+        name
+        for name, value in own.items()
+        if name not in OURS | NOTHING and name not in options and value not in (None, neutral.get(name))
+    ]
+    sampled = options.get("do_sample") or (options.get("do_sample") is None and own.get("do_sample"))
+    several = (options.get("num_return_sequences") or own.get("num_return_sequences") or 1) > 1
+    return beams == 1 and not others and bool(sampled or not several)
+
+
+def pick_of(
+    options: Mapping[str, Any],
+    defaults: Any,
+    sampling: Mapping[str, Any] | None,
+    ends: Sequence[int],
+    seed: int,
+    text: str,
+    answer: int,
+) -> Pick:
+    """How the tokens of one answer are picked.
+
+    Args:
+        options: as the caller gave them.
+        defaults: the model's generation config, for what is not given.
+        sampling: what shapes the distribution (`sampling.split_sampling`); None takes the likeliest token.
+        ends: the end tokens.
+        seed, text, answer: whose draws these are: the call's seed, the prompt, which of its answers.
+    """
+
+    def value(name: str) -> Any:
+        given = options.get(name)
+        return getattr(defaults, name, None) if given is None else given
+
+    processes: list[Process] = [
+        make(asked, ends)
+        for name, make in PROCESSES.items()
+        if (asked := value(name)) is not None and asked != NEUTRAL.get(name)
+    ]
+    warp = None if sampling is None else warpers_of(dict(sampling))
+    return Pick(processes, warp, draw_key(seed, text, answer), int(value("min_new_tokens") or 0), tuple(ends))

@@ -1,0 +1,159 @@
+"""Which way a call's rows go: they join others step by step, or run whole as a batch of their own.
+
+*Joining*: bases of the class "open" (`engine.batching`), with options whose effect on a row depends on that row alone
+(`engine.asked`). *Closed*: everything else, by transformers' own generation, batch after batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from hilora.base.answers import Answer, Ends
+from hilora.base.modules import placements
+from hilora.base.padding import pad_batch
+from hilora.base.prompts import pad_id
+from hilora.base.rows import Order, orders, rows_apart
+from hilora.engine.asked import can_join
+from hilora.engine.bank import Bank
+from hilora.engine.batching import Batching, ServeRows
+from hilora.engine.call import Call
+from hilora.engine.closed import run_whole
+from hilora.engine.joining import join_rows
+from hilora.engine.pick import Pick
+from hilora.engine.probe import batching_of
+from hilora.engine.rectangle import ROOM
+from hilora.engine.request import Request
+from hilora.engine.thread import engine_of
+from hilora.errors import InputError
+from hilora.planner import Planner, Routed
+from hilora.pool.memory import Memory, parse_bytes
+from hilora.types import Choice, Completion
+
+
+class Lanes:
+    """The rows of all calls of one `HiLoRA`.
+
+    Args:
+        model, tokenizer, planner, memory: its own.
+        form, packed: how deltas are worked out.
+        kv_memory: bytes for keys and values of all prompts at once, as for `parse_bytes`; one budget for a model,
+            whoever asks; default: half of what is free when it is first asked for.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        planner: Planner,
+        memory: Memory,
+        *,
+        form: str,
+        packed: bool,
+        kv_memory: int | str | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.planner, self.memory = model, tokenizer, planner, memory
+        self.fill = pad_id(tokenizer)
+        self.engine = engine_of(model, self.fill)
+        if kv_memory is not None or self.engine.loop.memory == float("inf"):
+            self.engine.loop.memory = spare_memory(model.device) if kv_memory is None else parse_bytes(kv_memory)
+        self.bank = Bank(model, planner.method.gate, placements(model), memory, form, packed)
+        self._batching: Batching | None = None
+
+    @property
+    def batching(self) -> Batching:
+        """How rows may run on this base model."""
+        if self._batching is None:
+            with self.engine.alone():
+                self._batching = batching_of(self.model, self.fill)
+                if self._batching is Batching.OPEN and not self.engine.loop.per_token:
+                    token = Request([self.fill], 1, Ends(self.tokenizer, ()).read(()), Pick(), self.bank)
+                    self.engine.loop.weigh(token)
+        return self._batching
+
+    def answers(self, call: Call, rows: Sequence[int], at_once: int) -> Iterator[Any]:
+        """(row, its completions) as they end; texts of a call that somebody follows in between.
+
+        Args:
+            call: what is asked.
+            rows: which of its rows.
+            at_once: how many share a forward pass at most.
+        """
+        asked = [row for row in rows if row not in call.routed.silent]
+        for row in rows:
+            if row in call.routed.silent:
+                note, read = call.routed.notes[row], len(call.encoded[row])
+                silent = Completion("", "abstain", (), self.planner.method.name, read, 0, note)
+                yield row, [silent] * call.copies
+        if not asked:
+            return
+        joins = (
+            self.batching is Batching.OPEN
+            and can_join(call.options, self.model.generation_config)
+            and not self._is_mixed(call.routed)
+        )
+        if joins:
+            self._check_memory(call, asked)
+        self.engine.loop.most = max(at_once, self.engine.loop.most if self.engine.loop.busy else 0)
+        lane = join_rows if joins else run_whole
+        yield from lane(self, call, asked, at_once)
+
+    def _check_memory(self, call: Call, rows: Sequence[int]) -> None:
+        """Refuse what would never fit.
+
+        Raises:
+            InputError: a prompt whose keys and values take more memory than there is for all.
+        """
+        loop = self.engine.loop
+        longest = max(len(call.encoded[row]) for row in rows)
+        needed = (longest + int(call.options["max_new_tokens"]) + ROOM) * loop.per_token
+        if needed > loop.memory:
+            raise InputError(
+                f"A prompt of {longest} tokens with up to {call.options['max_new_tokens']} new ones takes "
+                f"{needed / 1e6:.0f} MB of keys and values, and all prompts together may take "
+                f"{loop.memory / 1e6:.0f} MB. Raise kv_memory, shorten the prompt, or ask for fewer tokens."
+            )
+
+    def _is_mixed(self, routed: Routed) -> bool:
+        """Whether a module that adapters may change cannot tell the rows of a batch apart."""
+        found = orders(self.model)
+        return routed.route is not None and any(order is Order.MIXED for order in found.values())
+
+    def padded(self, encoded: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (batch, seq) of prompts, as the model reads them."""
+        left = not self.model.config.is_encoder_decoder
+        ids, mask = pad_batch(encoded, self.fill, left=left)
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    def completion(self, call: Call, row: int, answer: Answer, why: tuple[Choice, ...]) -> Completion:
+        """An answer, and why it came out as it did."""
+        asked, note = len(call.encoded[row]), call.routed.notes[row]
+        return Completion(
+            answer.text, answer.finish_reason, why, self.planner.method.name, asked, answer.tokens, note
+        )
+
+    def planned(
+        self, routed: Routed, rows: Sequence[int], seed: int
+    ) -> tuple[ServeRows, list[tuple[Choice, ...]], bool]:
+        """What makes the model serve some of these rows, each row's choices, and whether they must run one by one."""
+        if routed.route is None:
+            return lambda places: nullcontext(), [() for _ in rows], False
+        plan = self.planner.plan(routed, rows, seed)
+        sites = self.bank.sites_of(plan, routed.source)
+        return (
+            self.bank.bind(sites, plan),
+            self.planner.choices(routed, rows, plan),
+            rows_apart(self.model, sites, plan),
+        )
+
+
+def spare_memory(device: torch.device) -> int:
+    """Half of the bytes that are free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return int(psutil.virtual_memory().available) // 2

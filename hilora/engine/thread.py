@@ -1,0 +1,182 @@
+"""One thread owns a model while there is anything to do: it takes the steps of all requests, whoever asked.
+
+It starts with the first request and ends with the last. Callers wait for their own; whoever needs the model for
+himself comes between two steps (`alone`).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from hilora.engine.loop import Loop
+from hilora.engine.request import Request
+
+
+@dataclass(eq=False)
+class Job:
+    """Something that runs as a whole, between two steps: a batch that nobody can join."""
+
+    run: Callable[[Job], None]
+    on_end: Callable[[Any], None] = lambda job: None
+    cancelled: bool = False
+    error: BaseException | None = None
+
+    def __call__(self) -> None:
+        """Run, unless nobody wants it any more."""
+        try:
+            if not self.cancelled:
+                self.run(self)
+        except BaseException as error:  # noqa: BLE001  # who waits for it gets it
+            self.error = error
+
+
+Work = Request | Job
+
+
+class Engine:
+    """Requests and jobs of one model, from any thread.
+
+    Args:
+        model: the model.
+        fill: the token that fills batches.
+    """
+
+    def __init__(self, model: Any, fill: int) -> None:
+        self.loop = Loop(model, fill)
+        self._turn, self._alone = threading.Condition(), threading.RLock()
+        self._inbox: list[Work] = []
+        self._jobs: deque[Job] = deque()
+        self._thread: threading.Thread | None = None
+        self._stepping, self._visitors = False, 0
+
+    def submit(self, works: Sequence[Work]) -> None:
+        """Let requests and jobs join; their `on_end` tells when they are done."""
+        with self._turn:
+            self._inbox += works
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="hilora engine")
+                self._thread.start()
+
+    def give_up(self, works: set[Work]) -> set[Work]:
+        """Nobody wants these any more: they end at the next step. Returns those that have begun."""
+        with self._turn:
+            new = works & set(self._inbox)
+            self._inbox = [work for work in self._inbox if work not in new]
+        for work in works:
+            work.cancelled = True
+        return works - new
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The model for the caller, between two steps."""
+        with self._turn:
+            self._visitors += 1
+        try:
+            with self._alone:
+                with self._turn:
+                    self._turn.wait_for(lambda: not self._stepping)
+                self.loop.pause()
+                yield
+        finally:
+            with self._turn:
+                self._visitors -= 1
+                self._turn.notify_all()
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        done: list[Work] = []
+        while True:
+            with self._turn:
+                is_idle = not self._inbox and not self._jobs and not self.loop.busy
+                if is_idle or self._jobs or self._visitors:
+                    self.loop.pause()
+                if is_idle:
+                    self._thread = None
+                for work in done:  # who waits may then use the model himself
+                    work.on_end(work)
+                done = []
+                if is_idle:
+                    return
+                self._turn.wait_for(lambda: not self._visitors)
+                for work in self._inbox:
+                    (self._jobs if isinstance(work, Job) else self.loop.waiting).append(work)  # type: ignore[arg-type]
+                self._inbox = []
+                job = self._jobs.popleft() if self._jobs else None
+                if job is not None:
+                    self.loop.pause()
+                self._stepping = True
+            try:
+                if job is not None:
+                    job()
+                    done.append(job)
+                if self.loop.busy:
+                    self.loop.step()
+                done += self.loop.ended
+                self.loop.ended = []
+            finally:
+                with self._turn:
+                    self._stepping = False
+                    self._turn.notify_all()
+
+
+def drive(engine: Engine, works: Iterator[Work], most: int, events: SimpleQueue[Any]) -> Iterator[Any]:
+    """Have works done, at most so many at once.
+
+    Once it is closed, for whatever reason, what has not ended is given up at the next step, and waited for.
+
+    Args:
+        engine: does them.
+        works: what to do.
+        most: at once.
+        events: where each comes when it has ended; what else comes there is passed on.
+
+    Yields:
+        What comes to `events`.
+
+    Raises:
+        BaseException: what went wrong in one of them.
+    """
+    pending: set[Work] = set()
+    try:
+        while True:
+            new = list(islice(works, most - len(pending)))
+            for work in new:
+                work.on_end = events.put
+            pending |= set(new)
+            if new:
+                engine.submit(new)
+            if not pending:
+                return
+            event = events.get()
+            if isinstance(event, (Request, Job)):
+                pending.discard(event)
+                if event.error is not None:
+                    raise event.error
+            yield event
+    finally:
+        pending = engine.give_up(pending)
+        while pending:
+            pending.discard(events.get())
+
+
+_engines: weakref.WeakValueDictionary[int, Engine] = weakref.WeakValueDictionary()  # an engine keeps its model
+_making = threading.Lock()
+
+
+def engine_of(model: Any, fill: int) -> Engine:
+    """The engine of a model: one, whoever asks."""
+    with _making:
+        found = _engines.get(id(model))
+        if found is None:
+            found = _engines[id(model)] = Engine(model, fill)
+        return found
