@@ -26,6 +26,7 @@ PROCESSES: dict[str, Any] = {
 }
 """Options whose effect on a row depends on its own tokens alone, in the order in which transformers applies them."""
 NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""Those that read all of a row's tokens, and their values that do nothing."""
 OURS = {
     *("max_new_tokens", "min_new_tokens", "eos_token_id", "stop_strings", "do_sample", "num_return_sequences"),
     *SAMPLING,
@@ -88,14 +89,32 @@ def pick_of(
         seed, text, answer: whose draws these are: the call's seed, the prompt, which of its answers.
     """
 
-    def value(name: str) -> Any:
-        given = options.get(name)
-        return getattr(defaults, name, None) if given is None else given
-
-    processes: list[Process] = [
-        make(asked, ends)
-        for name, make in PROCESSES.items()
-        if (asked := value(name)) is not None and asked != NEUTRAL.get(name)
-    ]
+    asked = {name: _value(options, defaults, name) for name in (*PROCESSES, "min_new_tokens")}
+    least = int(asked.pop("min_new_tokens") or 0)
+    processes: list[Process] = [PROCESSES[name](value, ends) for name, value in asked.items() if _acts(name, value)]
     warp = None if sampling is None else warpers_of(dict(sampling))
-    return Pick(processes, warp, draw_key(seed, text, answer), int(value("min_new_tokens") or 0), tuple(ends))
+    return Pick(processes, warp, draw_key(seed, text, answer), least, tuple(ends))
+
+
+def padding_blind(options: dict[str, Any], model: Any) -> list[Process]:
+    """What of the options reads a row's tokens, for `sampling.Unpadded`; taken out of them.
+
+    transformers lets it read padding, too, so that an answer would depend on how long the others of its batch are. An
+    encoder-decoder reads its own answer alone, which no padding precedes.
+    """
+    defaults, found = model.generation_config, list[Process]()
+    for name, neutral in NEUTRAL.items():
+        value = _value(options, defaults, name)
+        if _acts(name, value) and not model.config.is_encoder_decoder:
+            found.append(PROCESSES[name](value, ()))
+            options[name] = neutral
+    return found
+
+
+def _value(options: Mapping[str, Any], defaults: Any, name: str) -> Any:
+    given = options.get(name)
+    return getattr(defaults, name, None) if given is None else given
+
+
+def _acts(name: str, value: Any) -> bool:
+    return value is not None and value != NEUTRAL.get(name)

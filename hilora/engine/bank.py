@@ -32,6 +32,7 @@ class RowPlan:
     """What one row uses, by content hash."""
 
     source: Source  # where the adapters are
+    ids: tuple[int, ...]  # their positions there
     contents: tuple[str, ...]
     ranks: Int[Tensor, " adapter"]
     weights: Float[Tensor, " adapter"]
@@ -42,12 +43,12 @@ class RowPlan:
 def row_plans(plan: Plan, source: Source) -> list[RowPlan]:
     """A plan of several rows, taken apart; what a row does not use is left out."""
     found = []
-    contents = [source.entries[i].hash for i in plan.ids]
     for row in range(len(plan.scale)):
         used = ((plan.rocs[row] > 0) | (plan.weights[row] > 0)).nonzero()[:, 0]
-        own = tuple(contents[i] for i in used.tolist())
+        ids = tuple(plan.ids[column] for column in used.tolist())
+        contents = tuple(source.entries[i].hash for i in ids)
         tensors = plan.ranks[used], plan.weights[row, used], plan.rocs[row, used]
-        found.append(RowPlan(source, own, *tensors, float(plan.scale[row])))
+        found.append(RowPlan(source, ids, contents, *tensors, float(plan.scale[row])))
     return found
 
 
@@ -55,12 +56,11 @@ def one_plan(rows: Sequence[RowPlan | None]) -> tuple[dict[str, Source], Plan]:
     """The plan of rows that step together, over all that any of them uses; None is a row of the base model.
 
     Returns:
-        The adapters' hashes in the order of the plan's columns, with where they are; and the plan, whose `ids` count
-        along them.
+        The adapters' hashes in the order of the plan's columns, with where they are; and the plan.
     """
     sources = {content: row.source for row in rows if row is not None for content in row.contents}
     column = {content: c for c, content in enumerate(sorted(sources))}
-    count = len(column)
+    count, ids = len(column), [0] * len(column)
     ranks, scale = torch.zeros(count, dtype=torch.long), torch.ones(len(rows))
     weights, rocs = torch.zeros(len(rows), count), torch.zeros(len(rows), count, dtype=torch.long)
     for place, row in enumerate(rows):
@@ -68,8 +68,10 @@ def one_plan(rows: Sequence[RowPlan | None]) -> tuple[dict[str, Source], Plan]:
             index = [column[content] for content in row.contents]
             ranks[index], weights[place, index], rocs[place, index] = row.ranks, row.weights, row.rocs
             scale[place] = row.scale
+            for own, at in zip(index, row.ids, strict=True):
+                ids[own] = at
     whole = bool(((rocs == 0) | (rocs == ranks)).all())
-    return {c: sources[c] for c in sorted(sources)}, Plan(tuple(range(count)), ranks, weights, rocs, scale, whole)
+    return {c: sources[c] for c in sorted(sources)}, Plan(tuple(ids), ranks, weights, rocs, scale, whole)
 
 
 class Bank:

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hilora.base.models import first_line
+from hilora.engine.asked import padding_blind
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.call import Call
 from hilora.engine.ended import RowEnds, row_ends
 from hilora.engine.pick import draw_key
-from hilora.engine.sampling import SeededSampling, split_sampling
+from hilora.engine.sampling import SeededSampling, Unpadded, split_sampling
 from hilora.engine.thread import Job, Work, drive
 from hilora.errors import InputError
 from hilora.types import Completion
@@ -61,6 +62,8 @@ def _batch(lanes: Lanes, call: Call, rows: Sequence[int], job: Job) -> list[tupl
         if answers > 1:  # greedy search returns one answer per row, so the rows are multiplied here
             kwargs.pop("num_return_sequences")
             ids, mask = ids.repeat_interleave(answers, 0), mask.repeat_interleave(answers, 0)
+    if blind := padding_blind(kwargs, lanes.model):
+        kwargs["logits_processor"] = [Unpadded(blind), *(kwargs.get("logits_processor") or ())]
     if kwargs.get("pad_token_id") is None:
         kwargs["pad_token_id"] = lanes.fill
     ending = row_ends(lanes.model, lanes.tokenizer, call.stops, kwargs, ids.shape[1])
@@ -131,6 +134,8 @@ def _new(model: Any, ids: Tensor, mask: Tensor, options: Mapping[str, Any], endi
     for each in options.get("logits_processor", ()):
         if isinstance(each, SeededSampling):
             each.start = ending.start
+        if isinstance(each, Unpadded):
+            each.pads = (1 - mask).sum(1).tolist()
     criteria = {"stopping_criteria": ending.criteria} if ending.criteria else {}
     out: Tensor = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **criteria, **options)
     return out[:, ending.start :]

@@ -29,7 +29,7 @@ from transformers import (
 
 from hilora.base.models import first_line
 from hilora.base.prompts import check_whole
-from hilora.engine.pick import gumbel
+from hilora.engine.pick import Process, gumbel
 from hilora.errors import InputError, UnknownNameError
 
 _WARPERS: dict[str, Any] = {
@@ -83,6 +83,27 @@ class SeededSampling(LogitsProcessor):
         warped = torch.log_softmax(self.warpers(cast("Any", input_ids), cast("Any", scores.float())), dim=-1)
         position, size = input_ids.shape[1] - self.start, scores.shape[1]
         return warped + torch.stack([gumbel(key, position, size) for key in self.keys]).to(warped)
+
+
+class Unpadded(LogitsProcessor):
+    """Applies to each row what reads its tokens, without the padding before them.
+
+    Args:
+        processes: what is applied.
+    """
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self.processes, self.pads = processes, [0]  # padding before each prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (row, vocabulary), a row after the other; several rows of a prompt lie side by side."""
+        copies, rows = len(scores) // len(self.pads), []
+        for row in range(len(scores)):
+            ids, found = input_ids[row : row + 1, self.pads[row // copies] :], scores[row : row + 1]
+            for process in self.processes:
+                found = process(ids, found)
+            rows.append(found)
+        return torch.cat(rows)
 
 
 def warpers_of(options: dict[str, Any]) -> LogitsProcessorList:

@@ -13,6 +13,8 @@ from tokenizers import decoders
 from torch import Tensor
 
 from hilora import METHODS, HiLoRA, Pool, get_method
+from hilora.base.padding import pad_batch
+from hilora.base.prompts import pad_id
 from hilora.engine.attachment import FORMS
 from hilora.engine.loop import Batch, Loop
 from hilora.errors import InputError, UnknownNameError
@@ -42,7 +44,8 @@ def labels_for(method: str, labels: list[str]) -> dict[str, Any]:
 def logits(router: HiLoRA, method: str, prompts: list[str], labels: list[str]) -> Tensor:
     """Next-token logits of each row, under its plan, of one padded batch."""
     encoded = [router.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    ids, mask = router.lanes.padded(encoded)
+    left = not router.model.config.is_encoder_decoder
+    ids, mask = pad_batch(encoded, pad_id(router.tokenizer), left=left)
     routed = router.planner.route(prompts, **labels_for(method, labels))
     inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
     if router.model.config.is_encoder_decoder:
