@@ -225,7 +225,7 @@ class Case:
         ids = torch.tensor([self.prompts[row]])
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.options}
         asked = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
-        with FORMS["plain"](self.model, self.sites, self.plan, self.gate, False)([row]), torch.inference_mode():
+        with FORMS["plain"](self.model, self.sites, False).bind(self.plan, self.gate)([row]), torch.inference_mode():
             found = self.model.generate(**given, **asked)
         new = found.sequences[0, -len(found.logits) :].tolist()
         two = [step[0].float().topk(2).values for step in found.logits]
@@ -234,7 +234,7 @@ class Case:
     def together(self, batching: Batching) -> list[list[int]]:
         """New tokens of each prompt in a batch that runs so."""
         ids, mask = pad_batch(self.prompts, FILL, left=self.left)
-        serve, ending = FORMS["fast"](self.model, self.sites, self.plan, self.gate, False), When(self._ended)
+        serve, ending = FORMS["fast"](self.model, self.sites, False).bind(self.plan, self.gate), When(self._ended)
         with torch.inference_mode():
             new = generate_rows(self.model, ids, mask, self.options, serve, ending, batching)
         return new.tolist()

@@ -30,10 +30,12 @@ from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.run import alike
 from hilora.bench.workload import Workload, make_workload
 from hilora.compose.rocs import TopRocs
+from hilora.engine.bound import Bound
 from hilora.engine.cache import CACHE
 from hilora.engine.forms import Forms
 from hilora.engine.packed import Packed, pack_weights
 from hilora.engine.siblings import Shared, instead
+from hilora.engine.stacked import Stacked
 from hilora.evaluate.setup import setup
 from hilora.planner import Planner
 from hilora.pool.source import find_pool
@@ -162,7 +164,7 @@ def forms(width: int, batch: int, adapters: int, used: int, each: int, rounds: i
     x, outputs = torch.randn(batch, each, width).to(dtype), [torch.randn(batch, each, width).to(dtype) for _ in sites]
 
     def run(form: str) -> None:
-        made = Forms(sites, plan, TopRocs())
+        made = Forms(Stacked(sites), Bound(plan, TopRocs()))
         adds = made.stacked(x) if form == "stacked" else made.gathered(x)
         for add, output in zip(adds, outputs, strict=True):
             add(output)

@@ -1,9 +1,9 @@
-"""A plan at work in a model in the forms that cost least: bound once, opened for each stage of the batch."""
+"""A plan at work in a model in the forms that cost least: adapters are laid out once, and plans bound to them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache
 
 import torch
@@ -13,67 +13,89 @@ from hilora.base.rows import Order, orders, plan_at, sites_of
 from hilora.compose.delta import Gate
 from hilora.engine.attach import attach, carrying, plan_on
 from hilora.engine.batching import ServeRows
+from hilora.engine.bound import Bound
 from hilora.engine.forms import Forms
 from hilora.engine.packed import Packed, pack_weights
 from hilora.engine.siblings import Beside, Together
+from hilora.engine.stacked import Stacked
 from hilora.engine.steps import StepForms
 from hilora.errors import InputError, UnknownNameError
 from hilora.types import Plan, Site
 
 
 class Attachment:
-    """The deltas of a plan at the sites of a model, worked out once; as often as it is opened they are added.
+    """Adapters at the sites of a model, laid out once for any plans of theirs.
 
     Inputs may be (batch, seq, in), the same flattened, or (seq, batch, in), as `base.rows` finds out; a batch that is
-    a multiple of the plan's rows (beams, several answers per prompt) follows the prompts in their order.
+    a multiple of a plan's rows (beams, several answers per prompt) follows the prompts in their order.
 
     Args:
         model: that the sites are of.
-        sites: by name, the batch's adapters stacked.
-        plan: of the batch.
-        gate: the composer.
+        sites: by name, adapters stacked.
         packs: blocks of the model's weights that hold sites; their modules are worked out by one product.
 
+    Attributes:
+        sites: the same, as the memory that is worked with; `wrote` is told of what is written there.
+
     Raises:
-        ModelError: the model lacks a site; when opened: it already carries a plan.
-        InputError: rows with different plans at a site that cannot tell them apart.
+        ModelError: the model lacks a site.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sites: Mapping[str, Site],
-        plan: Plan,
-        gate: Gate,
-        packs: Sequence[Packed] = (),
-    ) -> None:
-        self.model, read = model, sites_of(model, sites)
-        plans: dict[torch.device, Plan] = {}
-
-        def bound(names: Sequence[str]) -> tuple[list[Site], Plan, Gate, type[Forms]]:
-            first, where, order = names[0], sites[names[0]].up.device, read[names[0]][1]
-            if where not in plans:
-                plans[where] = plan_on(plan, where)
-            form = StepForms if order is Order.STEPS else Forms
-            return [sites[name] for name in names], plan_at(first, plans[where], order), gate, form
-
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packs: Sequence[Packed] = ()) -> None:
+        self.model, self._read = model, sites_of(model, sites)
         packs = [pack for pack in packs if len({orders(model).get(name) for name in pack.names}) == 1]
-        self.groups: list[Beside | Together] = [
-            Together(pack, *bound([name for name in pack.names if name in sites])) for pack in packs
-        ]
         packed = {name for pack in packs for name in pack.names}
+        self._groups: list[tuple[Stacked, Packed | None]] = [
+            (Stacked([sites[name] for name in pack.names if name in sites]), pack) for pack in packs
+        ]
         for order in Order:
-            alike = {name: site for name, site in sites.items() if name not in packed and read[name][1] is order}
-            for names in _groups(alike):
-                self.groups.append(Beside([read[name][0] for name in names], *bound(names)))
+            alike = {
+                name: site for name, site in sites.items() if name not in packed and self._read[name][1] is order
+            }
+            self._groups += [(Stacked([sites[name] for name in names]), None) for names in _groups(alike)]
+        self.sites = {site.name: site for stacked, _ in self._groups for site in stacked.sites}
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Add the deltas to every site's output while the context is open."""
-        with carrying(self.model), ExitStack() as stack:
-            for group in self.groups:
-                stack.enter_context(group())
-            yield
+    @property
+    def intact(self) -> bool:
+        """Whether the modules are still those of the model, and packed weights where they were."""
+        named = dict(self.model.named_modules())
+        same = all(named.get(name) is module for name, (module, _) in self._read.items())
+        return same and all(pack.intact(named) for _, pack in self._groups if pack is not None)
+
+    def wrote(self) -> None:
+        """Something was written into the sites' tensors."""
+        for stacked, _ in self._groups:
+            stacked.wrote()
+
+    def bind(self, plan: Plan, gate: Gate) -> Callable[[], AbstractContextManager[None]]:
+        """What opens a context in which the deltas of a plan are added to every site's output.
+
+        Raises:
+            InputError: rows with different plans at a site that cannot tell them apart.
+            ModelError: when opened: the model already carries a plan.
+        """
+        bounds: dict[tuple[torch.device, bool], Bound] = {}
+        groups: list[Beside | Together] = []
+        for stacked, pack in self._groups:
+            name, where = stacked.sites[0].name, stacked.rocs.down.device
+            order = self._read[name][1]
+            if (key := (where, order is Order.MIXED)) not in bounds:
+                bounds[key] = Bound(plan_at(name, plan_on(plan, where), order), gate)
+            form = StepForms if order is Order.STEPS else Forms
+            if pack is None:
+                modules = [self._read[site.name][0] for site in stacked.sites]
+                groups.append(Beside(modules, stacked, bounds[key], form))
+            else:
+                groups.append(Together(pack, stacked, bounds[key], form))
+
+        @contextmanager
+        def opened() -> Iterator[None]:
+            with carrying(self.model), ExitStack() as stack:
+                for group in groups:
+                    stack.enter_context(group())
+                yield
+
+        return opened
 
 
 def _groups(sites: Mapping[str, Site]) -> list[list[str]]:
@@ -85,26 +107,49 @@ def _groups(sites: Mapping[str, Site]) -> list[list[str]]:
     return list(groups.values())
 
 
-def serve_fast(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate, packed: bool) -> ServeRows:
-    """Rows of a plan -> the model under their part of it, in the forms that cost least."""
-    packs = pack_weights(model, sites) if packed else ()
+class Fast:
+    """Adapters at work in a model in the forms that cost least.
 
-    @lru_cache(maxsize=1)  # stage after stage the same rows, until one ends
-    def attachment(places: tuple[int, ...]) -> Attachment:
-        return Attachment(model, sites, plan.take(places), gate, packs)
+    Args:
+        model: that the sites are of.
+        sites: by name, adapters stacked.
+        packed: whether weights of modules that read one input may be laid into one block.
+    """
 
-    return lambda places: attachment(tuple(places))()
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packed: bool) -> None:
+        self.attachment = Attachment(model, sites, pack_weights(model, sites) if packed else ())
+        self.sites, self.wrote = self.attachment.sites, self.attachment.wrote
+
+    @property
+    def intact(self) -> bool:
+        """Whether the model is still as it was."""
+        return self.attachment.intact
+
+    def bind(self, plan: Plan, gate: Gate) -> ServeRows:
+        """Rows of a plan -> the model under their part of it."""
+
+        @lru_cache(maxsize=1)  # the same rows again and again
+        def bound(places: tuple[int, ...]) -> Callable[[], AbstractContextManager[None]]:
+            return self.attachment.bind(plan.take(places), gate)
+
+        return lambda places: bound(tuple(places))()
 
 
-def serve_plain(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate, packed: bool) -> ServeRows:
+class Plain:
     """The same by the equation as it stands."""
-    return lambda places: attach(model, sites, plan.take(places), gate)
+
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packed: bool) -> None:
+        self.model, self.sites, self.intact = model, dict(sites), True
+
+    def wrote(self) -> None:
+        """Something was written into the sites' tensors; nothing is kept of them."""
+
+    def bind(self, plan: Plan, gate: Gate) -> ServeRows:
+        """Rows of a plan -> the model under their part of it."""
+        return lambda places: attach(self.model, self.sites, plan.take(places), gate)
 
 
-FORMS: dict[str, Callable[[nn.Module, Mapping[str, Site], Plan, Gate, bool], ServeRows]] = {
-    "fast": serve_fast,
-    "plain": serve_plain,
-}
+FORMS: dict[str, type[Fast | Plain]] = {"fast": Fast, "plain": Plain}
 """How deltas are worked out, by name."""
 
 

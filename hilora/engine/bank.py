@@ -1,77 +1,36 @@
-"""Rows of different calls under one plan: each brings the adapters that it was routed to."""
+"""The adapters in use, side by side in memory, and the rows of any calls under plans of them.
+
+    slots      0     1     2     3          an adapter that comes takes the slot of one of its shape that no row uses
+    adapter    a7..  19..  c2..  -          any more, so that one adapter's factors are copied, and nothing is rebuilt
+    row 0      .5    .3    .     .          what each row uses, slot by slot: a plan
+    row 1      .     .     1     .
+
+Only where no such slot is left are all laid out anew, with some room.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
-
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from hilora.compose.delta import Gate
 from hilora.compose.stack import stack_sites
 from hilora.engine.attachment import FORMS
 from hilora.engine.batching import ServeRows
+from hilora.engine.plans import RowPlan, one_plan
 from hilora.engine.request import Request
+from hilora.engine.slots import Placements, Slots, shape_of
 from hilora.pool.memory import Memory
 from hilora.pool.view import Source
 from hilora.types import Factors, Plan, Site
 
-BOUND = 2
+BOUND = 4
 """Plans that stay bound: of those who are reading, and of those who are not."""
-Serving = ServeRows
-"""Places -> the model under their part of a plan (`attachment.FORMS`)."""
-
-
-@dataclass(frozen=True, eq=False)
-class RowPlan:
-    """What one row uses, by content hash."""
-
-    source: Source  # where the adapters are
-    ids: tuple[int, ...]  # their positions there
-    contents: tuple[str, ...]
-    ranks: Int[Tensor, " adapter"]
-    weights: Float[Tensor, " adapter"]
-    rocs: Int[Tensor, " adapter"]
-    scale: float
-
-
-def row_plans(plan: Plan, source: Source) -> list[RowPlan]:
-    """A plan of several rows, taken apart; what a row does not use is left out."""
-    found = []
-    for row in range(len(plan.scale)):
-        used = ((plan.rocs[row] > 0) | (plan.weights[row] > 0)).nonzero()[:, 0]
-        ids = tuple(plan.ids[column] for column in used.tolist())
-        contents = tuple(source.entries[i].hash for i in ids)
-        tensors = plan.ranks[used], plan.weights[row, used], plan.rocs[row, used]
-        found.append(RowPlan(source, ids, contents, *tensors, float(plan.scale[row])))
-    return found
-
-
-def one_plan(rows: Sequence[RowPlan | None]) -> tuple[dict[str, Source], Plan]:
-    """The plan of rows that step together, over all that any of them uses; None is a row of the base model.
-
-    Returns:
-        The adapters' hashes in the order of the plan's columns, with where they are; and the plan.
-    """
-    sources = {content: row.source for row in rows if row is not None for content in row.contents}
-    column = {content: c for c, content in enumerate(sorted(sources))}
-    count, ids = len(column), [0] * len(column)
-    ranks, scale = torch.zeros(count, dtype=torch.long), torch.ones(len(rows))
-    weights, rocs = torch.zeros(len(rows), count), torch.zeros(len(rows), count, dtype=torch.long)
-    for place, row in enumerate(rows):
-        if row is not None:
-            index = [column[content] for content in row.contents]
-            ranks[index], weights[place, index], rocs[place, index] = row.ranks, row.weights, row.rocs
-            scale[place] = row.scale
-            for own, at in zip(index, row.ids, strict=True):
-                ids[own] = at
-    whole = bool(((rocs == 0) | (rocs == ranks)).all())
-    return {c: sources[c] for c in sorted(sources)}, Plan(tuple(ids), ranks, weights, rocs, scale, whole)
+SPARE = 4
+"""Where adapters come while others are in use, one slot in so many is left free for others like them."""
 
 
 class Bank:
@@ -81,7 +40,7 @@ class Bank:
         model: the model.
         gate: the composer.
         placements: where its modules compute (`base.modules.placements`).
-        memory: keeps factors and stacks.
+        memory: keeps factors, and stacks of batches that run whole.
         form, packed: how deltas are worked out.
     """
 
@@ -89,15 +48,29 @@ class Bank:
         self,
         model: Any,
         gate: Gate | None,
-        placements: Mapping[str, tuple[torch.device, torch.dtype]],
+        placements: Placements,
         memory: Memory,
         form: str,
         packed: bool,
     ) -> None:
         self.model, self.gate, self.placements = model, gate, placements
         self.memory, self.form, self.packed = memory, form, packed
-        self._bound: OrderedDict[tuple[RowPlan | None, ...], Serving] = OrderedDict()
+        self.pins: Counter[str] = Counter()  # adapters of requests that have begun
+        self.slots: Slots | None = None
+        self._sources: dict[str, Source] = {}
+        self._bound: OrderedDict[tuple[RowPlan | None, ...], ServeRows] = OrderedDict()
         self._open, self._opened = ExitStack(), ()
+        self._lock = threading.Lock()
+
+    def begin(self, request: Request) -> None:
+        """A request takes steps from now on; its adapters stay."""
+        with self._lock:
+            self.pins.update(request.plan.contents if request.plan else ())
+
+    def end(self, request: Request) -> None:
+        """It takes no more."""
+        with self._lock:
+            self.pins -= Counter(request.plan.contents if request.plan else ())
 
     @contextmanager
     def __call__(self, requests: Sequence[Request]) -> Iterator[None]:
@@ -122,37 +95,89 @@ class Bank:
         self._opened = ()
 
     def drop(self) -> None:
-        """Keep nothing bound, either."""
+        """Keep nothing laid out, either."""
         self.close()
         self._bound.clear()
+        self.slots = None
 
-    def _serving(self, rows: tuple[RowPlan | None, ...]) -> Serving:
+    def _serving(self, rows: tuple[RowPlan | None, ...]) -> ServeRows:
         if rows not in self._bound:
-            self._bound[rows] = self._bind(rows)
+            slots = self._lay_out({c: row.source for row in rows if row is not None for c in row.contents})
+            for row in filter(None, rows):
+                for content, at in zip(row.contents, row.ids, strict=True):
+                    slots.ids[slots.of[content]] = at
+            assert self.gate is not None
+            self._bound[rows] = slots.form.bind(one_plan(rows, slots.of, slots.ids), self.gate)
             while len(self._bound) > BOUND:
                 self._bound.popitem(last=False)
         self._bound.move_to_end(rows)
         return self._bound[rows]
 
+    def _lay_out(self, needed: Mapping[str, Source]) -> Slots:
+        """Slots that hold these adapters, and all others that are in use."""
+        known = self.slots.of if self.slots else {}
+        self._sources |= needed
+        new = {content: self._factors(content) for content in needed if content not in known}
+        stays = {content for content in known if self.pins[content] or content in needed}
+        slots = self.slots if self.slots and self.slots.form.intact else None
+        if slots and 2 * (len(stays) + len(new)) >= len(slots.shapes):
+            places = slots.place({content: shape_of(factors) for content, factors in new.items()}, stays)
+            if places is not None:
+                gone = {content for content, slot in slots.of.items() if slot in places.values()}
+                self._forget(gone)
+                for content, slot in places.items():
+                    slots.write(content, new[content], slot)
+                for content in needed:
+                    slots.of.move_to_end(content)
+                return slots
+        all_of = {content: new.get(content) or self._factors(content) for content in sorted(stays | set(new))}
+        self.slots = self._laid_out(all_of, bool(stays - set(needed)))
+        self._bound.clear()
+        self._sources = {content: self._sources[content] for content in all_of}
+        return self.slots
+
+    def _laid_out(self, adapters: Mapping[str, Factors], grows: bool) -> Slots:
+        """Adapters laid out from nothing, with some room for others if more are coming."""
+        shapes = {content: shape_of(factors) for content, factors in adapters.items()}
+        counts = Counter(shapes.values())
+        assert self.gate is not None
+        if grows and self.gate.joinable:  # other gates know no slot without an adapter
+            counts.update({shape: -(-count // SPARE) for shape, count in counts.items()})
+        listed = [shape for shape in sorted(counts) for _ in range(counts[shape])]
+        sizes = {
+            name: (down.shape[1], len(up)) for factors in adapters.values() for name, (down, up) in factors.items()
+        }
+        slots = Slots(self.model, self.form, self.packed, listed, self.placements, dict(sorted(sizes.items())))
+        places = slots.place(shapes, set())
+        assert places is not None
+        for content, slot in places.items():
+            slots.write(content, adapters[content], slot)
+        return slots
+
+    def _forget(self, contents: Set[str]) -> None:
+        """Drop what is bound to these adapters."""
+        for rows in list(self._bound):
+            if any(row is not None and not contents.isdisjoint(row.contents) for row in rows):
+                del self._bound[rows]
+
     def stacked(self, adapters: Mapping[str, Source]) -> dict[str, Site]:
         """Adapters stacked site by site, kept for the next batch that uses the same."""
         return self.memory.get(
             f"stack {' '.join(adapters)}",
-            lambda: stack_sites([self._factors(*each) for each in adapters.items()], self.placements),
+            lambda: stack_sites([self._load(*each) for each in adapters.items()], self.placements),
         )
 
     def sites_of(self, plan: Plan, source: Source) -> dict[str, Site]:
         """The adapters of a plan of one source, stacked site by site."""
         return self.stacked({source.entries[i].hash: source for i in plan.ids})
 
-    def bind(self, sites: Mapping[str, Site], plan: Plan) -> Serving:
+    def bind(self, sites: Mapping[str, Site], plan: Plan) -> ServeRows:
         """What makes the model serve some of a plan's rows."""
         assert self.gate is not None
-        return FORMS[self.form](self.model, sites, plan, self.gate, self.packed)
+        return FORMS[self.form](self.model, sites, self.packed).bind(plan, self.gate)
 
-    def _bind(self, rows: Sequence[RowPlan | None]) -> Serving:
-        adapters, plan = one_plan(rows)
-        return self.bind(self.stacked(adapters), plan)
+    def _factors(self, content: str) -> Factors:
+        return self._load(content, self._sources[content])
 
-    def _factors(self, content: str, source: Source) -> Factors:
+    def _load(self, content: str, source: Source) -> Factors:
         return self.memory.get(content, lambda: source.factors(content))

@@ -21,12 +21,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hilora.compose.delta import Gate, Gated, Tokens
+from hilora.compose.delta import Gated, Tokens
 from hilora.engine.attach import tokens_per_row
+from hilora.engine.bound import Bound
 from hilora.engine.even import Even, add_delta
-from hilora.engine.own import join, own_rocs
-from hilora.engine.ranked import faster
-from hilora.types import Plan, Rocs, Site
+from hilora.engine.stacked import Stacked
 
 Add = Callable[[Tensor], Tensor]
 """A site's output (..., out) -> the same with the site's delta."""
@@ -36,8 +35,6 @@ GATHER = 256
 gains at 430 (`benchmarks/forms.py`)."""
 SMALL = 512
 """Rows times ROCs up to which products of one token a row are made in fp32 on a CPU."""
-SPARSE = 256
-"""ROCs from which the `up` of several sites is no longer made one matrix, of which half or more is 0."""
 Step = Callable[[Tensor, Even], Tensor]
 """z in the last columns of (batch, width), tokens -> the deltas of all sites side by side (batch, out)."""
 
@@ -46,16 +43,14 @@ class Forms:
     """The deltas of sites that read one input, under a batch's plan.
 
     Args:
-        sites: the sites, on one device and of one dtype and width.
-        plan: of the batch, on that device.
-        gate: the composer.
+        stacked: the sites' ROCs.
+        bound: the plan and the gate.
     """
 
-    def __init__(self, sites: Sequence[Site], plan: Plan, gate: Gate) -> None:
-        self.sites, self.plan, self.gate = sites, plan, faster(gate)
-        self.rocs = join(sites)  # copies the sites' weights: once a batch is enough
-        self.lengths, self.widths = [len(site.owner) for site in sites], [len(site.up) for site in sites]
-        self.own = own_rocs(sites, plan) if gate.joinable else None
+    def __init__(self, stacked: Stacked, bound: Bound) -> None:
+        self.stack, self.bound, self.sites = stacked, bound, stacked.sites
+        self.plan, self.gate, self.rocs = bound.plan, bound.gate, stacked.rocs
+        self.lengths, self.widths, self.own = stacked.lengths, stacked.widths, bound.own(stacked)
 
     def __call__(self, x: Tensor) -> list[Add]:
         """What to add at each site, given what the sites read: (..., in), row by row.
@@ -88,7 +83,7 @@ class Forms:
 
     def joined(self, x: Tensor) -> list[Add]:
         """The deltas of one token in each row, of all sites in one product."""
-        tokens, down = self._tokens(x), self._down_one
+        tokens, (down, _) = self._tokens(x), self.stack.typed(self._dtype_kept)
         delta = self._step(torch.mm(tokens.x.to(down.dtype), down.t()), tokens).view(*x.shape[:-1], -1)
         return [partial(_add_part, part=part) for part in delta.split(self.widths, dim=-1)]
 
@@ -98,16 +93,22 @@ class Forms:
         Args:
             width: columns of what it gets, (batch, width); its last ones are z, token by token.
         """
-        dtype, up, batch, count = self._dtype_one, self._up_one, len(self.plan.scale), len(self.rocs.owner)
-        kept = self._down_one.dtype
+        dtype, batch, count = self._dtype_one, len(self.plan.scale), len(self.rocs.owner)
+        down, up = self.stack.typed(self._dtype_kept)
+        kept = down.dtype
         if self.own is None or self.plan.whole or not self.gate.joinable:
             gated = self._bind(dtype)
             return lambda made, tokens: up(gated(made[:, width - count :].t(), tokens).t().to(kept))
-        gated = self.gate(_typed(self.own.rocs, dtype), self.own.plan)
-        rows = torch.arange(batch, device=self.own.index.device)
-        lies, goes = self.own.index + (rows * width + width - count), self.own.index + rows * count
-        with torch.inference_mode(False):  # so that it may be written in any mode
-            room = self.rocs.down.new_zeros(batch, count, dtype=kept)  # what no row picks stays 0
+        own = self.own
+        gated = self.bound.gated_own(own, dtype)
+
+        def places() -> tuple[Tensor, Tensor, Tensor]:
+            rows = torch.arange(batch, device=own.index.device)
+            with torch.inference_mode(False):  # so that it may be written in any mode
+                room = self.rocs.down.new_zeros(batch, count, dtype=kept)  # what no row picks stays 0
+            return own.index + (rows * width + width - count), own.index + rows * count, room
+
+        lies, goes, room = self.bound.once(("step", self.stack.layout, width, kept), places)
 
         def one(made: Tensor, tokens: Tokens) -> Tensor:
             return up(room.put_(goes, gated(made.take(lies).to(dtype), tokens).to(kept)))
@@ -142,27 +143,10 @@ class Forms:
         return torch.promote_types(dtype, torch.float32) if self._on_cpu else dtype
 
     @cached_property
-    def _is_small(self) -> bool:
-        return self._on_cpu and len(self.plan.scale) * len(self.rocs.owner) <= SMALL
-
-    @cached_property
-    def _down_one(self) -> Float[Tensor, "roc in"]:
-        """`down` for one token of each row."""
-        return self.rocs.down.to(self._dtype_one) if self._is_small else self.rocs.down
-
-    @cached_property
-    def _up_one(self) -> Callable[[Tensor], Tensor]:
-        """Gated z (batch, roc) -> the deltas of all sites side by side, for one token of each row."""
-        ups = [site.up.T.to(self._down_one.dtype) for site in self.sites]
-        if len(self.rocs.owner) <= SPARSE:
-            up = torch.block_diag(*ups)
-            return lambda z: torch.mm(z, up)
-
-        def apart(z: Tensor) -> Tensor:
-            parts = zip(z.split(self.lengths, 1), ups, strict=True)
-            return torch.cat([torch.mm(part, up) for part, up in parts], 1)
-
-        return apart
+    def _dtype_kept(self) -> torch.dtype:
+        """Of the products, for one token of each row."""
+        is_small = self._on_cpu and len(self.plan.scale) * len(self.rocs.owner) <= SMALL
+        return self._dtype_one if is_small else self.rocs.down.dtype
 
     @cached_property
     def _rows(self) -> tuple[Float[Tensor, "batch own in"], list[Tensor]]:
@@ -183,20 +167,15 @@ class Forms:
     def _gated_own(self) -> Gated:
         """Gates for z of each row's own ROCs."""
         assert self.own is not None
-        return self.gate(_typed(self.own.rocs, self.rocs.down.dtype), self.own.plan)
+        return self.bound.gated_own(self.own, self.rocs.down.dtype)
 
     def _bind(self, dtype: torch.dtype) -> Gated:
         """The gate for z (roc, token) of all ROCs; it works in a dtype where it may."""
         if not self.gate.joinable:
             return _in_turn([self.gate(site, self.plan) for site in self.sites], self.lengths, self.rocs.down.dtype)
         if self.own is None or self.plan.whole:  # then nothing is compared, and picking costs more than it spares
-            return _cast(self.gate(_typed(self.rocs, dtype), self.plan), dtype)
+            return _cast(self.bound.gated(self.stack, dtype), dtype)
         return _picked(self._gated_own, self.own.index)
-
-
-def _typed(rocs: Rocs, dtype: torch.dtype) -> Rocs:
-    """What a joinable gate needs of ROCs: it does not read `down`, but works in its dtype."""
-    return Rocs(rocs.down[:, :0].to(dtype), rocs.size, rocs.owner, rocs.blocks)
 
 
 def _cast(gated: Gated, dtype: torch.dtype) -> Gated:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hilora.engine.asked import pick_of
-from hilora.engine.bank import row_plans
 from hilora.engine.call import Call
 from hilora.engine.ended import row_ends
+from hilora.engine.plans import row_plans
 from hilora.engine.request import Request
 from hilora.engine.sampling import split_sampling
 from hilora.engine.thread import Work, drive

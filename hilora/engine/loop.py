@@ -123,6 +123,8 @@ class Loop:
         rows: list[Request] = []
         while self.waiting and len(rows) < room and self._goes_with(rows, self.waiting[0]):
             rows.append(self.waiting.popleft())
+        for request in rows:
+            request.begin()
         if rows:
             held = Rectangle(self.layers, (len(rows), max(len(request.ids) for request in rows)))
             held.open(len(rows))

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from hilora.types import Plan, Rocs
 
+Layout = Sequence[Sequence[tuple[int, ...]]]
+"""Of each site, (rank, plan columns) of each run of ROCs that lie side by side."""
+
 
 @dataclass(frozen=True)
 class Own:
@@ -20,7 +23,7 @@ class Own:
         index: (own, batch) where they lie in the stack.
         lengths: how many of them are of each site.
         rocs, plan: what a gate needs to know; the plan's columns are the places of a row's adapters. `down` has no
-            width, and `size` is (own, batch).
+            width; `size`, (own, batch), is each layer's own.
     """
 
     index: Int[Tensor, "own batch"]
@@ -29,29 +32,34 @@ class Own:
     plan: Plan
 
 
-def own_rocs(parts: Sequence[Rocs], plan: Plan) -> Own | None:
-    """Pick each row's own ROCs out of the sites' stacks, which lie one after another; None if that spares nothing."""
-    used = plan.rocs > 0
+def own_rocs(layout: Layout, plan: Plan) -> Own | None:
+    """Pick each row's own ROCs out of the sites' stacks, which lie one after another; None if that spares nothing.
+
+    Args:
+        layout: of each site, (rank, plan columns) of each run of its ROCs.
+        plan: of the batch.
+    """
+    used, where = plan.rocs > 0, plan.rocs.device
     picks, blocks, index, owner, lengths, start, place = [], [], [], [], [], 0, 0
-    for part in parts:
+    for runs in layout:
         lengths.append(0)
-        for rank, columns in part.blocks:
+        for rank, *run in runs:
+            columns = torch.tensor(run, device=where)
             mine = used[:, columns]
             slots = int(mine.sum(1).max())
             pick = mine.byte().topk(slots, dim=1).indices  # (batch, slot): those in use, and others up to the most
             first = start + rank * pick.T[:, None]  # (slot, 1, batch)
-            index.append((first + torch.arange(rank, device=pick.device)[:, None]).flatten(0, 1))
-            places = torch.arange(place, place + slots, device=pick.device)
+            index.append((first + torch.arange(rank, device=where)[:, None]).flatten(0, 1))
+            places = torch.arange(place, place + slots, device=where)
             picks.append(columns[pick])
             blocks.append((rank, places))
             owner.append(places.repeat_interleave(rank))
             lengths[-1] += rank * slots
-            start, place = start + rank * len(columns), place + slots
+            start, place = start + rank * len(run), place + slots
     if 2 * sum(lengths) > start:
         return None
     chosen, lies = torch.cat(picks, 1), torch.cat(index)  # (batch, place), (own, batch)
-    size = torch.cat([part.size for part in parts])[lies]
-    rocs = Rocs(parts[0].down.new_empty(len(size), 0), size, torch.cat(owner), tuple(blocks))
+    none = plan.scale.new_empty(len(lies), 0)
     plan = replace(
         plan,
         ids=(),
@@ -59,12 +67,4 @@ def own_rocs(parts: Sequence[Rocs], plan: Plan) -> Own | None:
         weights=plan.weights.gather(1, chosen),
         rocs=plan.rocs.gather(1, chosen),
     )
-    return Own(lies, lengths, rocs, plan)
-
-
-def join(parts: Sequence[Rocs]) -> Rocs:
-    """The ROCs of several modules that read the same input, one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    down, size, owner = (torch.cat([getattr(part, name) for part in parts]) for name in ("down", "size", "owner"))
-    return Rocs(down, size, owner, tuple(block for part in parts for block in part.blocks))
+    return Own(lies, lengths, Rocs(none, none, torch.cat(owner), tuple(blocks)), plan)

@@ -230,6 +230,12 @@ class _Alone:
         """The model as it is."""
         return nullcontext()
 
+    def begin(self, request: Request) -> None:
+        """Nothing to hold."""
+
+    def end(self, request: Request) -> None:
+        """Nothing to let go."""
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -80,10 +81,19 @@ def chunks(ranks: Sequence[int]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class PairedTopRocs(TopRocs):
-    """`TopRocs`, its choice made by comparisons."""
+    """`TopRocs`, its choice made by comparisons; bound once to a plan and to ROCs that lie alike."""
+
+    known: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     def kept(self, rocs: Rocs, plan: Plan) -> Callable[[Tensor, Spread], Tensor]:
         """(strength (roc, token), spread) -> 1 on the ROCs that the token keeps, else 0."""
+        key = id(rocs.blocks), id(plan), rocs.down.dtype
+        if key not in self.known:
+            self.known[key] = (rocs.blocks, plan), self._kept(rocs, plan)  # both stay, and so do their addresses
+        found: Callable[[Tensor, Spread], Tensor] = self.known[key][1]
+        return found
+
+    def _kept(self, rocs: Rocs, plan: Plan) -> Callable[[Tensor, Spread], Tensor]:
         keeps = []
         for rank, columns in rocs.blocks:
             # a site whose rank is below the adapter's largest (rank_pattern) gets its share of the budget

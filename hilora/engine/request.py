@@ -42,6 +42,14 @@ class Serve(Protocol):
         """The model serving these, row by row in that order, while it is open."""
         ...
 
+    def begin(self, request: Request) -> None:
+        """A request takes steps from now on."""
+        ...
+
+    def end(self, request: Request) -> None:
+        """It takes no more."""
+        ...
+
     def close(self) -> None:
         """The model by itself again."""
         ...
@@ -66,6 +74,7 @@ class Request:
     read: int = 0
     new: list[int] = field(default_factory=list)
     cancelled: bool = False
+    begun: bool = False
     ended: bool = False
     error: BaseException | None = None
 
@@ -86,7 +95,15 @@ class Request:
         if self.says.ended or len(self.new) == self.most:
             self.end()
 
+    def begin(self) -> None:
+        """It takes steps from now on."""
+        assert not self.begun, "a request begins once"
+        self.begun = True
+        self.serve.begin(self)
+
     def end(self, error: BaseException | None = None) -> None:
         """It ends here; once."""
         assert not self.ended, "a request ends once"
         self.ended, self.error = True, error
+        if self.begun:
+            self.serve.end(self)

@@ -10,11 +10,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hilora.compose.delta import Gate
+from hilora.engine.bound import Bound
 from hilora.engine.even import Even
 from hilora.engine.forms import Forms
 from hilora.engine.packed import Packed
-from hilora.types import Plan, Site
+from hilora.engine.stacked import Stacked
 
 T = TypeVar("T")
 
@@ -77,21 +77,21 @@ class Beside:
 
     Args:
         modules: of the sites, which may read the same input.
-        sites: the batch's adapters there, stacked.
-        plan, gate: of the batch.
+        stacked: the sites' ROCs.
+        bound: the plan and the gate.
         form: `Forms`, for tokens that lie as they do there.
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], sites: Sequence[Site], plan: Plan, gate: Gate, form: type[Forms] = Forms
+        self, modules: Sequence[nn.Module], stacked: Stacked, bound: Bound, form: type[Forms] = Forms
     ) -> None:
         self.modules = modules
 
         def alone(place: int) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
-            forms = form(sites[place : place + 1], plan, gate)
+            forms = form(Stacked(stacked.sites[place : place + 1]), bound)
             return lambda x: forms(x)[0]
 
-        self.shared = Shared(form(sites, plan, gate), alone, len(sites))
+        self.shared = Shared(form(stacked, bound), alone, len(stacked.sites))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -114,29 +114,26 @@ class Together:
 
     Args:
         pack: the block.
-        sites: those of its modules that adapters change, in the block's order.
-        plan, gate: of the batch.
+        stacked: the ROCs of those of its modules that adapters change, in the block's order.
+        bound: the plan and the gate.
         form: `Forms`, for tokens that lie as they do there.
     """
 
-    def __init__(
-        self, pack: Packed, sites: Sequence[Site], plan: Plan, gate: Gate, form: type[Forms] = Forms
-    ) -> None:
-        self.pack, self.sites, self.plan, self.gate, self.form = pack, sites, plan, gate, form
-        self.forms = form(sites, plan, gate)
-        self.places = [pack.names.index(site.name) for site in sites]
+    def __init__(self, pack: Packed, stacked: Stacked, bound: Bound, form: type[Forms] = Forms) -> None:
+        self.pack, self.stack, self.bound, self.form = pack, stacked, bound, form
+        self.forms = form(stacked, bound)
+        self.places = [pack.names.index(site.name) for site in stacked.sites]
         count = len(self.forms.rocs.owner)
         self.lodged = count if count <= pack.spare else 0
         self.step = self.forms.step(sum(pack.widths) + count if self.lodged else count)
         self.spans = _spans(pack.widths, self.places)
         self.shared = Shared(self.outputs, self._alone, len(pack.names))
-        self.tenant = object()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Work out the modules so while the context is open."""
         if self.lodged:
-            self.pack.lodge(self.forms.rocs.down, self.tenant)
+            self.pack.lodge(self.forms.rocs.down, self.stack.version)
         with instead(self.pack.modules, self.shared):
             yield
 
@@ -167,7 +164,7 @@ class Together:
         module = self.pack.modules[place]
         if place not in self.places:
             return partial(_linear, module)
-        forms = self.form([self.sites[self.places.index(place)]], self.plan, self.gate)
+        forms = self.form(Stacked([self.stack.sites[self.places.index(place)]]), self.bound)
         return lambda x: forms(x)[0](_linear(module, x))
 
 

@@ -20,7 +20,6 @@ from hilora.base.modules import linear_shapes
 from hilora.base.rows import Order, alike, orders, some_tokens
 from hilora.engine.attach import attach
 from hilora.engine.batching import Batching
-from hilora.engine.cache import CACHE
 from hilora.engine.probe import COARSE, DEEP, Probe, _off, batching_of
 from hilora.errors import InputError, ModelError
 

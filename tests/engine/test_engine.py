@@ -87,6 +87,12 @@ class Shifted:
             handle.remove()
             self.open -= 1
 
+    def begin(self, request: Request) -> None:
+        pass
+
+    def end(self, request: Request) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

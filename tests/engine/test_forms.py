@@ -10,9 +10,11 @@ from hilora.compose.pool_rocs import PoolTopRocs
 from hilora.compose.rocs import TopRocs
 from hilora.compose.stack import stack_sites
 from hilora.compose.weighted import Weighted
-from hilora.engine import forms
+from hilora.engine import forms, stacked
+from hilora.engine.bound import Bound
 from hilora.engine.forms import Forms
 from hilora.engine.own import own_rocs
+from hilora.engine.stacked import Stacked
 from hilora.types import Factors, Plan, Site
 
 CPU = torch.device("cpu")
@@ -76,12 +78,12 @@ def alone(site: Site, gate: Gate, plan: Plan, x: Tensor, output: Tensor) -> Tens
 def test_a_form_gives_what_the_equation_gives(
     monkeypatch: pytest.MonkeyPatch, gate: Gate, whole: bool, each: int, bound: int
 ) -> None:
-    for name in ("GATHER", "SMALL", "SPARSE"):
-        monkeypatch.setattr(forms, name, bound)
+    for room, name in ((forms, "GATHER"), (forms, "SMALL"), (stacked, "SPARSE")):
+        monkeypatch.setattr(room, name, bound)
     both, rows = sites(), plan(whole)
     x = torch.randn(5, each, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        adds = Forms(both, rows, gate)(x)
+        adds = Forms(Stacked(both), Bound(rows, gate))(x)
         for site, add in zip(both, adds, strict=True):
             output = torch.randn(5, each, OUT[site.name], dtype=torch.float64)
             expected = alone(site, gate, rows, x.flatten(0, 1), output.flatten(0, 1)).view_as(output)
@@ -92,7 +94,7 @@ def test_a_form_gives_what_the_equation_gives(
 def test_gradients_are_those_of_the_equation(gate: Gate) -> None:
     both, rows = sites(), plan()
     x = torch.randn(5, 3, IN, dtype=torch.float64, requires_grad=True)
-    (add, _), output = Forms(both, rows, gate)(x), torch.zeros(5, 3, OUT["q"], dtype=torch.float64)
+    (add, _), output = Forms(Stacked(both), Bound(rows, gate))(x), torch.zeros(5, 3, OUT["q"], dtype=torch.float64)
     (got,) = torch.autograd.grad(add(output).square().sum(), x)
     loss = alone(both[0], gate, rows, x.flatten(0, 1), output.flatten(0, 1)).square().sum()
     (expected,) = torch.autograd.grad(loss, x)
@@ -104,7 +106,7 @@ def test_half_precision_is_near_the_equation(each: int) -> None:
     both, rows = sites(torch.bfloat16), plan(whole=True)
     x = torch.randn(5, each, IN).bfloat16()
     with torch.no_grad():
-        for site, add in zip(both, Forms(both, rows, TopRocs())(x), strict=True):
+        for site, add in zip(both, Forms(Stacked(both), Bound(rows, TopRocs()))(x), strict=True):
             output = torch.zeros(5, each, OUT[site.name], dtype=torch.bfloat16)
             exact = Site(site.down.float(), site.size.float(), site.owner, site.blocks, site.name, site.up.float())
             expected = alone(exact, TopRocs(), rows, x.flatten(0, 1).float(), output.flatten(0, 1).float())
@@ -115,7 +117,7 @@ def test_half_precision_is_near_the_equation(each: int) -> None:
 
 def test_each_row_gets_its_own_rocs_and_no_more_than_the_row_with_most() -> None:
     both, rows = sites(), plan(most=1)
-    own = own_rocs(both, rows)
+    own = own_rocs(Stacked(both).layout, rows)
     assert own is not None
     assert own.lengths == [site_places(site, rows) for site in both]
     start = 0
@@ -134,4 +136,4 @@ def site_places(site: Site, rows: Plan) -> int:
 
 
 def test_where_rows_use_most_of_the_batch_nothing_is_picked() -> None:
-    assert own_rocs(sites(), plan(most=5)) is None
+    assert own_rocs(Stacked(sites()).layout, plan(most=5)) is None

@@ -189,11 +189,11 @@ def test_given_the_same_plan_an_unused_adapter_changes_nothing(build: Any) -> No
         rocs=torch.cat([plan.rocs, zero.long()], 1),
     )
     input_ids = torch.tensor([[5, 6, 7, 8]])
-    for serve in FORMS.values():
+    for form in FORMS.values():
         outputs = []
         for p in (plan, more):
             sites = router.lanes.bank.sites_of(p, routed.source)
-            with serve(router.model, sites, p, router.planner.method.gate, False)([0]), torch.no_grad():
+            with form(router.model, sites, False).bind(p, router.planner.method.gate)([0]), torch.no_grad():
                 outputs.append(router.model(input_ids).logits)
         torch.testing.assert_close(*outputs)
 

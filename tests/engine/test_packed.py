@@ -67,10 +67,10 @@ def test_hidden_states_are_the_same_wherever_the_rocs_lie(
     plan = router.planner.plan(router.planner.route(PROMPTS), range(len(PROMPTS)))
     sites, gate = router.lanes.bank.sites_of(plan, router.planner.source), router.planner.method.gate
     ids = torch.arange(4 * each).view(4, each) % 20 + 5
-    attachments = [Attachment(router.model, sites, plan, gate)]
+    attachments = [Attachment(router.model, sites).bind(plan, gate)]
     packs = pack_weights(router.model, sites)
     assert packs
-    attachments.append(Attachment(router.model, sites, plan, gate, packs))
+    attachments.append(Attachment(router.model, sites, packs).bind(plan, gate))
 
     def logits(attachment: Attachment) -> Tensor:
         with attachment(), torch.inference_mode():
@@ -108,7 +108,7 @@ def test_gradients_reach_the_parameters_and_new_values_are_used(build: Any) -> N
     router.generate(PROMPTS, max_new_tokens=2)
     packs = pack_weights(router.model, sites)
     ids, weight = torch.tensor([[5]]), packs[0].modules[1].weight  # v_proj: one token looks at itself whatever q is
-    with Attachment(router.model, sites, plan, gate, packs)():
+    with Attachment(router.model, sites, packs).bind(plan, gate)():
         (gradient,) = torch.autograd.grad(router.model(ids).logits.square().sum(), weight)
         assert gradient.abs().sum() > 0
         with torch.no_grad():
@@ -181,7 +181,7 @@ def test_a_failing_forward_pass_leaves_the_modules_as_they_were(build: Any) -> N
     router = build()
     plan = router.planner.plan(router.planner.route(PROMPTS), range(len(PROMPTS)))
     sites, gate = router.lanes.bank.sites_of(plan, router.planner.source), router.planner.method.gate
-    attachment = Attachment(router.model, sites, plan, gate, pack_weights(router.model, sites))
+    attachment = Attachment(router.model, sites, pack_weights(router.model, sites)).bind(plan, gate)
     with pytest.raises(ZeroDivisionError), attachment():
         raise ZeroDivisionError
     ends = {end for ends in PACKS for end in ends}
