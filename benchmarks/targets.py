@@ -37,6 +37,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
     python benchmarks/ending.py --json benchmarks/ending.jsonl --alone     # Ctrl-C, break, a closed pipe
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
+    python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
 """
 
@@ -152,8 +153,9 @@ def other_targets(home: Path) -> list[Row]:
                 median(f"`hilora {name}`, {method}, cold process", most, line["seconds"], "s")
     for line in starts:
         if "statistics" in line:
-            told = f"... over {line['adapters']:,} adapters, statistics {line['statistics']}"
-            rows.append((told, NONE, _spread(line["seconds"], "s"), ""))
+            name, method = line["command"].rsplit(", ", 1)
+            what = f"`hilora {name}`, {method}, over {line['adapters']:,} adapters, statistics {line['statistics']}"
+            rows.append((what, NONE, _spread(line["seconds"], "s"), ""))
         elif "fit_s" in line:
             what = f"... fitting {line['adapters']:,} and keeping it"
             rows.append((what, NONE, f"{line['fit_s']} s, {line['mb']} MB", ""))

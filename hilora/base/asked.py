@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hilora.base.embed import Embedder
 from hilora.base.encoders import Span
-from hilora.base.prompts import Prompt, query_texts, query_turns
+from hilora.base.prompts import Prompt, each_of, joined, query_turns
 
 HEAD, TAIL = 1 / 2, 1 / 2
 """Shares of what the embedder reads that are kept of a text that is too long."""
@@ -51,12 +51,13 @@ def look(prompts: Sequence[Prompt], embedder: Embedder | None) -> Asked:
     Raises:
         InputError: as `base.prompts.query_text`.
     """
-    whole = query_texts(prompts)
+    turns = each_of(prompts, query_turns)
+    whole = [joined(each) for each in turns]
     if embedder is None:
         return Asked(whole, None, [""] * len(whole))
     texts, left_out = zip(*(shorten(text, embedder) for text in whole), strict=True) if whole else ((), ())
-    turns = [len(query_turns(prompt)) for prompt in prompts]
-    return Asked(list(texts), embedder(texts), [_said(*each) for each in zip(turns, left_out, strict=True)])
+    said = [_said(len(own), count) for own, count in zip(turns, left_out, strict=True)]
+    return Asked(list(texts), embedder(texts), said)
 
 
 def _said(turns: int, left_out: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hilora.base.chat import render
 from hilora.base.turns import num_routed_on, size_of
@@ -18,6 +18,7 @@ from hilora.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 Messages = Sequence[dict[str, str]]
 Prompt = str | Messages
 Prompts = Sequence[Prompt]
@@ -33,7 +34,12 @@ def query_text(prompt: Prompt) -> str:
     Raises:
         InputError: the prompt is empty, has half a character, or is no chat in the expected form.
     """
-    return "\n".join(query_turns(prompt))
+    return joined(query_turns(prompt))
+
+
+def joined(turns: Sequence[str]) -> str:
+    """Messages that are routed on together, as one text."""
+    return "\n".join(turns)
 
 
 def query_turns(prompt: Prompt) -> list[str]:
@@ -52,6 +58,8 @@ def query_turns(prompt: Prompt) -> list[str]:
     if not said[-1].strip():
         raise InputError("The prompt is empty. Give some text to route on and to answer.")
     said = [text for text in said if text.strip()]
+    if len(said) == 1:  # sizes would be read from the whole text, for nothing
+        return said
     return said[-num_routed_on([size_of(text) for text in said]) :]
 
 
@@ -61,15 +69,15 @@ def query_texts(prompts: Sequence[Prompt]) -> list[str]:
     Raises:
         InputError: as `query_text`; says which prompt it is.
     """
-    return _each(prompts, query_text)
+    return each_of(prompts, query_text)
 
 
-def _each(prompts: Sequence[Prompt], text_of: Callable[[Prompt], str]) -> list[str]:
-    """A text of each prompt; what is refused is named by the prompt's number, where there are several."""
+def each_of(prompts: Sequence[Prompt], read: Callable[[Prompt], T]) -> list[T]:
+    """What is read of each prompt; what is refused is named by the prompt's number, where there are several."""
     found = []
     for number, prompt in enumerate(prompts):
         try:
-            found.append(text_of(prompt))
+            found.append(read(prompt))
         except InputError as error:
             if len(prompts) == 1:
                 raise
@@ -126,7 +134,7 @@ def model_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of each prompt, unpadded; a template brings its special tokens itself."""
-    texts = _each(prompts, lambda prompt: model_text(prompt, tokenizer))
+    texts = each_of(prompts, lambda prompt: model_text(prompt, tokenizer))
     encoded: Any = tokenizer(texts, add_special_tokens=not tokenizer.chat_template)
     return [list(ids) for ids in encoded["input_ids"]]
 

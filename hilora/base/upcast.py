@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hilora.base.modules import is_plain
+
 HALF = (torch.bfloat16, torch.float16)
 ROOM = 2**30
 """Bytes of fp32 layers that may be there all the time: the default base fits."""
@@ -36,7 +38,7 @@ def in_fp32(model: nn.Module) -> Iterator[None]:
         NotImplementedError: its weights are quantised, or elsewhere.
     """
     weights = list(model.parameters())
-    coded = any(not each.is_floating_point() or each.dtype.itemsize < 2 for each in weights)
+    coded = not all(map(is_plain, weights))
     if coded or getattr(model, "hf_quantizer", None) is not None:  # some keep what is coded in buffers
         raise NotImplementedError("its weights are quantised")
     if any(each.is_meta for each in weights):

@@ -29,7 +29,6 @@ from hilora.bench.stage import Contender, Stage, first_logits, fixed, padded
 from hilora.bench.theirs import Exports, peft_arrow, peft_mixed, peft_single
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
-from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 
 CONTENDERS = ("base", "hilora", "pinned", "oracle", "arrow", "peft_single", "peft_mixed", "peft_arrow")
@@ -48,11 +47,11 @@ def contenders(stage: Stage, wanted: Sequence[str]) -> Iterator[list[Contender]]
         InputError: one needs PEFT, which is not installed; or Arrow adapters of different ranks.
     """
     ours = {
-        "base": lambda: _ours("base", stage, "base", {}),
-        "hilora": lambda: _ours("hilora", stage, *stage.method),
-        "pinned": lambda: _ours("pinned", stage, *stage.method, allow=[[name] for name in stage.work.adapters]),
-        "oracle": lambda: _ours("oracle", stage, "oracle", {}, labels=list(stage.work.adapters)),
-        "arrow": lambda: _ours("arrow", stage, "arrow", {}, allow=list(stage.names)),
+        "base": lambda: _ours("base", stage, stage.planner_of("base")),
+        "hilora": lambda: _ours("hilora", stage, stage.planner),
+        "pinned": lambda: _ours("pinned", stage, stage.planner, allow=[[name] for name in stage.work.adapters]),
+        "oracle": lambda: _ours("oracle", stage, stage.planner_of("oracle"), labels=list(stage.work.adapters)),
+        "arrow": lambda: _ours("arrow", stage, stage.planner_of("arrow"), allow=list(stage.names)),
     }
     with TemporaryDirectory(prefix="hilora-bench-") as folder:
         exported = Exports(stage.pool, Path(folder), stage.model.dtype)
@@ -89,8 +88,7 @@ def check_twins(built: Sequence[Contender]) -> dict[str, float]:
     return found
 
 
-def _ours(name: str, stage: Stage, method: str, options: dict[str, Any], **route: Any) -> Contender:
-    planner = Planner(stage.pool, get_method(method, **options), stage.embedder)
+def _ours(name: str, stage: Stage, planner: Planner, **route: Any) -> Contender:
     router = HiLoRA(stage.model, stage.tokenizer, planner, packed=True)
     prompts = list(stage.work.prompts)
 
@@ -98,7 +96,7 @@ def _ours(name: str, stage: Stage, method: str, options: dict[str, Any], **route
         return router.generate(prompts, batch_size=len(prompts), **fixed(new_tokens), **route)
 
     def logits() -> Tensor:
-        routed = router.planner.route(prompts, **route)
+        routed = planner.route(prompts, **route)
         ids, mask = padded(stage)
         with router.attached(routed, range(len(prompts))), torch.inference_mode():
             return first_logits(stage.model, ids, mask)

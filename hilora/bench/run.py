@@ -22,7 +22,6 @@ from hilora.errors import UnknownNameError
 from hilora.evaluate.setup import setup
 from hilora.methods import DEFAULT_METHOD
 from hilora.methods.lookup import get_method
-from hilora.planner import Planner
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView
@@ -170,8 +169,7 @@ def count_tokens(router: HiLoRA, work: Workload) -> dict[str, int]:
 
 def routed_freely(stage: Stage) -> dict[str, Any]:
     """What `hilora` uses of the pool for this batch: adapters and ROCs of a prompt, adapters of all prompts."""
-    planner = Planner(stage.pool, get_method(stage.method[0], **stage.method[1]), stage.embedder)
-    chosen = planner.explain(planner.route(list(stage.work.prompts)))
+    chosen = stage.planner.explain(stage.planner.route(list(stage.work.prompts)))
     return {
         "free": {
             "distinct": len({choice.name for row in chosen for choice in row}),

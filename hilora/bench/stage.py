@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from hilora.base.embed import Embedder
 from hilora.base.padding import pad_batch
 from hilora.base.prompts import encode_prompts, pad_id
 from hilora.bench.workload import Workload
+from hilora.methods.lookup import get_method
+from hilora.planner import Planner
 from hilora.pool.pool import Pool
 
 
@@ -48,6 +51,16 @@ class Stage:
     names: Sequence[str]
     work: Workload
     method: tuple[str, dict[str, Any]]
+
+    @cached_property
+    def planner(self) -> Planner:
+        """Routes by hilora's method; fitted once for all who do."""
+        method, options = self.method
+        return self.planner_of(method, **options)
+
+    def planner_of(self, method: str, **options: Any) -> Planner:
+        """Routes over the pool by a method."""
+        return Planner(self.pool, get_method(method, **options), self.embedder)
 
 
 def fixed(new_tokens: int) -> dict[str, Any]:

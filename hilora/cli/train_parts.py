@@ -85,7 +85,7 @@ def moe(
     def run(trainer: Trainer) -> Path:
         return trainer.moe(kind, read_clusters(data, sorted(trainer.tasks)), recipe)
 
-    _train(pool, data, base, dtype, steps, run, kind, kind)
+    _train(pool, data, base, dtype, steps, run, kind)
 
 
 def phatgoose(
@@ -105,7 +105,7 @@ def phatgoose(
     from hilora.train.recipe import GateRecipe
 
     recipe = GateRecipe(steps=steps, batch=batch, lr=lr, max_tokens=max_tokens, seed=seed, per_task=per_task)
-    _train(pool, data, base, dtype, steps, lambda trainer: trainer.phatgoose(recipe), "phatgoose", "phatgoose")
+    _train(pool, data, base, dtype, steps, lambda trainer: trainer.phatgoose(recipe), "phatgoose")
 
 
 def lorahub(
@@ -135,7 +135,7 @@ def lorahub(
             trainer.pool, trainer.tasks, recipe, model=trainer.model, tokenizer=trainer.tokenizer, on_step=on_step
         )
 
-    _train(pool, data, base, dtype, evaluations, run, "lorahub", "lorahub")
+    _train(pool, data, base, dtype, evaluations, run, "lorahub")
 
 
 def _train(
@@ -146,9 +146,14 @@ def _train(
     steps: int,
     run: Callable[[Trainer], Path],
     kind: str,
-    method: str,
+    method: str | None = None,
 ) -> None:
-    """Load a pool, its base and its training data, and train with a bar; what will not do is refused before."""
+    """Load a pool, its base and its training data, and train with a bar; what will not do is refused before.
+
+    Args:
+        kind: the name that what is trained is kept under.
+        method: how `--method` chooses it; default: by that name.
+    """
     from hilora.train.gates import Trainer
     from hilora.train.outcome import check_part
     from hilora.train.tasks import read_tasks
@@ -162,4 +167,4 @@ def _train(
             opened, tasks, model, tokenizer, lambda step, loss, speed: advance(step, f"loss {loss:.3f}")
         )
         path = run(trainer)
-    console.print(f"{path}: trained. Next: hilora generate PROMPT --method {method} --pool {pool}")
+    console.print(f"{path}: trained. Next: hilora generate PROMPT --method {method or kind} --pool {pool}")

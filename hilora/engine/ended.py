@@ -11,6 +11,7 @@ from transformers import StoppingCriteria
 
 from hilora.base.answers import Answer, Ends, Reading
 from hilora.base.prompts import as_texts
+from hilora.engine.sampling import how_many
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,5 +110,5 @@ def row_ends(
     if own:
         options["stop_strings"] = None  # transformers would look for them itself
     others = options.pop("stopping_criteria", None) or ()
-    beams = options.get("num_beams") or getattr(defaults, "num_beams", None) or 1
-    return RowEnds(Ends(tokenizer, listed, [*stops, *own]), start, others, in_place=beams == 1)
+    in_place = how_many("num_beams", options, defaults) == 1
+    return RowEnds(Ends(tokenizer, listed, [*stops, *own]), start, others, in_place)

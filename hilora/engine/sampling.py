@@ -145,6 +145,18 @@ def split_sampling(options: dict[str, Any], defaults: Any) -> tuple[dict[str, An
     return options, given if is_sampled else None
 
 
+def how_many(name: str, options: dict[str, Any], defaults: Any) -> int:
+    """How many beams or answers: as asked for, else as the model's generation config says, else one.
+
+    Args:
+        name: "num_beams" or "num_return_sequences".
+        options: generation options as the caller gave them.
+        defaults: the model's generation config.
+    """
+    number: int = options.get(name) or getattr(defaults, name, None) or 1
+    return number
+
+
 def check_request(stops: Sequence[str], options: dict[str, Any], model: Any, **numbers: int) -> None:
     """Refuse generation options that transformers does not have, that do not go together, or that would do nothing.
 
@@ -172,7 +184,7 @@ def check_request(stops: Sequence[str], options: dict[str, Any], model: Any, **n
             raise InputError(f"{name} has no effect here. {_ELSEWHERE[name]}")
     _check_tokens(options, numbers["max_new_tokens"])
     _check_sampling(options, model.generation_config)
-    beams = options.get("num_beams") or getattr(model.generation_config, "num_beams", None) or 1
+    beams = how_many("num_beams", options, model.generation_config)
     for name in _BEAMS & options.keys():
         if beams == 1 and options[name] is not None:
             raise InputError(f"{name} has no effect without beams. Add num_beams, or leave it out.")
@@ -213,7 +225,7 @@ def _check_sampling(options: dict[str, Any], defaults: Any) -> None:
                     f"{name}={value} has no effect without sampling. Add do_sample=True, or leave it out."
                 )
         return
-    if (options.get("num_beams") or getattr(defaults, "num_beams", None) or 1) > 1:
+    if how_many("num_beams", options, defaults) > 1:
         raise InputError("Sampling and beams do not go together here: choose do_sample or num_beams.")
     if given.get("temperature") == 0:
         raise InputError("temperature=0 takes the likeliest token, do_sample=True draws one: leave one of them out.")
@@ -227,6 +239,6 @@ def check_one_answer(options: dict[str, Any], model: Any) -> None:
         InputError: which option to leave out.
     """
     for name in ("num_return_sequences", "num_beams"):
-        number = options.get(name) or getattr(model.generation_config, name, None) or 1
+        number = how_many(name, options, model.generation_config)
         if number != 1:
             raise InputError(f"A stream gives one answer as it comes, and {name} is {number}. Leave it out, or 1.")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from torch import nn
+from torch import Tensor, nn
 
 from hilora.base.upcast import HALF, in_fp32, is_half
 
@@ -93,10 +93,15 @@ def test_one_block_at_a_time_is_in_fp32(monkeypatch: Any) -> None:
     assert seen == [[0], [1], [2]]
 
 
+class Coded(Tensor):
+    """Codes of a quantised weight that say they were floats."""
+
+
 def test_weights_that_cannot_be_cast_are_refused() -> None:
-    quantised, offloaded = made("plain"), made("plain").to("meta")
+    quantised, coded, offloaded = made("plain"), made("plain"), made("plain").to("meta")
     quantised.model.norm.weight = nn.Parameter(torch.ones(16, dtype=torch.int8), requires_grad=False)
-    for model, why in ((quantised, "quantised"), (offloaded, "offloaded")):
+    coded.model.norm.weight = nn.Parameter(torch.ones(16).as_subclass(Coded), requires_grad=False)
+    for model, why in ((quantised, "quantised"), (coded, "quantised"), (offloaded, "offloaded")):
         with pytest.raises(NotImplementedError, match=why), in_fp32(model):
             pass
     assert is_half(quantised)

@@ -24,6 +24,7 @@ from hilora.bench.stage import Contender
 from hilora.bench.workload import SHARES, make_workload
 from hilora.cli.app import app
 from hilora.errors import InputError, UnknownNameError
+from hilora.planner import Planner
 from hilora.pool.export import export_adapter
 from hilora.pool.peft import read_adapter
 
@@ -138,14 +139,16 @@ def test_all_contenders_compute_what_they_should_and_are_timed(world: Pool) -> N
 
 def test_hilora_routes_freely_and_pinned_does_not(world: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    route = running.Planner.route
+    planners: set[Planner] = set()
+    route = Planner.route
 
     def seen(self: Any, texts: Any, **options: Any) -> Any:
         found = route(self, texts, **options)
+        planners.add(self)
         asked[str(options.get("allow"))] = [{c.name: c.rocs for c in each} for each in self.explain(found)]
         return found
 
-    monkeypatch.setattr(running.Planner, "route", seen)
+    monkeypatch.setattr(Planner, "route", seen)
     settings = small(contenders=["hilora", "pinned"], method=("mixture", {"k": 2}))
     with prepared(str(world.path), None, None, settings) as bench:
         free, *_ = asked.values()
@@ -158,6 +161,7 @@ def test_hilora_routes_freely_and_pinned_does_not(world: Pool, monkeypatch: pyte
         bench.run()
     pinned = [[name] for name in asked.keys() - {"None"}]
     assert asked["None"] == free
+    assert len(planners) == 1  # fitted once
     assert len(pinned) == 1
     assert all(len(each) == 1 for each in asked[pinned[0][0]])
 

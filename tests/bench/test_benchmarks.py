@@ -139,7 +139,7 @@ def test_start_of_large_pools_is_timed_with_kept_statistics_and_without(
     assert not any(path.name.startswith(".bench-") for path in pool.path.parent.iterdir())
     targets = bench_scripts.load("benchmarks/targets.py")
     told = [row[0] for row in targets.other_targets(tmp_path)]
-    assert "... over 9 adapters, statistics kept" in told
+    assert "`hilora route`, hilora-plus, over 9 adapters, statistics kept" in told
     assert "... fitting 5 and keeping it" in told
 
 
