@@ -20,18 +20,16 @@ from typing import Any
 
 import torch
 from lines import Line, write
+from made import decoding_step
 from torch import Tensor
 
 from hilora import HiLoRA, Pool, get_method
 from hilora.base.models import default_dtype, load_base
-from hilora.base.padding import pad_batch
-from hilora.base.prompts import encode_prompts, pad_id
 from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.run import alike
 from hilora.bench.workload import Workload, make_workload
 from hilora.compose.rocs import TopRocs
 from hilora.engine.bound import Bound
-from hilora.engine.cache import CACHE
 from hilora.engine.forms import Forms
 from hilora.engine.packed import Packed, pack_weights
 from hilora.engine.siblings import Shared, instead
@@ -112,9 +110,6 @@ def steps(pool: Pool, model: Any, tokenizer: Any, work: Workload, rounds: int) -
             routers[name], routed[name] = HiLoRA(model, tokenizer, planner, packed=packed), route
     factors = [pool.factors(pool.entries[pool.index(name)].hash) for name in work.distinct]
     sites = sorted({site for each in factors for site in each if site.endswith(QV)})
-    ids, mask = pad_batch(encode_prompts(prompts, tokenizer), pad_id(tokenizer), left=True)
-    places = (mask.cumsum(1) - 1).clamp_min(0)
-    seen = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     rocs = sum(next(iter(each.values()))[0].shape[0] for each in factors)
 
     def serving(name: str) -> AbstractContextManager[Any]:
@@ -124,15 +119,13 @@ def steps(pool: Pool, model: Any, tokenizer: Any, work: Workload, rounds: int) -
 
     took: dict[str, list[float]] = {name: [] for name in ("base", *PIECES, PACKED, *routers)}
     with torch.inference_mode():
-        out = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=1)
-        new, cache, last = out.logits[:, -1:].argmax(-1), getattr(out, CACHE), seen.sum(1, keepdim=True) - 1
-        step = partial(model, input_ids=new, attention_mask=seen, position_ids=last, **{CACHE: cache})
+        step, back = decoding_step(model, tokenizer, prompts)
         for name, counts in turns(list(took), rounds):
             with serving(name):
                 times = []
                 for _ in range(STEPS):
                     times.append(TIMED(step))
-                    cache.crop(-1)
+                    back()
             if counts:
                 took[name].append(1e3 * statistics.median(times[1:]))
     line: dict[str, Any] = {"what": "steps", "batch": len(prompts), "distinct": len(work.distinct), "rocs": rocs}

@@ -1,15 +1,20 @@
-"""What the benchmarks are made of: pools of random adapters for real or random base models."""
+"""What the benchmarks are made of: pools of random adapters for real or random base models, and a decoding step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hilora import Pool
 from hilora.base.embed import EmbedderInfo
 from hilora.base.fingerprint import describe_base
+from hilora.base.padding import pad_batch
+from hilora.base.prompts import encode_prompts, pad_id
+from hilora.engine.cache import CACHE
 from hilora.pool.export import write_peft
 from hilora.types import Factors
 
@@ -73,3 +78,17 @@ def random_pool(
         texts = [f"Sample {n} of task {i}." for n in range(len(given))]
         pool.add(f"a{i}", folder / f"a{i}", texts, lambda _, given=given: given, any_base=True)
     return pool
+
+
+@torch.inference_mode()
+def decoding_step(
+    model: Any, tokenizer: Any, prompts: Sequence[str]
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Prompts, read: a call that makes one token more of each, and one that takes it back; in inference mode."""
+    ids, mask = pad_batch(encode_prompts(list(prompts), tokenizer), pad_id(tokenizer), left=True)
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    seen = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=1)
+    new, cache, last = out.logits[:, -1:].argmax(-1), getattr(out, CACHE), seen.sum(1, keepdim=True) - 1
+    step = partial(model, input_ids=new, attention_mask=seen, position_ids=last, **{CACHE: cache})
+    return step, partial(cache.crop, -1)

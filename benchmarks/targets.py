@@ -36,6 +36,8 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/start.py --adapters 1000 10000 --json benchmarks/start.jsonl
     python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
     python benchmarks/ending.py --json benchmarks/ending.jsonl --alone     # Ctrl-C, break, a closed pipe
+    python benchmarks/arrivals.py --json benchmarks/arrivals.jsonl         # requests that arrive at random
+    python benchmarks/changes.py --json benchmarks/changes.jsonl           # rows and adapters that come and go
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
@@ -299,6 +301,64 @@ def ending_table(lines: Sequence[Line]) -> str:
     return markdown_table(heading, rows)
 
 
+def last_run(lines: Sequence[Line]) -> Sequence[Line]:
+    """The rows of arrivals that were measured as the last one was: the same requests on the same processor."""
+    same = ("device", "threads", "pool", "prompts", "requests", "words", "new_tokens", "batch", "seed")
+    return [line for line in lines if all(line[key] == lines[-1][key] for key in same)]
+
+
+def arrivals_table(lines: Sequence[Line]) -> str:
+    """Every method, rate and way."""
+
+    def both(line: Line, name: str, digits: int) -> str:
+        return NONE if line[name] is None else "{p50:.{n}f} ({p95:.{n}f})".format(**line[name], n=digits)
+
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    rows = [
+        (
+            f"{line['method']}, {line['rate']} of {line['offline_per_s']:.2f}/s: {line['way']}",
+            f"{line['requests_per_s']:.2f}",
+            f"{line['tokens_per_s']:.0f}",
+            both(line, "first_s", 2),
+            both(line, "token_ms", 0),
+            both(line, "latency_s", 2),
+            both(line, "latency_token_ms", 0),
+            str(line["distinct"]),
+        )
+        for line in sorted(lines, key=lambda line: (methods.index(line["method"]), line["rate"]))
+    ]
+    heading = [
+        "method, rate, way",
+        "requests/s",
+        "tokens/s",
+        "first token, s",
+        "a token more, ms",
+        "latency, s",
+        "... of a token, ms",
+        "adapters in all",
+    ]
+    return markdown_table(heading, rows)
+
+
+def changes_table(lines: Sequence[Line]) -> str:
+    """Every change, in milliseconds and in steps of the base with as many rows."""
+    base = {line["rows"]: line["ms"]["median"] for line in lines if "adapters" not in line}
+    changes = [line for line in lines if "adapters" in line]
+    found = {(line["change"], line["rows"], line["adapters"]): line["ms"] for line in changes}
+    adapters = sorted({line["adapters"] for line in changes})
+    rows = [("a step of the base", str(count), *[f"{ms:.1f} ms"] * len(adapters)) for count, ms in base.items()]
+    for change, count in dict.fromkeys((line["change"], line["rows"]) for line in changes):
+        cells = [found[change, count, each] for each in adapters]
+        told = [
+            "{median:.1f} ms ({least:.1f} to {most:.1f}), {steps:.2f} steps".format(
+                **ms, steps=ms["median"] / base[count]
+            )
+            for ms in cells
+        ]
+        rows.append((change, str(count), *told))
+    return markdown_table(["what changes", "rows", *(f"among {each}" for each in adapters)], rows)
+
+
 def page(home: Path) -> str:
     """README.md."""
     names = ("throughput", "forms", "selection", "pool", "start", "embedding")
@@ -348,6 +408,16 @@ def page(home: Path) -> str:
             "counted), and seconds until all has ended, of a command with its process."
         )
         parts += ["## Ending", "", f"{device(ending[0])}. {about}", "", ending_table(ending), ""]
+    if arrivals := last_run(read(home, "arrivals")):
+        about = (
+            "{requests} requests of {prompts} that arrive at random, {new_tokens[0]} to {new_tokens[1]} new tokens "
+            "each; rates are of what a batch of {batch} achieves that is there at once. Median (95th percentile)."
+        ).format(**arrivals[0])
+        parts += ["## Arrivals", "", f"{device(arrivals[0])}. {about}", "", arrivals_table(arrivals), ""]
+    if changes := read(home, "changes"):
+        about = "Until the model serves the rows after a change; steps are of the base alone, with as many rows."
+        parts += ["## Changes of rows and adapters", "", f"{device(changes[0])}. {about}", ""]
+        parts += [changes_table(changes[1:]), ""]
     return "\n".join(parts)
 
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hilora.engine.pick import Pick, Process, draw_key
-from hilora.engine.sampling import SAMPLING, warpers_of
+from hilora.engine.sampling import SAMPLING, how_many, warpers_of
 
 PROCESSES: dict[str, Any] = {
     "sequence_bias": lambda value, ends: SequenceBiasLogitsProcessor(value),
@@ -59,15 +59,14 @@ def can_join(options: Mapping[str, Any], defaults: Any) -> bool:
     if any(value is not None for name, value in options.items() if name not in OURS | {"pad_token_id"}):
         return False
     neutral, own = GenerationConfig().to_dict(), defaults.to_dict()
-    beams = options.get("num_beams") or own.get("num_beams") or 1
     others = [
         name
         for name, value in own.items()
         if name not in OURS | NOTHING and name not in options and value not in (None, neutral.get(name))
     ]
     sampled = options.get("do_sample") or (options.get("do_sample") is None and own.get("do_sample"))
-    several = (options.get("num_return_sequences") or own.get("num_return_sequences") or 1) > 1
-    return beams == 1 and not others and bool(sampled or not several)
+    several = how_many("num_return_sequences", options, defaults) > 1
+    return how_many("num_beams", options, defaults) == 1 and not others and bool(sampled or not several)
 
 
 def pick_of(

@@ -29,6 +29,8 @@ from hilora.types import Factors, Plan, Site
 
 BOUND = 4
 """Plans that stay bound: of those who are reading, and of those who are not."""
+IDLE = 8
+"""Unless others come, too, slots stay while one in so many is in use."""
 SPARE = 4
 """Where adapters come while others are in use, one slot in so many is left free for others like them."""
 
@@ -60,6 +62,7 @@ class Bank:
         self._sources: dict[str, Source] = {}
         self._bound: OrderedDict[tuple[RowPlan | None, ...], ServeRows] = OrderedDict()
         self._open, self._opened = ExitStack(), ()
+        self._checked = False  # whether the model is still the one in which adapters were laid out
         self._lock = threading.Lock()
 
     def begin(self, request: Request) -> None:
@@ -79,7 +82,7 @@ class Bank:
         if not any(row is not None and row.contents for row in rows):
             rows = ()
         if rows != self._opened:
-            self.close()
+            self._shut()
             if rows:
                 self._open.enter_context(self._serving(rows)(range(len(rows))))
             self._opened = rows
@@ -90,7 +93,11 @@ class Bank:
             raise
 
     def close(self) -> None:
-        """The model as it is by itself."""
+        """The model as it is by itself; others may change it now."""
+        self._shut()
+        self._checked = False
+
+    def _shut(self) -> None:
         self._open.close()
         self._opened = ()
 
@@ -119,8 +126,10 @@ class Bank:
         self._sources |= needed
         new = {content: self._factors(content) for content in needed if content not in known}
         stays = {content for content in known if self.pins[content] or content in needed}
-        slots = self.slots if self.slots and self.slots.form.intact else None
-        if slots and 2 * (len(stays) + len(new)) >= len(slots.shapes):
+        if self.slots and not self._checked and not self.slots.form.intact:
+            self.slots = None
+        slots, self._checked = self.slots, True
+        if slots and (2 if new else IDLE) * (len(stays) + len(new)) >= len(slots.shapes):
             places = slots.place({content: shape_of(factors) for content, factors in new.items()}, stays)
             if places is not None:
                 gone = {content for content, slot in slots.of.items() if slot in places.values()}
@@ -129,6 +138,7 @@ class Bank:
                     slots.write(content, new[content], slot)
                 for content in needed:
                     slots.of.move_to_end(content)
+                self._sources = {content: self._sources[content] for content in slots.of}
                 return slots
         all_of = {content: new.get(content) or self._factors(content) for content in sorted(stays | set(new))}
         self.slots = self._laid_out(all_of, bool(stays - set(needed)))

@@ -99,7 +99,7 @@ class Lanes:
         )
         if joins:
             self._check_memory(call, asked)
-        self.engine.loop.most = max(at_once, self.engine.loop.most if self.engine.loop.busy else 0)
+        self.engine.loop.most = max(at_once * call.copies, self.engine.loop.most)
         lane = join_rows if joins else run_whole
         yield from lane(self, call, asked, at_once)
 

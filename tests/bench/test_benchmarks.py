@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hilora import HiLoRA
 from hilora.bench import run as running
 from hilora.planner import Planner
 from hilora.pool.pool import Pool
+from hilora.types import Completion
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -141,6 +143,159 @@ def test_start_of_large_pools_is_timed_with_kept_statistics_and_without(
     told = [row[0] for row in targets.other_targets(tmp_path)]
     assert "`hilora route`, hilora-plus, over 9 adapters, statistics kept" in told
     assert "... fitting 5 and keeping it" in told
+
+
+ARRIVALS = ["--requests", 5, "--rates", 0.5, 50, "--words", 1, 3, "--new-tokens", 1, 4, "--batch", 2]
+
+
+@pytest.fixture
+def tiny_routers(shared_pool: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """The tiny pool; routers over it are loaded with a tiny base and embedder."""
+    model, pool = shared_pool("llama")
+    original = HiLoRA.from_pretrained
+
+    def load(pool: Any, method: str) -> HiLoRA:
+        return original(copy.deepcopy(model), pool, method, tokenizer=tokenizer, embedder=embedder)
+
+    monkeypatch.setattr(HiLoRA, "from_pretrained", load)
+    found: Pool = pool
+    return found
+
+
+def test_requests_that_arrive_are_served_both_ways_at_every_rate_once(
+    bench_scripts: Any, tiny_routers: Pool, tmp_path: Path
+) -> None:
+    script, out = bench_scripts.load("benchmarks/arrivals.py"), tmp_path / "arrivals.jsonl"
+    options = ["--pool", tiny_routers.path, *ARRIVALS, "--json", out]
+    bench_scripts.run(script, *options, "--methods", "hilora")
+    bench_scripts.run(script, *options, "--methods", "hilora", "mixture")
+    found = lines(out)
+    assert [(line["method"], line["rate"], line["way"]) for line in found] == [
+        (method, rate, way) for method in ("hilora", "mixture") for rate in (0.5, 50) for way in ("engine", "batches")
+    ]
+    asked = script.make_requests(["p"] * 5, (1, 4), 0)
+    for line in found:
+        assert line["tokens_per_s"] * line["seconds"] == pytest.approx(sum(r.tokens for r in asked), rel=0.1)
+        assert line["requests_per_s"] * line["seconds"] == pytest.approx(5, rel=0.1)
+        assert 0 < line["first_s"]["p50"] <= line["latency_s"]["p95"]
+        assert (line["token_ms"] is None) == (line["way"] == "batches")
+        assert 1 <= line["distinct"] <= 4
+    for method in ("hilora", "mixture"):
+        assert len({line["offline_per_s"] for line in found if line["method"] == method}) == 1
+        assert len({line["distinct"] for line in found if line["method"] == method}) == 1  # whoever serves, and when
+    page = bench_scripts.load("benchmarks/targets.py").page(tmp_path)
+    assert page.split("## Arrivals")[1].count("\n| ") == 2 + len(found)
+
+
+def test_requests_arrive_at_random_and_are_the_same_whatever_the_rate(bench_scripts: Any) -> None:
+    script = bench_scripts.load("benchmarks/arrivals.py")
+    some = script.make_requests(script.made_prompts(2000, (3, 9), 1), (8, 64), 1)
+    assert some == script.make_requests(script.made_prompts(2000, (3, 9), 1), (8, 64), 1)
+    assert {len(each.prompt.split()) for each in some} == set(range(3, 10))
+    assert (min(each.tokens for each in some), max(each.tokens for each in some)) == (8, 64)
+    gaps = torch.tensor([each.arrives for each in some]).diff()
+    assert some[0].arrives == 0
+    assert gaps.min() >= 0
+    assert gaps.mean() == pytest.approx(1, abs=0.1)
+    assert gaps.std() == pytest.approx(1, abs=0.1)  # as of no other gaps that are 1 in the mean
+
+
+def test_a_stream_is_told_in_seconds_since_each_arrived(bench_scripts: Any) -> None:
+    script = bench_scripts.load("benchmarks/arrivals.py")
+    served = script.Served
+    told = script.figures([served(5, 0.0, 1.0, 3.0, ["a"]), served(1, 2.0, 4.0, 4.0, ["a", "b"])])
+    assert (told["seconds"], told["requests_per_s"], told["tokens_per_s"]) == (4.0, 0.5, 1.5)
+    assert told["first_s"]["p50"] == 1.5
+    assert told["latency_s"]["p50"] == 2.5
+    assert told["token_ms"] == {"p50": 500.0, "p95": 500.0}  # of four tokens after the first
+    assert told["latency_token_ms"]["p50"] == 1300.0
+    assert (told["adapters"], told["distinct"]) == (1.5, 2)
+
+
+def test_a_batch_is_of_those_that_wait_and_runs_to_the_longest_answer_wanted(bench_scripts: Any) -> None:
+    script, calls = bench_scripts.load("benchmarks/arrivals.py"), list[tuple[int, int]]()
+
+    class Router:
+        def generate(self, prompts: list[str], *, max_new_tokens: int, **options: Any) -> list[Completion]:
+            calls.append((len(prompts), max_new_tokens))
+            return [Completion("", "length", completion_tokens=max_new_tokens) for _ in prompts]
+
+    asked = [script.Asked("p", tokens, 0.0) for tokens in (3, 9, 2, 5, 4)]
+    found = script.in_batches(Router(), [script.Asked("p", 1, 0.0)], 1e3, 2)
+    assert [each.first == each.done for each in found] == [True]
+    calls.clear()
+    found = script.in_batches(Router(), asked, 1e3, 2)
+    assert [each.tokens for each in found] == [3, 9, 2, 5, 4]
+    assert sum(rows for rows, _ in calls) == 5
+    assert all(rows <= 2 for rows, _ in calls)
+    places = [sum(rows for rows, _ in calls[:n]) for n in range(len(calls))]
+    assert [most for _, most in calls] == [
+        max(each.tokens for each in asked[start : start + rows])
+        for start, (rows, _) in zip(places, calls, strict=True)
+    ]
+
+
+def test_an_answer_that_is_cut_short_and_settings_without_sense_are_refused(
+    bench_scripts: Any, tmp_path: Path
+) -> None:
+    script = bench_scripts.load("benchmarks/arrivals.py")
+    with pytest.raises(SystemExit, match="0 tokens instead of 3"):
+        script.served(script.Asked("p", 3, 0.0), 0.0, 1.0, 1.0, Completion("", "abstain"))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"inputs": text, "targets": "t"}) + "\n" for text in "abc")
+    )
+    assert sorted(script.real_prompts(tmp_path / "rows.jsonl", 3, 0)) == ["a", "b", "c"]
+    with pytest.raises(SystemExit, match="--requests 3"):
+        script.real_prompts(tmp_path / "rows.jsonl", 4, 0)
+    for wrong in (["--new-tokens", 9, 8], ["--words", 0, 8], ["--rates", 0], ["--batch", 0]):
+        with pytest.raises(SystemExit):
+            bench_scripts.run(script, *wrong)
+
+
+def test_changes_of_rows_and_adapters_are_timed_beside_a_step(
+    bench_scripts: Any, shared_pool: Any, tokenizer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    script, changed = bench_scripts.load("benchmarks/changes.py"), copy.deepcopy(model)
+    monkeypatch.setattr(script, "load_base", lambda name: (changed, tokenizer))
+    small = ("--adapters", 1, 3, "--rows", 1, 2, "--rounds", 1)
+    bench_scripts.run(script, "--pool", pool.path, *small, "--json", tmp_path / "changes.jsonl")
+    header, one, two, *told = lines(tmp_path / "changes.jsonl")
+    assert header["rounds"] == 1
+    assert [(line["change"], line["rows"]) for line in (one, two)] == [(None, 1), (None, 2)]
+    assert [(line["adapters"], line["rows"], line["change"]) for line in told] == [
+        (adapters, rows, change) for adapters in (1, 3) for rows in (1, 2) for change in script.CHANGES
+    ]
+    assert all(line["ms"]["median"] > 0 for line in (one, two, *told))
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in changed.modules())
+    page = bench_scripts.load("benchmarks/targets.py").page(tmp_path)
+    assert page.split("## Changes")[1].count("\n| ") == 2 + 2 + 2 * len(script.CHANGES)
+    with pytest.raises(SystemExit):
+        bench_scripts.run(script, "--pool", pool.path, "--adapters", len(pool))
+
+
+@pytest.mark.parametrize(("adapters", "rows"), [(1, 1), (1, 3), (5, 1), (5, 2), (4, 4), (2, 5)])
+def test_before_a_change_all_adapters_are_in_use_and_after_it_what_the_change_says(
+    bench_scripts: Any, shared_pool: Any, adapters: int, rows: int
+) -> None:
+    script, (_, pool) = bench_scripts.load("benchmarks/changes.py"), shared_pool("llama")
+    source, bank = copy.copy(pool), Mock()
+    source.entries = (*pool.entries, *pool.entries)  # more than the tiny pool has
+
+    def used(found: Any) -> list[tuple[int, ...]]:
+        return [request.plan.ids for request in found]
+
+    there = used(script.requests(bank, source, script.shared_out(adapters, rows)))
+    assert len(there) == rows
+    assert all(there)
+    assert {each for row in there for each in row} == set(range(adapters))
+    for change in script.CHANGES:
+        before, after = script.before_and_after(change, bank, source, adapters, rows)
+        known = {each for found in before for row in used(found) for each in row}
+        assert used(after) == (there if change in (script.LEAVES, script.NEW) else [*there, (adapters,)])
+        if before:
+            assert set(before[-1]) ^ set(after) == {(before[-1] if change == script.LEAVES else after)[-1]}
+        assert (adapters in known) == (change == script.COMES)
 
 
 STUBBORN = """
