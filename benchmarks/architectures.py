@@ -17,7 +17,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,21 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
+from hilora.base.answers import Ends
 from hilora.base.modules import linear_shapes, placements
 from hilora.base.padding import pad_batch
 from hilora.base.rows import Order, orders, rows_apart, some_tokens
 from hilora.compose.stack import stack_sites
 from hilora.compose.weighted import Weighted
 from hilora.engine.attachment import FORMS
-from hilora.engine.batching import Batching, generate_rows
-from hilora.engine.ended import When
+from hilora.engine.batching import Batching, ServeRows
+from hilora.engine.closed import generate_whole
+from hilora.engine.ended import RowEnds
+from hilora.engine.heard import Alone
+from hilora.engine.loop import Loop
+from hilora.engine.pick import Pick
 from hilora.engine.probe import batching_of
+from hilora.engine.request import Request
 from hilora.types import Factors, Plan
 
 FILL, END, RANK, NEW, TIE = 0, 2, 2, 12, 1e-3
@@ -200,6 +207,29 @@ def random_adapters(model: Any, names: Sequence[str]) -> list[Factors]:
     return [{name: (drawn(RANK, shapes[name][0]), drawn(shapes[name][1], RANK)) for name in names} for _ in range(2)]
 
 
+@dataclass
+class Until:
+    """Reads an answer that a token ends."""
+
+    end: int
+    ended: bool = False
+
+    def feed(self, token: int) -> None:
+        """Take the next token."""
+        self.ended = token == self.end
+
+
+class Placed(Alone):
+    """Serves requests whose `plan` is their row in a plan of all."""
+
+    def __init__(self, serve: ServeRows) -> None:
+        self.serve = serve
+
+    def __call__(self, requests: Sequence[Request]) -> AbstractContextManager[object]:
+        """The model under the plan of these rows."""
+        return self.serve([request.plan for request in requests])
+
+
 class Case:
     """Prompts, adapters and what each prompt alone is answered."""
 
@@ -233,14 +263,30 @@ class Case:
 
     def together(self, batching: Batching) -> list[list[int]]:
         """New tokens of each prompt in a batch that runs so."""
+        serve = FORMS["fast"](self.model, self.sites, False).bind(self.plan, self.gate)
+        if batching is Batching.OPEN:
+            return self._joined(Placed(serve))
         ids, mask = pad_batch(self.prompts, FILL, left=self.left)
-        serve, ending = FORMS["fast"](self.model, self.sites, False).bind(self.plan, self.gate), When(self._ended)
+        ending = RowEnds(Ends(None, [self.end], ()), 0)
+        is_alone = batching is Batching.ALONE
         with torch.inference_mode():
-            new = generate_rows(self.model, ids, mask, self.options, serve, ending, batching)
+            new = generate_whole(self.model, ids, mask, self.options, serve, ending, alone=is_alone)
         return new.tolist()
 
-    def _ended(self, new: Sequence[int]) -> bool:
-        return self.end in new
+    def _joined(self, serve: Placed) -> list[list[int]]:
+        """Row by row they join; one that has ended leaves at once."""
+        loop, plain = Loop(self.model, FILL), Pick()
+        asked = [Request(ids, NEW, Until(self.end), plain, serve, row) for row, ids in enumerate(self.prompts)]
+        with torch.inference_mode():
+            for request in asked:
+                loop.waiting.append(request)
+                loop.step()
+            while loop.busy:
+                loop.step()
+        for request in asked:
+            if request.error is not None:
+                raise request.error
+        return [request.new for request in asked]
 
     def compare(self, batching: Batching) -> str:
         """ "same", "same but for ties", or how the batch differs from the rows alone."""

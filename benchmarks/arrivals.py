@@ -40,6 +40,7 @@ from hilora.base.outputs import check_file
 from hilora.base.prompts import encode_prompts
 from hilora.bench.workload import make_workload
 from hilora.engine.call import Call
+from hilora.engine.dispatch import answers
 from hilora.evaluate.rows import load_rows
 from hilora.evaluate.setup import setup
 from hilora.jsonl import read_lines
@@ -151,7 +152,7 @@ def by_engine(router: HiLoRA, asked: Sequence[Asked], per_s: float, batch: int) 
             fixed(one.tokens),
             see=lambda reading: there.append(time.perf_counter() - began),
         )
-        ((_, (answer,)),) = router.lanes.answers(call, [0], batch)
+        ((_, (answer,)),) = answers(router.lanes, call, [0], batch)
         done = time.perf_counter() - began
         return served(one, arrived, there[0] if there else done, done, answer)
 

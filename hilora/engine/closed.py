@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +15,12 @@ from hilora.engine.asked import padding_blind
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.call import Call
 from hilora.engine.ended import RowEnds, row_ends
+from hilora.engine.lanes import Lanes
 from hilora.engine.pick import draw_key
 from hilora.engine.sampling import SeededSampling, Unpadded, split_sampling
 from hilora.engine.thread import Job, Work, drive
 from hilora.errors import InputError
 from hilora.types import Completion
-
-if TYPE_CHECKING:
-    from hilora.engine.lanes import Lanes
 
 
 def run_whole(lanes: Lanes, call: Call, rows: Sequence[int], at_once: int) -> Iterator[Any]:

@@ -31,6 +31,7 @@ from hilora.base.prompts import (
 from hilora.engine.attachment import check_form
 from hilora.engine.batching import Batching
 from hilora.engine.call import Call
+from hilora.engine.dispatch import answers as answers_of
 from hilora.engine.lanes import Lanes
 from hilora.engine.sampling import check_one_answer, check_request
 from hilora.engine.stream import Pieces
@@ -201,7 +202,7 @@ class HiLoRA:
         )  # fmt: skip
         answers: dict[int, list[Completion]] = {}
         order = sorted(call.encoded, key=lambda row: -len(call.encoded[row]))  # like lengths are read together
-        for row, found in self.lanes.answers(call, order, batch_size):
+        for row, found in answers_of(self.lanes, call, order, batch_size):
             answers[row] = found
             if on_answers:
                 on_answers({row: found})
@@ -226,7 +227,7 @@ class HiLoRA:
         whole = Completion("", "length")
         pieces = Pieces(events.put)
         call = self._call([prompt], **({"max_new_tokens": 128, "batch_size": 1} | options))
-        for event in self.lanes.answers(replace(call, events=events, see=pieces.see), [0], 1):
+        for event in answers_of(self.lanes, replace(call, events=events, see=pieces.see), [0], 1):
             if isinstance(event, str):
                 yield event
             else:
@@ -273,7 +274,7 @@ class HiLoRA:
         """
         known = dict(zip(rows, encoded, strict=True))
         call = Call(routed, known, seed, stops, options | {"max_new_tokens": max_new_tokens})
-        found = dict(self.lanes.answers(call, rows, len(rows)))
+        found = dict(answers_of(self.lanes, call, rows, len(rows)))
         return [found[row] for row in rows]
 
     def _call(

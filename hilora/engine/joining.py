@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hilora.engine.asked import pick_of
 from hilora.engine.call import Call
 from hilora.engine.ended import row_ends
+from hilora.engine.lanes import Lanes
 from hilora.engine.plans import row_plans
 from hilora.engine.request import Request
 from hilora.engine.sampling import split_sampling
 from hilora.engine.thread import Work, drive
 from hilora.types import Choice
-
-if TYPE_CHECKING:
-    from hilora.engine.lanes import Lanes
 
 
 def join_rows(lanes: Lanes, call: Call, rows: Sequence[int], at_once: int) -> Iterator[Any]:

@@ -1,12 +1,8 @@
-"""Which way a call's rows go: they join others step by step, or run whole as a batch of their own.
-
-*Joining*: bases of the class "open" (`engine.batching`), with options whose effect on a row depends on that row alone
-(`engine.asked`). *Closed*: everything else, by transformers' own generation, batch after batch.
-"""
+"""What the rows of all calls share: the model's engine, the bank of adapters, and what answers are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,12 +15,9 @@ from hilora.base.modules import placements
 from hilora.base.padding import pad_batch
 from hilora.base.prompts import pad_id
 from hilora.base.rows import Order, orders, rows_apart
-from hilora.engine.asked import can_join
 from hilora.engine.bank import Bank
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.call import Call
-from hilora.engine.closed import run_whole
-from hilora.engine.joining import join_rows
 from hilora.engine.pick import Pick
 from hilora.engine.probe import batching_of
 from hilora.engine.rectangle import ROOM
@@ -76,34 +69,7 @@ class Lanes:
                     self.engine.loop.weigh(token)
         return self._batching
 
-    def answers(self, call: Call, rows: Sequence[int], at_once: int) -> Iterator[Any]:
-        """(row, its completions) as they end; texts of a call that somebody follows in between.
-
-        Args:
-            call: what is asked.
-            rows: which of its rows.
-            at_once: how many share a forward pass at most.
-        """
-        asked = [row for row in rows if row not in call.routed.silent]
-        for row in rows:
-            if row in call.routed.silent:
-                note, read = call.routed.notes[row], len(call.encoded[row])
-                silent = Completion("", "abstain", (), self.planner.method.name, read, 0, note)
-                yield row, [silent] * call.copies
-        if not asked:
-            return
-        joins = (
-            self.batching is Batching.OPEN
-            and can_join(call.options, self.model.generation_config)
-            and not self._is_mixed(call.routed)
-        )
-        if joins:
-            self._check_memory(call, asked)
-        self.engine.loop.most = max(at_once * call.copies, self.engine.loop.most)
-        lane = join_rows if joins else run_whole
-        yield from lane(self, call, asked, at_once)
-
-    def _check_memory(self, call: Call, rows: Sequence[int]) -> None:
+    def check_memory(self, call: Call, rows: Sequence[int]) -> None:
         """Refuse what would never fit.
 
         Raises:
@@ -119,7 +85,7 @@ class Lanes:
                 f"{loop.memory / 1e6:.0f} MB. Raise kv_memory, shorten the prompt, or ask for fewer tokens."
             )
 
-    def _is_mixed(self, routed: Routed) -> bool:
+    def is_mixed(self, routed: Routed) -> bool:
         """Whether a module that adapters may change cannot tell the rows of a batch apart."""
         found = orders(self.model)
         return routed.route is not None and any(order is Order.MIXED for order in found.values())

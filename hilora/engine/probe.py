@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessor, cache_utils
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from hilora.base.models import first_line
 from hilora.base.padding import pad_batch
@@ -30,14 +27,10 @@ from hilora.base.rows import BROKEN, some_tokens
 from hilora.base.upcast import in_fp32, is_half
 from hilora.engine.attach import carrying
 from hilora.engine.batching import Batching
-from hilora.engine.cache import CACHE
+from hilora.engine.heard import CUT_BY_ROW, RECURRENT, Alone, Endless, Given, Heard, Told, UnknownCache
 from hilora.engine.loop import Loop
 from hilora.engine.request import Request
 
-CUT_BY_ROW = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DummyLayer", DynamicLayer))
-"""Layers of a cache that hold keys and values alone, row by row, or nothing."""
-RECURRENT = tuple(each for name, each in vars(cache_utils).items() if name.startswith("LinearAttention"))
-"""Layers that hold a state of each row, too."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2}
 """Largest difference that rounding explains, in standard deviations of the logits, by the dtype it is judged in."""
 COARSE = 8e-2
@@ -109,10 +102,6 @@ def _judge(probe: Probe) -> tuple[Batching, str]:
         return Batching.ALONE, str(error)
 
 
-class UnknownCache(NotImplementedError):
-    """A model's cache has layers that may not run in the way that is tried."""
-
-
 class Probe:
     """A long row and short ones, run in several ways; a run gives the short ones' logits, (step, vocabulary) each.
 
@@ -137,10 +126,10 @@ class Probe:
         """Rows that come and go: the long one leaves after its first token, the last one joins then."""
         if self.uncut:
             raise UnknownCache(f"it has a {self.uncut}")
-        loop, picks, serve = Loop(self.model, self.fill), [_Told(answer) for answer in self.answers], _Alone()
+        loop, picks, serve = Loop(self.model, self.fill), [Told(answer) for answer in self.answers], Alone()
         loop.most = len(LENGTHS)
         asked = [
-            Request(prompt, NEW if row else 1, _Endless(), pick, serve)
+            Request(prompt, NEW if row else 1, Endless(), pick, serve)
             for row, (prompt, pick) in enumerate(zip(self.prompts, picks, strict=True))
         ]
         loop.waiting.extend(asked[:-1])
@@ -174,7 +163,7 @@ class Probe:
 
     def run(self, rows: Sequence[int]) -> list[Tensor]:
         """Some of the rows, to their end; of several, the cache's layers are of kinds that are known, or refused."""
-        heard = _Heard(self.model, (*CUT_BY_ROW, *RECURRENT) if len(rows) > 1 else None)
+        heard = Heard(self.model, (*CUT_BY_ROW, *RECURRENT) if len(rows) > 1 else None)
         ids, mask = self._padded(rows)
         heard.serve(rows)
         heard.generate(
@@ -184,7 +173,7 @@ class Probe:
             max_new_tokens=NEW,
             pad_token_id=self.fill,
             return_dict_in_generate=True,
-            logits_processor=[_Given([iter(self.answers[row]) for row in rows])],
+            logits_processor=[Given([iter(self.answers[row]) for row in rows])],
         )
         self.uncut = self.uncut or heard.uncut
         return [heard.logits(row) for row in self.short if row in rows]
@@ -193,99 +182,6 @@ class Probe:
         left = not self.model.config.is_encoder_decoder
         ids, mask = pad_batch([self.prompts[row] for row in rows], self.fill, left=left)
         return ids.to(self.model.device), mask.to(self.model.device)
-
-
-class _Given(LogitsProcessor):
-    """Makes given tokens the next ones, row by row."""
-
-    def __init__(self, streams: Sequence[Iterator[int]]) -> None:
-        self.streams = streams
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (row, vocabulary) whose largest entry is the given token's."""
-        tokens = torch.tensor([next(stream) for stream in self.streams], device=scores.device)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0)
-
-
-class _Told:
-    """Picks given tokens, and keeps the raw logits."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens, self.heard = list(tokens), list[Tensor]()
-
-    def is_plain(self, count: int) -> bool:
-        """Never: it wants to see them all."""
-        return False
-
-    def __call__(self, request: Request, logits: Tensor) -> int:
-        """The next of the given ones."""
-        self.heard.append(logits)
-        return self.tokens[len(request.new)]
-
-
-class _Alone:
-    """Nothing serves but the base model."""
-
-    def __call__(self, requests: Sequence[Request]) -> AbstractContextManager[object]:
-        """The model as it is."""
-        return nullcontext()
-
-    def begin(self, request: Request) -> None:
-        """Nothing to hold."""
-
-    def end(self, request: Request) -> None:
-        """Nothing to let go."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class _Endless:
-    """Reads an answer that nothing ends."""
-
-    ended = False
-
-    def feed(self, token: int) -> None:
-        """Nothing to know of it."""
-
-
-class _Heard:
-    """A model whose raw logits are kept, with the row that each is of.
-
-    Args:
-        model: the model.
-        layers: of which its caches may be; None for any.
-    """
-
-    def __init__(self, model: Any, layers: Sequence[type] | None) -> None:
-        self.model, self.layers = model, layers
-        self.rows: Sequence[int] = ()
-        self.uncut = ""  # what its cache is, or has, that cannot be cut by row
-        self.steps: list[tuple[Sequence[int], Tensor]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def serve(self, rows: Sequence[int]) -> AbstractContextManager[object]:
-        """What is generated next is of these rows."""
-        self.rows = rows
-        return nullcontext()
-
-    def generate(self, **options: Any) -> Any:
-        """As the model does it."""
-        found = self.model.generate(**options, output_logits=True, num_beams=1, num_return_sequences=1)
-        cache = getattr(found, CACHE, None)
-        kinds = [type(layer) for layer in getattr(cache, "layers", ())]
-        if self.layers and (unknown := [kind for kind in kinds if kind not in self.layers]):
-            raise UnknownCache(f"a layer of its cache is a {unknown[0].__name__}")
-        odd = [] if type(cache) is DynamicCache else [type(cache)]
-        self.uncut = next((kind.__name__ for kind in (*odd, *kinds) if kind not in (DynamicCache, *CUT_BY_ROW)), "")
-        self.steps += [(self.rows, step) for step in found.logits]
-        return found
-
-    def logits(self, row: int) -> Tensor:
-        """Of a row, at every step: (step, vocabulary)."""
-        return torch.stack([step[list(rows).index(row)] for rows, step in self.steps if row in rows])
 
 
 def _off(got: Tensor, want: Tensor) -> float:

@@ -8,7 +8,7 @@ noise of each row is a function of seed, prompt and position, so that an answer 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -145,7 +145,7 @@ def split_sampling(options: dict[str, Any], defaults: Any) -> tuple[dict[str, An
     return options, given if is_sampled else None
 
 
-def how_many(name: str, options: dict[str, Any], defaults: Any) -> int:
+def how_many(name: str, options: Mapping[str, Any], defaults: Any) -> int:
     """How many beams or answers: as asked for, else as the model's generation config says, else one.
 
     Args:

@@ -71,7 +71,7 @@ def seen(answers: list[Completion]) -> list[tuple[str, str, int]]:
 def way(request: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both lanes."""
     if request.param == "closed":
-        monkeypatch.setattr("hilora.engine.lanes.can_join", lambda *_: False)
+        monkeypatch.setattr("hilora.engine.dispatch.can_join", lambda *_: False)
     return str(request.param)
 
 
@@ -118,7 +118,7 @@ def test_a_row_takes_no_step_behind_its_end(router: HiLoRA, way: str, monkeypatc
 def test_behind_its_end_a_row_gets_pads_while_others_go_on(router: HiLoRA, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [tokens_of(router, prompt) for prompt in PROMPTS]
     stop = next(c for c in decode(router, rows[0])[1:] if sum(c in decode(router, row) for row in rows) < len(rows))
-    monkeypatch.setattr("hilora.engine.lanes.can_join", lambda *_: False)
+    monkeypatch.setattr("hilora.engine.dispatch.can_join", lambda *_: False)
     outs: list[Any] = []
     original = router.model.generate
     monkeypatch.setattr(router.model, "generate", lambda **k: outs.append(original(**k)) or outs[-1])

@@ -301,7 +301,7 @@ def test_rows_that_come_and_go_answer_as_a_batch_that_stays_together(
     ]
     for more in options:
         with monkeypatch.context() as closed:
-            closed.setattr("hilora.engine.lanes.can_join", lambda *_: False)
+            closed.setattr("hilora.engine.dispatch.can_join", lambda *_: False)
             expected = router.generate(PROMPTS, max_new_tokens=16, **more)
             assert not seen
         for at_once, tokens, share in ((32, 4096, 8), (32, 1, 8), (3, 16, 1), (2, 5, 100)):
