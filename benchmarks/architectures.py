@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from hilora.base.answers import Ends
 from hilora.base.modules import linear_shapes, placements
 from hilora.base.padding import pad_batch
 from hilora.base.rows import Order, orders, rows_apart, some_tokens
@@ -41,7 +41,6 @@ from hilora.compose.weighted import Weighted
 from hilora.engine.attachment import FORMS
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.closed import generate_whole
-from hilora.engine.ended import RowEnds
 from hilora.engine.heard import Alone
 from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick
@@ -267,7 +266,7 @@ class Case:
         if batching is Batching.OPEN:
             return self._joined(Placed(serve))
         ids, mask = pad_batch(self.prompts, FILL, left=self.left)
-        ending = RowEnds(Ends(None, [self.end], ()), 0)
+        ending: Any = SimpleNamespace(start=0, in_place=True, criteria=[])  # transformers sees the end token itself
         is_alone = batching is Batching.ALONE
         with torch.inference_mode():
             new = generate_whole(self.model, ids, mask, self.options, serve, ending, alone=is_alone)
