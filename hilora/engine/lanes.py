@@ -16,14 +16,13 @@ from hilora.base.padding import pad_batch
 from hilora.base.prompts import pad_id
 from hilora.base.rows import Order, orders, rows_apart
 from hilora.engine.bank import Bank
+from hilora.engine.batch import refusal
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.call import Call
 from hilora.engine.pick import Pick
 from hilora.engine.probe import batching_of
-from hilora.engine.rectangle import ROOM
 from hilora.engine.request import Request
 from hilora.engine.thread import engine_of
-from hilora.errors import InputError
 from hilora.planner import Planner, Routed
 from hilora.pool.memory import Memory, parse_bytes
 from hilora.types import Choice, Completion
@@ -75,15 +74,10 @@ class Lanes:
         Raises:
             InputError: a prompt whose keys and values take more memory than there is for all.
         """
-        loop = self.engine.loop
-        longest = max(len(call.encoded[row]) for row in rows)
-        needed = (longest + int(call.options["max_new_tokens"]) + ROOM) * loop.per_token
-        if needed > loop.memory:
-            raise InputError(
-                f"A prompt of {longest} tokens with up to {call.options['max_new_tokens']} new ones takes "
-                f"{needed / 1e6:.0f} MB of keys and values, and all prompts together may take "
-                f"{loop.memory / 1e6:.0f} MB. Raise kv_memory, shorten the prompt, or ask for fewer tokens."
-            )
+        loop, longest = self.engine.loop, max(len(call.encoded[row]) for row in rows)
+        error = refusal(longest, int(call.options["max_new_tokens"]), loop.per_token, loop.memory)
+        if error is not None:
+            raise error
 
     def is_mixed(self, routed: Routed) -> bool:
         """Whether a module that adapters may change cannot tell the rows of a batch apart."""

@@ -8,6 +8,15 @@
 Prompts are read some tokens at a time: several short ones together, each slice as wide as its longest, or a part of a
 long one, since on a CPU the activations of many tokens at once do not fit into the caches. What a row gets does not
 depend on who else is there.
+
+Memory: buffers of keys and values never take more than `Loop.memory` at any moment; `batch` says how they count.
+
+Waiting: first come, first served, and nobody overtakes. While somebody waits, each step reads a slice of a prompt, or
+makes a token of every row, of those who came before. So he starts after at most the sum over those of
+
+    ceil(len(ids) / SLICE) + most
+
+steps, whoever comes later, however long his own prompt, and however much memory he wants.
 """
 
 from __future__ import annotations
@@ -15,15 +24,15 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hilora.engine.batch import Batch, joined_room, refusal, room_of
 from hilora.engine.cache import CACHE
 from hilora.engine.pick import pick_tokens
-from hilora.engine.rectangle import ROOM, Rectangle
+from hilora.engine.rectangle import Rectangle
 from hilora.engine.request import Request, Serve
 
 SLICE = 2048
@@ -31,21 +40,8 @@ SLICE = 2048
 SHARE = 8
 """Rows that have ended leave when they are one in so many, or after so many steps: what they cost till then is less
 than binding the others' plan anew."""
-WIDE = 2
-"""A row joins others of up to so many times its length, or that many times shorter; else it steps with its like."""
-SMALL = 256
-"""Tokens below which lengths count as alike."""
 PATIENCE = 4
 """Steps that a waiting request lets pass until there are others to be read with it."""
-
-
-@dataclass(eq=False)
-class Batch:
-    """Rows that step together."""
-
-    rows: list[Request]
-    held: Rectangle
-    idle: int = 0  # steps since the first of them ended
 
 
 class Loop:
@@ -59,7 +55,8 @@ class Loop:
     def __init__(self, model: Any, fill: int) -> None:
         self.model, self.fill = model, fill
         self.layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)
-        self.per_token, self.memory = 0, float("inf")  # bytes: of the keys and values of one token, of all at once
+        self.memory = float("inf")  # bytes of all keys and values; of what starts from now on, where it is lowered
+        self.per_token = 0  # bytes of those of one token, the largest layer's counted twice
         self.waiting: deque[Request] = deque()
         self.reading: Batch | None = None
         self.batches: list[Batch] = []
@@ -87,8 +84,7 @@ class Loop:
         batch = Batch([one], Rectangle(self.layers, (1, 1)))
         batch.held.open(1)
         self._forward(batch, [one.ids[:1]])
-        rows, columns = batch.held.size
-        self.per_token = batch.held.num_bytes // (rows * columns)
+        self.per_token = batch.held.num_bytes + max(layer.num_bytes for layer in batch.held.cache.layers)
 
     def step(self) -> None:
         """Everybody's next."""
@@ -110,8 +106,6 @@ class Loop:
 
     def admit(self) -> None:
         """Take waiting requests whose prompts are read together, if no others are being read."""
-        while self.waiting and self.waiting[0].cancelled:
-            self._end(self.waiting.popleft())
         running = [request for batch in self.batches for request in batch.rows if not request.ended]
         room = self.most - len(running)
         if self.reading or not self.waiting or room < 1:
@@ -129,20 +123,20 @@ class Loop:
             held = Rectangle(self.layers, (len(rows), max(len(request.ids) for request in rows)))
             held.open(len(rows))
             self.reading = Batch(rows, held)
+        elif not self.batches:  # the budget was lowered while it waited
+            one = self.waiting.popleft()
+            self._end(one, refusal(len(one.ids), one.most, self.per_token, self.memory))
 
     def release(self) -> None:
         """Let go of rows that have ended, or that nobody wants any more."""
-        for batch in self._all():
-            for request in batch.rows:
-                if request.cancelled and not request.ended:
-                    self._end(request)
+        for request in [*self.waiting, *(request for batch in self._all() for request in batch.rows)]:
+            if request.cancelled and not request.ended:
+                self._end(request)
+        self.waiting = deque(request for request in self.waiting if not request.ended)
         if self.reading and all(request.ended for request in self.reading.rows):
             self.reading = None
         for batch in self.batches:
-            gone = [place for place, request in enumerate(batch.rows) if request.ended]
-            if gone and (len(gone) * SHARE >= len(batch.rows) or batch.idle >= SHARE):
-                batch.rows, batch.idle = [batch.rows[was] for was in batch.held.leave(gone)], 0
-            batch.idle += bool(gone)
+            self._guarded(batch, self._leave)
         self.batches = [batch for batch in self.batches if batch.rows]
 
     @property
@@ -159,29 +153,39 @@ class Loop:
 
     def _goes_with(self, rows: Sequence[Request], one: Request) -> bool:
         """Whether a request may be read together with others, if there are any, or now, if there are none."""
-        if rows:
-            longest = max(len(request.ids) for request in (*rows, one))
-            return rows[0].serve is one.serve and longest * (len(rows) + 1) <= SLICE and self._fits([*rows, one])
-        return not self.batches or self._fits([one])
+        together = [*rows, one]
+        if rows and rows[0].serve is not one.serve:
+            return False
+        if rows and max(len(request.ids) for request in together) * len(together) > SLICE:
+            return False
+        return self._fits(room_of(together), self.batches)
 
-    def _fits(self, new: Sequence[Request]) -> bool:
-        """Whether the keys and values of these and of all who are there fit into memory, to their last token."""
-        groups = [list(new), *([*batch.rows, *new] for batch in self.batches)]
-        tokens = [len(rows) * (max(len(r.ids) + r.most for r in rows) + ROOM) for rows in groups]
-        there = [max(n * self.per_token, b.held.num_bytes) for n, b in zip(tokens[1:], self.batches, strict=True)]
-        return tokens[0] * self.per_token + sum(there) <= self.memory
+    def _fits(self, room: int, others: Sequence[Batch]) -> bool:
+        """Whether buffers for so many tokens fit into memory beside those of others."""
+        return (room + sum(batch.room for batch in others)) * self.per_token <= self.memory
 
     def _guarded(self, batch: Batch, work: Callable[[Batch], None]) -> None:
         """A step that fails ends its own rows only."""
         try:
             work(batch)
         except Exception as error:  # noqa: BLE001  # whoever waits for them gets it
-            self.pause()
-            for request in batch.rows:
-                if not request.ended:
-                    self._end(request, error)
-            self.reading = None if batch is self.reading else self.reading
-            batch.rows = []
+            self._fail(batch, error)
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        self.pause()
+        for request in batch.rows:
+            if not request.ended:
+                self._end(request, error)
+        self.reading = None if batch is self.reading else self.reading
+        batch.rows = []
+        batch.held.drop()  # whoever keeps the error keeps no keys and values
+
+    def _leave(self, batch: Batch) -> None:
+        """Let those who have ended go, if it is worth it."""
+        gone = [place for place, request in enumerate(batch.rows) if request.ended]
+        if gone and (len(gone) * SHARE >= len(batch.rows) or batch.idle >= SHARE):
+            batch.rows, batch.idle = [batch.rows[was] for was in batch.held.leave(gone)], 0
+        batch.idle += bool(gone)
 
     def _read(self, batch: Batch) -> None:
         """The next slice of prompts; after the last one their first tokens, and they join the others."""
@@ -189,9 +193,9 @@ class Loop:
         parts = [list(r.ids[r.read : r.read + each]) for r in batch.rows]
         assert len(parts) == 1 or all(len(p) == len(r.ids) for p, r in zip(parts, batch.rows, strict=True))
         logits = self._forward(batch, parts)
-        for request, part in zip(batch.rows, parts, strict=True):
-            request.read += len(part)
-            assert 0 <= request.read <= len(request.ids)
+        for request, part, held in zip(batch.rows, parts, batch.held.lengths, strict=True):
+            request.read_on(len(part))
+            assert request.ended or held == request.held, "a row has lost count"
         if all(request.read == len(request.ids) for request in batch.rows):
             self.reading = None
             self._take(batch, logits)
@@ -207,19 +211,23 @@ class Loop:
         for request, token in zip(batch.rows, pick_tokens(batch.rows, logits), strict=True):
             if not request.ended:
                 request.take(token)
+                assert request.held == len(request.ids) + len(request.new) - 1
                 if request.ended:
                     self.ended.append(request)
 
     def _join(self, batch: Batch) -> None:
-        """Put rows that have been read beside others of like length."""
-        width = batch.held.frame.width
+        """Put rows that have been read beside others of like length, if memory allows."""
         for other in self.batches:
-            there = other.held.frame.width
-            alike = max(width, there) <= max(SMALL, WIDE * min(width, there))
-            if alike and other.rows and other.rows[0].serve is batch.rows[0].serve:
+            rest = [each for each in self.batches if each is not other]
+            if not batch.is_like(other) or not self._fits(joined_room(batch, other), rest):
+                continue
+            try:
                 other.held.join(batch.held)
-                other.rows += batch.rows
-                return
+            except Exception as error:  # some layers have joined, others have not
+                self._fail(other, error)
+                raise
+            other.rows += batch.rows
+            return
         self.batches.append(batch)
 
     def _forward(self, batch: Batch, parts: Sequence[Sequence[int]]) -> Tensor:
@@ -238,6 +246,6 @@ class Loop:
         with serve(batch.rows):
             mask = torch.cat([held.mask, fresh], 1).to(where)
             out = self.model(input_ids=ids.to(where), attention_mask=mask, use_cache=True, **options)
-        held.grew([len(part) for part in parts])
+        held.grew(longest, [0 if r.ended else len(p) for r, p in zip(batch.rows, parts, strict=True)])
         logits: Tensor = out.logits[:, -1]
         return logits

@@ -6,7 +6,8 @@
     row 2     . . c c c c c c c c           one that leaves gives its place to the last
 
 So joining and leaving move the keys and values of one row, not those of all. Columns that are padding for every row
-are left out of what attention reads. Buffers have spare rows and columns, and are copied only when these are used up.
+are left out of what attention reads. Buffers have spare rows and columns. They are replaced only when these are used
+up, or half of the rows are spare: layer by layer, so that one layer at a time is there twice.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from transformers.cache_utils import DynamicLayer
 
 ROOM = 64
 """Columns for new tokens, beyond those that are needed."""
+
+
+def most_room(rows: int, tokens: int) -> int:
+    """Tokens that new buffers have room for at most, of so many rows that come to hold so many tokens."""
+    return rows * (tokens + ROOM)
 
 
 @dataclass
@@ -56,9 +62,7 @@ class Held(DynamicLayer):
         if self.buffers is None:
             self.lazy_initialization(key_states, value_states)
             rows, columns = self.size
-            self.buffers = tuple(  # type: ignore[assignment]
-                each.new_zeros(rows, each.shape[1], columns, each.shape[3]) for each in (key_states, value_states)
-            )
+            self.buffers = _zeros(key_states, rows, columns), _zeros(value_states, rows, columns)
         assert self.buffers is not None
         frame, stop = self.frame, self.frame.end + key_states.shape[-2]
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
@@ -72,19 +76,41 @@ class Held(DynamicLayer):
             frame = self.frame
             self.keys, self.values = (each[: frame.rows, :, frame.begin : frame.end] for each in self.buffers)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its buffers."""
+        return sum(each.numel() * each.element_size() for each in self.buffers or ())
+
     def resize(self, size: tuple[int, int], shift: int) -> None:
-        """Other buffers; what they hold moves by some columns."""
+        """Buffers of this size, if they are of another; what they hold moves by some columns."""
+        frame, is_same = self.frame, (size, 0) == (self.size, shift)
         self.size = size
-        if self.buffers is not None:
-            frame = self.frame
-            where = slice(frame.begin + shift, frame.end + shift)
-            self.buffers = tuple(_wider(each, size, frame, where) for each in self.buffers)  # type: ignore[assignment]
+        if is_same or self.buffers is None:
+            return
+        where = slice(frame.begin + shift, frame.end + shift)
+        keys, values = (_zeros(each, *size) for each in self.buffers)
+        for new, old in zip((keys, values), self.buffers, strict=True):
+            new[: frame.rows, :, where] = old[: frame.rows, :, frame.begin : frame.end]
+        self.buffers = keys, values
+        self.keys, self.values = (each[: frame.rows, :, where] for each in self.buffers)  # those before go
+
+    def take(self, other: Held, end: int) -> None:
+        """The rows of another, which is empty then, behind its own; their right edge comes here."""
+        if other.buffers is None or self.buffers is None:
+            return  # a layer that shares another one's
+        theirs = other.frame
+        rows, columns = slice(self.frame.rows, self.frame.rows + theirs.rows), slice(end - theirs.width, end)
+        for buffer, source in zip(self.buffers, other.buffers, strict=True):
+            buffer[rows, :, columns] = source[: theirs.rows, :, theirs.begin : theirs.end]
+        other.drop()
+
+    def drop(self) -> None:
+        """Hold nothing."""
+        self.buffers = self.keys = self.values = None
 
 
-def _wider(old: Tensor, size: tuple[int, int], frame: Frame, where: slice) -> Tensor:
-    new = old.new_zeros(size[0], old.shape[1], size[1], old.shape[3])
-    new[: frame.rows, :, where] = old[: frame.rows, :, frame.begin : frame.end]
-    return new
+def _zeros(like: Tensor, rows: int, columns: int) -> Tensor:
+    return like.new_zeros(rows, like.shape[1], columns, like.shape[3])
 
 
 @dataclass(eq=False)
@@ -107,8 +133,7 @@ class Rectangle:
     @property
     def num_bytes(self) -> int:
         """Of all buffers."""
-        held = (layer.buffers for layer in self.cache.layers if layer.buffers is not None)
-        return sum(each.numel() * each.element_size() for pair in held for each in pair)
+        return sum(layer.num_bytes for layer in self.cache.layers)
 
     @property
     def mask(self) -> Tensor:
@@ -119,34 +144,40 @@ class Rectangle:
     def open(self, rows: int) -> None:
         """The first rows, which hold nothing yet."""
         assert not self.lengths, "a rectangle is opened once"
-        self._reserve(rows, 0, 0)
+        assert rows <= self.size[0]
         self.lengths, self.frame.rows = [0] * rows, rows
 
     def make_room(self, new: int) -> None:
         """See to it that so many columns fit behind the right edge."""
-        self._reserve(self.frame.rows, self.frame.width, new)
+        shift = self._sized(self.frame.rows, self.frame.width, new)
+        for layer in self.cache.layers:
+            layer.resize(self.size, shift)
+        self._move(shift)
 
-    def grew(self, new: Sequence[int]) -> None:
-        """So many tokens were written for each row, their last one at the new right edge."""
-        self.frame.end += max(new)
+    def grew(self, columns: int, new: Sequence[int]) -> None:
+        """So many columns were written; for each row, so many of them hold tokens that count, up to the last."""
+        self.frame.end += columns
         self.lengths = [held + more for held, more in zip(self.lengths, new, strict=True)]
         self._trim()
 
     def join(self, other: Rectangle) -> None:
         """Take the rows of another rectangle, which is empty then."""
         mine, theirs = self.frame, other.frame
-        self._reserve(mine.rows + theirs.rows, theirs.width, 0)
-        rows, columns = slice(mine.rows, mine.rows + theirs.rows), slice(mine.end - theirs.width, mine.end)
+        shift = self._sized(mine.rows + theirs.rows, theirs.width, 0)
         for own, new in zip(self.cache.layers, other.cache.layers, strict=True):
-            if new.buffers is None:  # a layer that shares another one's
-                continue
-            for buffer, source in zip(own.buffers, new.buffers, strict=True):
-                buffer[rows, :, columns] = source[: theirs.rows, :, theirs.begin : theirs.end]
-            new.buffers = new.keys = new.values = None
+            own.resize(self.size, shift)
+            own.take(new, mine.end + shift)
+        self._move(shift)
         mine.rows += theirs.rows
         self.lengths += other.lengths
-        other.lengths, theirs.rows = [], 0
+        other.drop()
         self._trim()
+
+    def drop(self) -> None:
+        """Hold nothing."""
+        self.lengths, self.size, self.frame.rows = [], (0, 0), 0
+        for layer in self.cache.layers:
+            layer.drop()
 
     def leave(self, places: Sequence[int]) -> list[int]:
         """Give up rows. Returns where each row that stays was before, in their order now."""
@@ -166,6 +197,10 @@ class Rectangle:
                         buffer[place, :, frame.begin : frame.end] = buffer[was, :, frame.begin : frame.end]
         self.lengths = [self.lengths[was] for was in order]
         frame.rows = len(order)
+        if 2 * frame.rows <= self.size[0]:
+            self.size = frame.rows, self.size[1]
+            for layer in self.cache.layers:
+                layer.resize(self.size, 0)
         self._trim()
         return order
 
@@ -174,13 +209,17 @@ class Rectangle:
         for layer in self.cache.layers:
             layer.show()
 
-    def _reserve(self, rows: int, width: int, new: int) -> None:
-        """Buffers with so many rows, columns before the right edge, and columns behind it."""
+    def _sized(self, rows: int, width: int, new: int) -> int:
+        """Note the size of buffers with so many rows, columns before the right edge, and columns behind it.
+
+        Returns by how many columns the right edge moves.
+        """
         high, wide = self.size
         frame, width = self.frame, max(width, self.frame.width)
         if rows <= high and width <= frame.end and frame.end + new <= wide:
-            return
-        self.size, shift = (max(rows, high), width + new + ROOM), width - frame.end
-        for layer in self.cache.layers:
-            layer.resize(self.size, shift)
-        frame.begin, frame.end = frame.begin + shift, frame.end + shift
+            return 0
+        self.size = rows, width + new + ROOM
+        return width - frame.end
+
+    def _move(self, shift: int) -> None:
+        self.frame.begin, self.frame.end = self.frame.begin + shift, self.frame.end + shift

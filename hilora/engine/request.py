@@ -83,6 +83,12 @@ class Request:
         """Tokens that have keys and values."""
         return self.read + max(0, len(self.new) - 1)
 
+    def read_on(self, count: int) -> None:
+        """So many more tokens of the prompt have been read."""
+        self.read += count
+        assert 0 <= self.read <= len(self.ids)
+        assert not self.new, "a prompt is read before its answer begins"
+
     def take(self, token: int) -> None:
         """The next token."""
         assert not self.ended

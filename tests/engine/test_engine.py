@@ -14,8 +14,11 @@ import torch
 import transformers as tf
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from hilora.engine import loop as loop_module
+from hilora.engine import rectangle
 from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick, draw_key, gumbel
 from hilora.engine.rectangle import Rectangle
@@ -118,6 +121,31 @@ def alone(model: Any, request: Request) -> list[int]:
     return new
 
 
+class Buffers:
+    """Bytes of all buffers that exist, whoever holds them: seen as each is made, where there are most of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[StorageWeakRef, int]] = []
+        self.most, make = 0, rectangle._zeros
+
+        def zeros(*args: Any) -> torch.Tensor:
+            new = make(*args)
+            self.made.append((StorageWeakRef(new.untyped_storage()), new.untyped_storage().nbytes()))
+            self.most = max(self.most, self.num_bytes)
+            return new
+
+        patch.setattr("hilora.engine.rectangle._zeros", zeros)
+
+    @property
+    def num_bytes(self) -> int:
+        self.made = [(storage, size) for storage, size in self.made if not storage.expired()]
+        return sum(size for _, size in self.made)
+
+
+def slices(request: Request) -> int:
+    return -(-len(request.ids) // loop_module.SLICE)
+
+
 class Comings(RuleBasedStateMachine):
     """Requests that come, are cancelled, and step, in any order."""
 
@@ -128,9 +156,26 @@ class Comings(RuleBasedStateMachine):
         self.model = MODELS[self.kind]
         self.serves = [Shifted(self.model), Shifted(self.model)]
         self.loop = Loop(self.model, 0)
-        self.loop.most, self.loop.per_token, self.loop.memory = 5, 1, 700
+        self.loop.most, self.steps = 5, 0
+        self.loop.weigh(asked(self.serves[0], [5], 1))
         self.asked: list[Request] = []
-        self.waited: dict[Request, int] = {}
+        self.due: dict[Request, int] = {}  # the step in which each starts at the latest
+        self.patch = pytest.MonkeyPatch()
+        self.buffers = Buffers(self.patch)
+
+    @initialize(
+        tokens=st.sampled_from([125, 180, 400, 2000]),  # the largest request takes 124
+        room=st.sampled_from([1, 4, 64]),
+        piece=st.sampled_from([8, 50, 2048]),
+        share=st.sampled_from([1, 3, 8]),
+        wide=st.sampled_from([1, 100]),
+    )
+    def begin(self, tokens: int, room: int, piece: int, share: int, wide: int) -> None:
+        self.loop.memory = tokens * self.loop.per_token
+        self.patch.setattr("hilora.engine.rectangle.ROOM", room)
+        self.patch.setattr("hilora.engine.loop.SLICE", piece)
+        self.patch.setattr("hilora.engine.loop.SHARE", share)
+        self.patch.setattr("hilora.engine.batch.SMALL", wide)
 
     @rule(
         length=st.sampled_from([1, 2, 5, 9, 17, 40]),
@@ -146,6 +191,7 @@ class Comings(RuleBasedStateMachine):
     ) -> None:
         ids = [2 + (first + 7 * i * i) % (VOCAB - 2) for i in range(length)]
         request = asked(self.serves[whose], ids, most, end=end, plan=plan, seed=seed)
+        self.due[request] = self.steps + sum(slices(r) + r.most for r in self.asked if not r.ended)
         self.asked.append(request)
         self.loop.waiting.append(request)
 
@@ -159,6 +205,11 @@ class Comings(RuleBasedStateMachine):
         with torch.inference_mode():
             for _ in range(times):
                 self.loop.step()
+                self.steps += 1
+
+    @invariant()
+    def nobody_waits_longer_than_those_before_take(self) -> None:
+        assert all(self.steps <= self.due[request] for request in self.loop.waiting)
 
     @invariant()
     def lengths_are_what_they_say(self) -> None:
@@ -170,8 +221,8 @@ class Comings(RuleBasedStateMachine):
 
     @invariant()
     def bytes_stay_within_the_budget(self) -> None:
-        columns = [batch.held.size[0] * batch.held.size[1] for batch in self.loop.batches]
-        assert not self.loop.batches or sum(columns) <= 700 + 5 * 64
+        assert self.buffers.most <= self.loop.memory
+        assert self.loop.num_bytes == self.buffers.num_bytes  # those that are counted are those that exist
 
     def teardown(self) -> None:
         with torch.inference_mode():
@@ -179,8 +230,10 @@ class Comings(RuleBasedStateMachine):
                 if not self.loop.busy:
                     break
                 self.loop.step()
+        self.patch.undo()
         assert not self.loop.busy
-        assert self.loop.num_bytes == 0
+        assert self.buffers.num_bytes == self.loop.num_bytes == 0
+        assert self.buffers.most <= self.loop.memory
         assert sorted(map(id, self.loop.ended)) == sorted(map(id, self.asked))
         for request in self.asked:
             assert request.error is None
@@ -301,7 +354,7 @@ def test_a_rectangle_keeps_what_each_row_holds(seed: int, monkeypatch: pytest.Mo
         new = torch.tensor([[0.0] * (longest - len(part)) + part for part in parts])[:, None, :, None]
         for layer, sign in zip(rectangle.cache.layers, (1, -1), strict=True):
             layer.update(sign * new, 10 * sign * new)
-        rectangle.grew([len(part) for part in parts])
+        rectangle.grew(longest, [len(part) for part in parts])
 
     def number(below: int) -> int:
         return int(torch.randint(below, (1,), generator=random))
@@ -313,7 +366,7 @@ def test_a_rectangle_keeps_what_each_row_holds(seed: int, monkeypatch: pytest.Mo
         what = number(3)
         if what == 0:
             parts = [draw(1 + number(6)) for _ in range(1 + number(3))]
-            other = Rectangle(2, (1, 1))
+            other = Rectangle(2, (len(parts), 1))
             other.open(len(parts))
             write(other, parts)
             held.join(other)
