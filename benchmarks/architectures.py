@@ -18,9 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,6 +39,7 @@ from hilora.compose.weighted import Weighted
 from hilora.engine.attachment import FORMS
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.closed import generate_whole
+from hilora.engine.ended import RowEnds
 from hilora.engine.heard import Alone
 from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick
@@ -206,16 +205,24 @@ def random_adapters(model: Any, names: Sequence[str]) -> list[Factors]:
     return [{name: (drawn(RANK, shapes[name][0]), drawn(shapes[name][1], RANK)) for name in names} for _ in range(2)]
 
 
-@dataclass
 class Until:
     """Reads an answer that a token ends."""
 
-    end: int
-    ended: bool = False
+    def __init__(self, end: int) -> None:
+        self.end, self.ended = end, False
 
     def feed(self, token: int) -> None:
         """Take the next token."""
         self.ended = token == self.end
+
+
+class Unasked(RowEnds):
+    """Says nothing: transformers sees end tokens by itself."""
+
+    criteria: Any = ()
+
+    def __init__(self) -> None:
+        self.start, self.in_place = 0, True
 
 
 class Placed(Alone):
@@ -266,8 +273,7 @@ class Case:
         if batching is Batching.OPEN:
             return self._joined(Placed(serve))
         ids, mask = pad_batch(self.prompts, FILL, left=self.left)
-        ending: Any = SimpleNamespace(start=0, in_place=True, criteria=[])  # transformers sees the end token itself
-        is_alone = batching is Batching.ALONE
+        ending, is_alone = Unasked(), batching is Batching.ALONE
         with torch.inference_mode():
             new = generate_whole(self.model, ids, mask, self.options, serve, ending, alone=is_alone)
         return new.tolist()

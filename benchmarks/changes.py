@@ -28,8 +28,9 @@ from hilora import HiLoRA, Planner, Pool, get_method
 from hilora.base.models import load_base
 from hilora.bench.rounds import spread, stopwatch, turns
 from hilora.bench.workload import make_workload
-from hilora.engine.bank import Bank, row_plans
+from hilora.engine.bank import Bank
 from hilora.engine.pick import Pick
+from hilora.engine.plans import row_plans
 from hilora.engine.request import Request
 from hilora.evaluate.setup import setup
 from hilora.pool.memory import Memory

@@ -54,7 +54,7 @@ def joined_room(one: Batch, other: Batch) -> int:
     return max(one.room + other.room, room_of([*one.rows, *other.rows]))
 
 
-def refusal(length: int, most: int, per_token: int, memory: float) -> InputError | None:
+def refusal(length: int, most: int, per_token: int, memory: int | float) -> InputError | None:
     """Why a prompt of so many tokens, with up to so many new ones, can never run; None if it can.
 
     Args:

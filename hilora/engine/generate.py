@@ -295,8 +295,11 @@ class HiLoRA:
         if labels is not None and len(labels) != len(listed):
             raise InputError(f"labels name {len(labels)} adapters for {len(listed)} prompts; give one each.")
         check_request(stops, options, self.model, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        options |= {"max_new_tokens": max_new_tokens}
+        if not listed:
+            return Call(Routed([], None, self.planner.source, []), {}, seed, stops, options)
         query_texts(listed)  # refuses what is empty or no chat
         encoded = encode_prompts(listed, self.tokenizer)
         check_lengths(encoded, max_new_tokens, self.model.config)
         routed = self.planner.route(listed, labels=labels, allow=allow, deny=deny)
-        return Call(routed, dict(enumerate(encoded)), seed, stops, options | {"max_new_tokens": max_new_tokens})
+        return Call(routed, dict(enumerate(encoded)), seed, stops, options)

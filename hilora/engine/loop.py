@@ -6,8 +6,7 @@
     release    rows that have ended
 
 Prompts are read some tokens at a time: several short ones together, each slice as wide as its longest, or a part of a
-long one, since on a CPU the activations of many tokens at once do not fit into the caches. What a row gets does not
-depend on who else is there.
+long one, since on a CPU the activations of many tokens at once do not fit into the caches. No row depends on others.
 
 Memory: buffers of keys and values never take more than `Loop.memory` at any moment; `batch` says how they count.
 
@@ -40,7 +39,7 @@ SLICE = 2048
 SHARE = 8
 """Rows that have ended leave when they are one in so many, or after so many steps: what they cost till then is less
 than binding the others' plan anew."""
-PATIENCE = 4
+PATIENCE = 1
 """Steps that a waiting request lets pass until there are others to be read with it."""
 
 
