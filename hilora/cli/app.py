@@ -135,6 +135,9 @@ def generate(
     dtype: Dtype = None,
     quantize: Quantize = None,
     adapter_memory: Annotated[str, typer.Option(help="For adapters between batches, e.g. 2GB.")] = "512MB",
+    kv_memory: Annotated[
+        str | None, typer.Option(help="For keys and values of all prompts, e.g. 2GB; default: half of what is free.")
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes (one prompt).")] = False,
     as_json: Json = False,
     out: Out = None,
@@ -170,6 +173,7 @@ def generate(
             dtype=dtype,
             quantization_config=quantize,
             adapter_memory=adapter_memory,
+            kv_memory=kv_memory,
             **settings,
         )
     if stream:

@@ -703,6 +703,13 @@ def test_quantize_says_how_the_base_is_loaded(
     assert "--quantize is about the answer" in fails("explain", "abab aaa", "--pool", pool, "--quantize", "4bit")
 
 
+def test_memory_for_keys_and_values_is_an_amount(
+    pool: Path, fake: Any, tiny_base: list[Any], fails: Callable[..., str]
+) -> None:
+    assert "'much' is no amount of memory" in fails("generate", "abab", "--pool", pool, "--kv-memory", "much")
+    run("generate", "abab", "--pool", pool, "--max-new-tokens", "1", "--kv-memory", "2GB")
+
+
 LONGER = ["abab aaa", "zzy xyz zzy xyz zzy", "1132", "abab abab abab abab", "zzy", "11 32 11 32"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from hilora import HiLoRA
 from hilora.engine import loop as loop_module
 from hilora.engine import rectangle
 from hilora.engine.loop import Loop
@@ -25,6 +27,7 @@ from hilora.engine.rectangle import Rectangle
 from hilora.engine.request import Request
 from hilora.engine.sampling import warpers_of
 from hilora.engine.thread import Engine, Job, drive
+from hilora.errors import InputError
 
 VOCAB = 61
 WIDE = {
@@ -450,3 +453,17 @@ def test_what_is_given_up_before_it_began_never_begins() -> None:
         assert engine.give_up({request}) == set()
     assert request.cancelled
     assert request.new == []
+
+
+def test_a_prompt_that_can_never_fit_is_refused_before_anything_runs(
+    shared_pool: Any, tokenizer: Any, embedder: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    router = HiLoRA.from_pretrained(
+        copy.deepcopy(model), pool, "hilora", tokenizer=tokenizer, embedder=embedder, kv_memory="200kB"
+    )
+    assert len(router.generate(["abab", "zzy"], max_new_tokens=4)) == 2
+    with pytest.raises(InputError, match="Raise kv_memory, shorten the prompt, or ask for fewer"):
+        router.generate(["abab", "zzy"], max_new_tokens=100_000)
+    assert not router.lanes.engine.loop.busy
+    assert router.lanes.engine.loop.num_bytes == 0
