@@ -149,10 +149,7 @@ class Rectangle:
 
     def make_room(self, new: int) -> None:
         """See to it that so many columns fit behind the right edge."""
-        shift = self._sized(self.frame.rows, self.frame.width, new)
-        for layer in self.cache.layers:
-            layer.resize(self.size, shift)
-        self._move(shift)
+        self._resize(self._sized(self.frame.rows, self.frame.width, new))
 
     def grew(self, columns: int, new: Sequence[int]) -> None:
         """So many columns were written; for each row, so many of them hold tokens that count, up to the last."""
@@ -197,11 +194,10 @@ class Rectangle:
                         buffer[place, :, frame.begin : frame.end] = buffer[was, :, frame.begin : frame.end]
         self.lengths = [self.lengths[was] for was in order]
         frame.rows = len(order)
-        if 2 * frame.rows <= self.size[0]:
-            self.size = frame.rows, self.size[1]
-            for layer in self.cache.layers:
-                layer.resize(self.size, 0)
         self._trim()
+        if 2 * frame.rows <= self.size[0]:
+            self.size = frame.rows, frame.width + ROOM
+            self._resize(frame.width - frame.end)
         return order
 
     def _trim(self) -> None:
@@ -220,6 +216,12 @@ class Rectangle:
             return 0
         self.size = rows, width + new + ROOM
         return width - frame.end
+
+    def _resize(self, shift: int) -> None:
+        """Buffers of the size that is noted."""
+        for layer in self.cache.layers:
+            layer.resize(self.size, shift)
+        self._move(shift)
 
     def _move(self, shift: int) -> None:
         self.frame.begin, self.frame.end = self.frame.begin + shift, self.frame.end + shift

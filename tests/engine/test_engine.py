@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from hilora import HiLoRA
 from hilora.engine import loop as loop_module
 from hilora.engine import rectangle
+from hilora.engine.batch import refusal
 from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick, draw_key, gumbel
 from hilora.engine.rectangle import Rectangle
@@ -50,6 +52,14 @@ def model_of(kind: str) -> Any:
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     return model
+
+
+def learned_positions(count: int) -> Any:
+    """A model that knows so many positions, and fails at any other."""
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+    torch.manual_seed(0)
+    config = tf.GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=count, **ends)
+    return tf.AutoModelForCausalLM.from_config(config).double().eval()
 
 
 MODELS = {kind: model_of(kind) for kind in KINDS}
@@ -159,7 +169,7 @@ class Comings(RuleBasedStateMachine):
         self.model = MODELS[self.kind]
         self.serves = [Shifted(self.model), Shifted(self.model)]
         self.loop = Loop(self.model, 0)
-        self.loop.most, self.steps = 5, 0
+        self.steps = 0
         self.loop.weigh(asked(self.serves[0], [5], 1))
         self.asked: list[Request] = []
         self.due: dict[Request, int] = {}  # the step in which each starts at the latest
@@ -172,8 +182,10 @@ class Comings(RuleBasedStateMachine):
         piece=st.sampled_from([8, 50, 2048]),
         share=st.sampled_from([1, 3, 8]),
         wide=st.sampled_from([1, 100]),
+        rows=st.sampled_from([5, 12]),
     )
-    def begin(self, tokens: int, room: int, piece: int, share: int, wide: int) -> None:
+    def begin(self, tokens: int, room: int, piece: int, share: int, wide: int, rows: int) -> None:
+        self.loop.most = rows
         self.loop.memory = tokens * self.loop.per_token
         self.patch.setattr("hilora.engine.rectangle.ROOM", room)
         self.patch.setattr("hilora.engine.loop.SLICE", piece)
@@ -226,6 +238,10 @@ class Comings(RuleBasedStateMachine):
     def bytes_stay_within_the_budget(self) -> None:
         assert self.buffers.most <= self.loop.memory
         assert self.loop.num_bytes == self.buffers.num_bytes  # those that are counted are those that exist
+        batches = self.loop._all()
+        assert sum(batch.room for batch in batches) * self.loop.per_token <= self.loop.memory
+        each = self.loop.per_token * 2 // 3  # which counts one of two layers twice
+        assert all(batch.held.num_bytes <= batch.room * each for batch in batches)
 
     def teardown(self) -> None:
         with torch.inference_mode():
@@ -275,6 +291,99 @@ def test_a_step_that_fails_ends_its_own_rows_and_the_others_go_on() -> None:
     assert isinstance(broken.error, AttributeError)
     assert 0 < len(broken.new) < 9
     assert all(request.error is None and request.new == alone(model, request) for request in fine)
+
+
+def run(loop: Loop, *requests: Request) -> None:
+    """These, and whoever else is there, to the end."""
+    loop.waiting.extend(requests)
+    with torch.inference_mode():
+        while loop.busy:
+            loop.step()
+
+
+def weighed(model: Any, tokens: int) -> Loop:
+    """A loop with memory for so many tokens."""
+    loop = Loop(model, 0)
+    loop.weigh(asked(Shifted(model), [5], 1))
+    loop.memory = tokens * loop.per_token
+    return loop
+
+
+@pytest.mark.parametrize("spare", [-1, 0])
+def test_rows_join_where_the_larger_batch_fits_and_else_step_by_themselves(
+    spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MODELS["llama"]
+    serve, buffers = Shifted(model), Buffers(monkeypatch)
+    loop = weighed(model, 2 * (50 + 40 + rectangle.ROOM) + spare)
+    long, short = asked(serve, [5 + i for i in range(50)], 40), asked(serve, [7] * 3, 30)
+    with torch.inference_mode():
+        loop.waiting.append(long)
+        loop.step()
+        loop.waiting.append(short)
+        while not short.new:
+            loop.step()
+    assert len(loop.batches) == (2 if spare else 1)
+    run(loop)
+    assert [long.new, short.new] == [alone(model, long), alone(model, short)]
+    assert 0 < buffers.most <= loop.memory
+    assert buffers.num_bytes == 0
+
+
+@pytest.mark.parametrize("spare", [-1, 0])
+def test_what_can_never_run_is_refused_and_the_others_go_on(spare: int) -> None:
+    """Callers ask before they submit; but somebody may lower the budget meanwhile."""
+    model = MODELS["llama"]
+    serve, loop = Shifted(model), weighed(model, 50 + 40 + rectangle.ROOM + spare)
+    large, small = asked(serve, [5] * 50, 40), asked(serve, [6] * 20, 30)
+    run(loop, large, small)
+    assert small.new == alone(model, small)
+    told = refusal(50, 40, loop.per_token, loop.memory)
+    assert (large.error is None) == (told is None) == (spare == 0)
+    if told is not None:
+        assert str(large.error) == str(told)
+        assert "A prompt of 50 tokens with up to 40 new ones" in str(told)
+        assert large.new == []
+
+
+def test_rows_that_cannot_join_for_want_of_memory_end_and_so_do_those_that_they_were_to_join(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some layers have joined by then, others have not: nobody could go on from there."""
+    model = MODELS["llama"]
+    serve, other, loop = Shifted(model), Shifted(model), Loop(model, 0)
+    there, apart, new = asked(serve, [5, 6, 7], 40), asked(other, [8, 9], 40), asked(serve, [4] * 5, 9)
+    take, calls = rectangle.Held.take, list[int]()
+
+    def fail(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        take(*args)
+
+    loop.waiting.extend([there, apart])
+    with torch.inference_mode():
+        while not there.new or not apart.new:
+            loop.step()
+    monkeypatch.setattr(rectangle.Held, "take", fail)
+    run(loop, new)
+    assert len(calls) == 2
+    assert isinstance(new.error, MemoryError)
+    assert there.error is new.error
+    assert apart.error is None
+    assert apart.new == alone(model, apart)
+    assert sorted(map(id, loop.ended)) == sorted(map(id, [there, apart, new]))
+    assert loop.num_bytes == 0
+
+
+def test_a_row_that_has_ended_takes_no_more_positions() -> None:
+    """While it waits to leave, one of many, it is at the last position that the model knows."""
+    model = learned_positions(24)
+    serve, loop = Shifted(model), Loop(model, 0)
+    rows = [asked(serve, [5 + i for i in range(20)], 4), *(asked(serve, [7 + i, 8], 22) for i in range(9))]
+    run(loop, *rows)
+    assert [row.error for row in rows] == [None] * 10
+    assert [row.new for row in rows] == [alone(model, row) for row in rows]
 
 
 def test_rows_of_the_base_model_alone_run_no_hook() -> None:
@@ -343,8 +452,12 @@ def test_noise_is_a_function_of_key_and_position() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_rectangle_keeps_what_each_row_holds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows come, grow and go; each finds its own numbers, however the buffers were moved."""
+    """Rows come, grow and go; each finds its own numbers, however the buffers were moved.
+
+    Buffers stay, or are replaced by such as the rows need, layer by layer.
+    """
     monkeypatch.setattr("hilora.engine.rectangle.ROOM", 2)
+    buffers = Buffers(monkeypatch)
     random = torch.Generator().manual_seed(seed)
     held, want = Rectangle(2, (2, 3)), list[list[float]]()
 
@@ -359,6 +472,15 @@ def test_a_rectangle_keeps_what_each_row_holds(seed: int, monkeypatch: pytest.Mo
             layer.update(sign * new, 10 * sign * new)
         rectangle.grew(longest, [len(part) for part in parts])
 
+    def check() -> None:
+        for layer, sign in zip(held.cache.layers, (1, -1), strict=True):
+            for row, numbers in enumerate(want):
+                mine = layer.keys[row, 0, held.frame.width - len(numbers) :, 0]
+                torch.testing.assert_close(mine, sign * torch.tensor(numbers))
+                torch.testing.assert_close(
+                    layer.values[row, 0, -len(numbers) :, 0], 10 * sign * torch.tensor(numbers)
+                )
+
     def number(below: int) -> int:
         return int(torch.randint(below, (1,), generator=random))
 
@@ -366,12 +488,16 @@ def test_a_rectangle_keeps_what_each_row_holds(seed: int, monkeypatch: pytest.Mo
     want = [draw(4)]
     write(held, want)
     for _ in range(60):
+        before, size = held.num_bytes, held.size
+        buffers.most = 0
         what = number(3)
         if what == 0:
             parts = [draw(1 + number(6)) for _ in range(1 + number(3))]
             other = Rectangle(2, (len(parts), 1))
             other.open(len(parts))
             write(other, parts)
+            before += other.num_bytes
+            buffers.most = 0
             held.join(other)
             want += parts
             assert other.num_bytes == 0
@@ -382,16 +508,13 @@ def test_a_rectangle_keeps_what_each_row_holds(seed: int, monkeypatch: pytest.Mo
             parts = [draw(1) for _ in want]
             write(held, parts)
             want = [row + part for row, part in zip(want, parts, strict=True)]
+        assert held.size == size or math.prod(held.size) <= rectangle.most_room(len(want), max(map(len, want)))
+        assert held.num_bytes == buffers.num_bytes == 2 * 2 * 4 * math.prod(held.size)
+        assert buffers.most <= max(before, held.num_bytes) * 3 / 2  # one of two layers is there twice
         assert held.lengths == list(map(len, want))
         assert held.mask.sum(1).tolist() == held.lengths
         assert held.frame.width == max(held.lengths)
-        for layer, sign in zip(held.cache.layers, (1, -1), strict=True):
-            for row, numbers in enumerate(want):
-                mine = layer.keys[row, 0, held.frame.width - len(numbers) :, 0]
-                torch.testing.assert_close(mine, sign * torch.tensor(numbers))
-                torch.testing.assert_close(
-                    layer.values[row, 0, -len(numbers) :, 0], 10 * sign * torch.tensor(numbers)
-                )
+        check()
     held.leave(range(len(want)))
     assert held.lengths == []
 
