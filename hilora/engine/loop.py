@@ -210,7 +210,6 @@ class Loop:
         for request, token in zip(batch.rows, pick_tokens(batch.rows, logits), strict=True):
             if not request.ended:
                 request.take(token)
-                assert request.held == len(request.ids) + len(request.new) - 1
                 if request.ended:
                     self.ended.append(request)
 

@@ -418,6 +418,49 @@ def test_whoever_waits_starts_within_some_steps_however_many_come() -> None:
             assert steps <= 2 * 12
 
 
+HARMS = {
+    "a column too many": lambda batch: batch.held.lengths.__setitem__(0, batch.held.lengths[0] + 1),
+    "rows in another order": lambda batch: batch.rows.reverse(),
+    "a token too few": lambda batch: batch.rows[0].new.pop(),
+    "less of a prompt": lambda batch: setattr(batch.rows[0], "read", batch.rows[0].read - 1),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_row_that_has_lost_count_is_found(harm: str) -> None:
+    model = MODELS["llama"]
+    serve, other, loop = Shifted(model), Shifted(model), Loop(model, 0)
+    rows, fine = [asked(serve, [5, 6, 7], 9), asked(serve, [8], 9)], asked(other, [9, 4], 20)
+    loop.waiting.extend([*rows, fine])
+    with torch.inference_mode():
+        for _ in range(3):
+            loop.step()
+    HARMS[harm](loop.batches[0])
+    run(loop)
+    assert all(isinstance(row.error, AssertionError) for row in rows)
+    assert fine.new == alone(model, fine)
+
+
+def test_a_prompt_is_read_once_and_before_its_answer() -> None:
+    request = asked(Shifted(MODELS["llama"]), [5, 6, 7], 2)
+    with pytest.raises(AssertionError):
+        request.take(9)
+    request.read_on(3)
+    assert request.held == 3
+    with pytest.raises(AssertionError):
+        request.read_on(1)
+    request.read = 3
+    request.take(9)
+    assert request.held == 3
+    request.take(9)
+    assert request.held == 4
+    assert request.ended
+    with pytest.raises(AssertionError):
+        request.take(9)
+    with pytest.raises(AssertionError):
+        request.end()
+
+
 def test_a_long_prompt_is_read_in_slices_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hilora.engine.loop.SLICE", 16)
     model = MODELS["llama"]
