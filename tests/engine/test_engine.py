@@ -401,21 +401,49 @@ def test_rows_of_the_base_model_alone_run_no_hook() -> None:
     assert serve.calls == 4
 
 
-def test_whoever_waits_starts_within_some_steps_however_many_come() -> None:
+@pytest.mark.parametrize(
+    ("before", "length", "most"),
+    [
+        ([(1, 12)] * 4, 30, 3),  # all rows are taken
+        ([(1, 12)] * 2, 200, 100),  # he wants all the memory that there is
+        ([(300, 12)], 2, 3),  # somebody's long prompt is being read
+        ([(300, 12), (200, 100), (1, 5), (200, 100)], 1, 1),  # all of these
+        ([], 300, 5),  # nothing
+    ],
+)
+def test_whoever_waits_starts_within_some_steps_however_many_come(
+    before: list[tuple[int, int]], length: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hilora.engine.loop.SLICE", 16)
     model = MODELS["llama"]
-    serve, loop = Shifted(model), Loop(model, 0)
+    serve, loop = Shifted(model), weighed(model, 300 + 12 + rectangle.ROOM)
     loop.most = 4
-    first = asked(serve, [5] * 30, 3)
+    there = [asked(serve, [9] * length, most) for length, most in before]
+    last, steps = asked(serve, [5] * length, most), 0
+    loop.waiting.extend([*there, last])
+    bound = sum(slices(request) + request.most for request in there)
     with torch.inference_mode():
-        loop.waiting.extend(asked(serve, [9], 12) for _ in range(4))
-        loop.step()
-        loop.waiting.append(first)
-        steps = 0
-        while not first.new:
+        while not last.new:
             loop.waiting.append(asked(serve, [9], 12))
             loop.step()
             steps += 1
-            assert steps <= 2 * 12
+            assert last not in loop.waiting or steps <= bound
+            assert steps <= bound + slices(last)
+    assert loop.waiting
+
+
+def test_whoever_gives_up_need_not_wait_for_those_before_him() -> None:
+    model = MODELS["llama"]
+    serve, loop = Shifted(model), Loop(model, 0)
+    loop.most = 1
+    rows = [asked(serve, [5, 6], 30) for _ in range(4)]
+    loop.waiting.extend(rows)
+    with torch.inference_mode():
+        loop.step()
+        rows[2].cancelled = True
+        loop.step()
+    assert loop.ended == [rows[2]]
+    assert list(loop.waiting) == [rows[1], rows[3]]
 
 
 HARMS = {
