@@ -39,7 +39,7 @@ from hilora.errors import InputError, ModelError
 from hilora.methods import DEFAULT_METHOD
 from hilora.methods.lookup import get_method
 from hilora.planner import Planner, Routed
-from hilora.pool.memory import LIMIT, Memory
+from hilora.pool.memory import LIMIT, Memory, parse_bytes
 from hilora.pool.pool import Pool
 from hilora.pool.source import find_pool
 from hilora.pool.view import PoolView
@@ -144,6 +144,7 @@ class HiLoRA:
         wanted = dtype if base is None or isinstance(base, str) else base.dtype
         exact = wanted is not None and parse_dtype(wanted).itemsize > 2  # then embeddings are, too
         memory = Memory(adapter_memory)
+        kv_memory = None if kv_memory is None else parse_bytes(kv_memory)
         planner = Planner(opened, built, embedder, memory, torch.float32 if exact else None)
         if base is None or isinstance(base, str):
             model, own = load_base(base or opened.base.name, **loading)

@@ -31,6 +31,7 @@ from hilora.cli.figures_results import selection
 from hilora.cli.options import parse_settings, read_prompts
 from hilora.cli.show import print_stream
 from hilora.engine import generate as generating
+from hilora.engine.thread import engine_of
 from hilora.errors import HiloraError, InputError
 from hilora.methods import DEFAULT_METHOD
 
@@ -703,11 +704,19 @@ def test_quantize_says_how_the_base_is_loaded(
     assert "--quantize is about the answer" in fails("explain", "abab aaa", "--pool", pool, "--quantize", "4bit")
 
 
-def test_memory_for_keys_and_values_is_an_amount(
-    pool: Path, fake: Any, tiny_base: list[Any], fails: Callable[..., str]
+def test_memory_is_given_as_people_say_it_and_refused_before_a_base_is_loaded(
+    pool: Path, fake: Any, tiny_base: list[Any], original: tuple[Any, Pool], fails: Callable[..., str]
 ) -> None:
-    assert "'much' is no amount of memory" in fails("generate", "abab", "--pool", pool, "--kv-memory", "much")
-    run("generate", "abab", "--pool", pool, "--max-new-tokens", "1", "--kv-memory", "2GB")
+    command = ["generate", "abab aaa", "--pool", pool, "--max-new-tokens", "2"]
+    for option in ("--kv-memory", "--adapter-memory"):
+        assert "'lots' is no amount of memory" in fails(*command, option, "lots")
+    assert tiny_base == []
+    engine = engine_of(original[0], 0)
+    before = engine.loop.memory
+    assert "Raise kv_memory" in fails(*command, "--kv-memory", "1 kB")
+    assert run(*command, "--kv-memory", "2GB") == run(*command)
+    assert engine.loop.memory == 2 * 10**9
+    engine.loop.memory = before
 
 
 LONGER = ["abab aaa", "zzy xyz zzy xyz zzy", "1132", "abab abab abab abab", "zzy", "11 32 11 32"]
