@@ -170,6 +170,45 @@ def test_streams_may_be_taken_in_turns(router: HiLoRA) -> None:
     assert not streams()
 
 
+def test_threads_that_ask_and_break_off_leave_nothing(router: HiLoRA) -> None:
+    prompts = [PROMPT, "zzy xyz", "1132 3211", "ab"]
+    options = {"max_new_tokens": 24, "eos_token_id": None}
+    want, failed = router.generate(prompts, **options), list[BaseException]()
+
+    def ask() -> None:
+        assert router.generate(prompts, **options) == want
+
+    def break_off() -> None:
+        for _ in router.stream(PROMPT, **FREE):
+            break
+
+    def fail() -> None:
+        def refuse(found: Any) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            router.generate(prompts, on_answers=refuse, batch_size=2, **options)
+
+    def guarded(work: Any) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    threads = [threading.Thread(target=guarded, args=[work]) for work in (ask, break_off, fail) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert not streams()
+    loop = router.lanes.engine.loop
+    assert not loop.busy
+    assert loop.num_bytes == 0
+    assert not router.lanes.bank.pins
+    assert nothing_is_left(router)
+
+
 def test_pieces_come_before_the_answer_is_whole(router: HiLoRA, steps: Steps) -> None:
     """The model waits at its tenth token until a piece has been taken."""
     taken = threading.Event()
