@@ -74,6 +74,7 @@ class Request:
     read: int = 0
     new: list[int] = field(default_factory=list)
     cancelled: bool = False
+    taken: bool = False  # the engine has it
     begun: bool = False
     ended: bool = False
     error: BaseException | None = None

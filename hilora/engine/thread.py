@@ -10,16 +10,19 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
 from hilora.engine.loop import Loop
 from hilora.engine.request import Request
+
+HEARD = 0.2
+"""Seconds after which Ctrl-C is heard at the latest, whichever thread the system hands it to."""
 
 
 @dataclass(eq=False)
@@ -29,6 +32,7 @@ class Job:
     run: Callable[[Job], None]
     on_end: Callable[[Any], None] = lambda job: None
     cancelled: bool = False
+    taken: bool = False  # the engine has it
     error: BaseException | None = None
 
     def __call__(self) -> None:
@@ -57,7 +61,7 @@ class Engine:
         self._inbox: list[Work] = []
         self._jobs: deque[Job] = deque()
         self._thread: threading.Thread | None = None
-        self._stepping, self._visitors = False, 0
+        self._stepping, self._visitors = False, set[object]()
 
     def submit(self, works: Sequence[Work]) -> None:
         """Let requests and jobs join; their `on_end` tells when they are done."""
@@ -65,23 +69,27 @@ class Engine:
             self._inbox += works
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="hilora engine")
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except BaseException:  # there can be no more threads, or Ctrl-C
+                    self._thread = None
+                    raise
 
     def give_up(self, works: set[Work]) -> set[Work]:
-        """Nobody wants these any more: they end at the next step. Returns those that have begun."""
+        """Nobody wants these any more: they end at the next step. Returns those that the engine has taken."""
         with self._turn:
-            new = works & set(self._inbox)
-            self._inbox = [work for work in self._inbox if work not in new]
-        for work in works:
-            work.cancelled = True
-        return works - new
+            self._inbox = [work for work in self._inbox if work not in works]
+            for work in works:
+                work.cancelled = True
+            return {work for work in works if work.taken}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """The model for the caller, between two steps."""
-        with self._turn:
-            self._visitors += 1
+        visit = object()
         try:
+            with self._turn:
+                self._visitors.add(visit)
             with self._alone:
                 with self._turn:
                     self._turn.wait_for(lambda: not self._stepping)
@@ -89,7 +97,7 @@ class Engine:
                 yield
         finally:
             with self._turn:
-                self._visitors -= 1
+                self._visitors.discard(visit)
                 self._turn.notify_all()
 
     @torch.inference_mode()
@@ -97,6 +105,8 @@ class Engine:
         done: list[Work] = []
         while True:
             with self._turn:
+                if self._thread is not threading.current_thread():
+                    return  # Ctrl-C came while it was started
                 is_idle = not self._inbox and not self._jobs and not self.loop.busy
                 if is_idle or self._jobs or self._visitors:
                     self.loop.pause()
@@ -109,6 +119,7 @@ class Engine:
                     return
                 self._turn.wait_for(lambda: not self._visitors)
                 for work in self._inbox:
+                    work.taken = True
                     (self._jobs if isinstance(work, Job) else self.loop.waiting).append(work)  # type: ignore[arg-type]
                 self._inbox = []
                 job = self._jobs.popleft() if self._jobs else None
@@ -147,26 +158,36 @@ def drive(engine: Engine, works: Iterator[Work], most: int, events: SimpleQueue[
         BaseException: what went wrong in one of them.
     """
     pending: set[Work] = set()
+    told: set[Work] = set()  # noted apart: Ctrl-C may come between taking an event and looking at it
+
+    def tell(work: Work) -> None:
+        told.add(work)
+        events.put(work)
+
     try:
         while True:
             new = list(islice(works, most - len(pending)))
             for work in new:
-                work.on_end = events.put
+                work.on_end = tell
             pending |= set(new)
             if new:
                 engine.submit(new)
             if not pending:
                 return
-            event = events.get()
+            event = None
+            while event is None:
+                with suppress(Empty):  # a signal that another thread was handed is heard between two waits
+                    event = events.get(timeout=HEARD)
             if isinstance(event, (Request, Job)):
                 pending.discard(event)
                 if event.error is not None:
                     raise event.error
             yield event
     finally:
-        pending = engine.give_up(pending)
-        while pending:
-            pending.discard(events.get())
+        begun = engine.give_up(pending)
+        while not begun <= told:
+            with suppress(Empty):
+                events.get(timeout=HEARD)
 
 
 _engines: weakref.WeakValueDictionary[int, Engine] = weakref.WeakValueDictionary()  # an engine keeps its model

@@ -6,7 +6,7 @@ import copy
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -636,6 +636,79 @@ def test_a_job_has_the_model_for_itself_and_says_what_went_wrong() -> None:
     with engine.alone():
         pass
     assert not engine.loop.busy
+
+
+def ends(work: Any) -> bool:
+    """Whether it ends soon, by itself or by an error."""
+
+    def run() -> None:
+        with suppress(BaseException):
+            work()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    return not thread.is_alive()
+
+
+class Interrupted(SimpleQueue):  # type: ignore[type-arg]
+    """Ctrl-C just when the first end has been taken."""
+
+    count = 0
+
+    def get(self, *args: Any, **options: Any) -> Any:
+        found = super().get(*args, **options)
+        self.count += 1
+        if self.count == 1:
+            raise KeyboardInterrupt
+        return found
+
+
+def test_ctrl_c_just_when_an_end_is_taken_keeps_nobody_waiting() -> None:
+    model = MODELS["llama"]
+    serve, engine = Shifted(model), Engine(model, 0)
+    mine = [asked(serve, [5, 6], 3), asked(serve, [7], 450)]
+    assert ends(lambda: list(drive(engine, iter(mine), 2, Interrupted())))
+    assert all(request.ended for request in mine)
+    assert len(mine[1].new) < 450
+
+
+def test_ctrl_c_just_before_anything_is_asked_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["llama"]
+    serve, engine, go = Shifted(model), Engine(model, 0), threading.Event()
+    mine, busy = asked(serve, [5, 6], 3), Job(lambda job: go.wait(60))
+
+    def submit(works: Any) -> None:
+        raise KeyboardInterrupt
+
+    engine.submit([busy])
+    monkeypatch.setattr(engine, "submit", submit)
+    assert ends(lambda: list(drive(engine, iter([mine]), 1, SimpleQueue())))
+    go.set()
+    assert not mine.taken
+
+
+@pytest.mark.parametrize(("error", "is_started"), [(RuntimeError, False), (KeyboardInterrupt, True)])
+def test_a_thread_that_could_not_be_started_is_started_for_the_next(
+    error: type[BaseException], is_started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are too many threads, or Ctrl-C came just then."""
+    model = MODELS["llama"]
+    serve, engine, start = Shifted(model), Engine(model, 0), threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if is_started:
+            start(thread)
+        raise error
+
+    first, second = asked(serve, [5], 3), asked(serve, [6], 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(error):
+            list(drive(engine, iter([first]), 1, SimpleQueue()))
+    assert ends(lambda: list(drive(engine, iter([second]), 1, SimpleQueue())))
+    assert first.new == []
+    assert second.new == alone(model, second)
 
 
 def test_what_is_given_up_before_it_began_never_begins() -> None:

@@ -139,6 +139,31 @@ def test_ctrl_c_ends_a_stream_that_waits_for_its_turn(router: HiLoRA, steps: Ste
     assert nothing_is_left(router)
 
 
+def test_ctrl_c_is_heard_whichever_thread_the_system_hands_it_to(
+    router: HiLoRA, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the engine's, in the middle of a step that ends only when it was heard."""
+    assert router.batching  # found by some steps
+    engine, gave_up, heard = router.lanes.engine, threading.Event(), list[bool]()
+    give_up = engine.give_up
+
+    def tell(works: Any) -> Any:
+        gave_up.set()
+        return give_up(works)
+
+    def hand_over() -> None:
+        assert threading.current_thread().name == "hilora engine"
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        heard.append(gave_up.wait(5))
+
+    monkeypatch.setattr(engine, "give_up", tell)
+    steps.count, steps.at = 0, {2: hand_over}
+    with pytest.raises(KeyboardInterrupt):
+        router.generate([PROMPT, "zzy"], **FREE)
+    assert heard == [True]
+    assert nothing_is_left(router)
+
+
 def test_ctrl_c_leaves_the_model_as_it_was(router: HiLoRA, steps: Steps) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if router.model.config.is_encoder_decoder else {})
