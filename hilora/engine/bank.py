@@ -22,7 +22,7 @@ from hilora.engine.attachment import FORMS
 from hilora.engine.batching import ServeRows
 from hilora.engine.plans import RowPlan, one_plan
 from hilora.engine.request import Request
-from hilora.engine.slots import Placements, Slots, shape_of
+from hilora.engine.slots import Placements, Shape, Slots, shape_of
 from hilora.pool.memory import Memory
 from hilora.pool.view import Source
 from hilora.types import Factors, Plan, Site
@@ -130,12 +130,9 @@ class Bank:
             self.slots = None
         slots, self._checked = self.slots, True
         if slots and (2 if new else IDLE) * (len(stays) + len(new)) >= len(slots.shapes):
-            places = slots.place({content: shape_of(factors) for content, factors in new.items()}, stays)
-            if places is not None:
-                gone = {content for content, slot in slots.of.items() if slot in places.values()}
+            gone = slots.fill(new, stays)
+            if gone is not None:
                 self._forget(gone)
-                for content, slot in places.items():
-                    slots.write(content, new[content], slot)
                 for content in needed:
                     slots.of.move_to_end(content)
                 self._sources = {content: self._sources[content] for content in slots.of}
@@ -148,21 +145,14 @@ class Bank:
 
     def _laid_out(self, adapters: Mapping[str, Factors], grows: bool) -> Slots:
         """Adapters laid out from nothing, with some room for others if more are coming."""
-        shapes = {content: shape_of(factors) for content, factors in adapters.items()}
-        counts = Counter(shapes.values())
         assert self.gate is not None
+        spare: dict[str, int] = {}
         if grows and self.gate.joinable:  # other gates know no slot without an adapter
-            counts.update({shape: -(-count // SPARE) for shape, count in counts.items()})
-        listed = [shape for shape in sorted(counts) for _ in range(counts[shape])]
-        sizes = {
-            name: (down.shape[1], len(up)) for factors in adapters.values() for name, (down, up) in factors.items()
-        }
-        slots = Slots(self.model, self.form, self.packed, listed, self.placements, dict(sorted(sizes.items())))
-        places = slots.place(shapes, set())
-        assert places is not None
-        for content, slot in places.items():
-            slots.write(content, adapters[content], slot)
-        return slots
+            alike: dict[Shape, list[str]] = {}
+            for content, factors in adapters.items():
+                alike.setdefault(shape_of(factors), []).append(content)
+            spare = {contents[0]: -(-len(contents) // SPARE) for contents in alike.values()}
+        return Slots(self.model, self.form, self.packed, adapters, spare, self.placements)
 
     def _forget(self, contents: Set[str]) -> None:
         """Drop what is bound to these adapters."""
@@ -170,16 +160,13 @@ class Bank:
             if any(row is not None and not contents.isdisjoint(row.contents) for row in rows):
                 del self._bound[rows]
 
-    def stacked(self, adapters: Mapping[str, Source]) -> dict[str, Site]:
-        """Adapters stacked site by site, kept for the next batch that uses the same."""
-        return self.memory.get(
-            f"stack {' '.join(adapters)}",
-            lambda: stack_sites([self._load(*each) for each in adapters.items()], self.placements),
-        )
-
     def sites_of(self, plan: Plan, source: Source) -> dict[str, Site]:
-        """The adapters of a plan of one source, stacked site by site."""
-        return self.stacked({source.entries[i].hash: source for i in plan.ids})
+        """The adapters of a plan of one source, stacked site by site; kept for the next batch that uses the same."""
+        contents = [source.entries[i].hash for i in plan.ids]
+        return self.memory.get(
+            f"stack {' '.join(contents)}",
+            lambda: stack_sites([self._load(content, source) for content in contents], self.placements),
+        )
 
     def bind(self, sites: Mapping[str, Site], plan: Plan) -> ServeRows:
         """What makes the model serve some of a plan's rows."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence, Set
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
 
+from hilora.compose.stack import stack_sites
 from hilora.engine.attachment import FORMS
 from hilora.types import Factors, Site
 
@@ -17,8 +16,6 @@ Shape = tuple[tuple[int, str], ...]
 """(rank, site) of all sites that an adapter changes; those of one shape may take each other's place."""
 Placements = Mapping[str, tuple[torch.device, torch.dtype]]
 """Where modules compute."""
-Sizes = Mapping[str, tuple[int, int]]
-"""(in, out) of sites."""
 
 
 def shape_of(factors: Factors) -> Shape:
@@ -31,59 +28,83 @@ class Slots:
 
     Args:
         form: name in `attachment.FORMS`, with `packed`.
-        shapes: of each slot; slots of one shape lie side by side.
+        adapters: content hash -> factors.
+        spare: for one of each shape, so many further slots, which hold nothing yet.
         placements: where the model's modules compute.
-        sizes: (in, out) of each site.
 
     Attributes:
+        shapes: of each slot.
         of: content hash -> slot, the least recently used first.
         ids: of each slot, the adapter's position in its pool.
     """
 
     def __init__(
-        self, model: Any, form: str, packed: bool, shapes: Sequence[Shape], placements: Placements, sizes: Sizes
+        self,
+        model: Any,
+        form: str,
+        packed: bool,
+        adapters: Mapping[str, Factors],
+        spare: Mapping[str, int],
+        placements: Placements,
     ) -> None:
-        self.shapes, self.of, self.ids = shapes, OrderedDict[str, int](), [0] * len(shapes)
-        self.starts: list[list[int]] = [[] for _ in shapes]
-        sites = {}
-        for name, (width, height) in sizes.items():
-            ranks = [(slot, rank) for slot, shape in enumerate(shapes) for rank, site in shape if site == name]
-            count = 0
-            for slot, rank in ranks:
-                self.starts[slot].append(count)
-                count += rank
-            where, dtype = placements[name]
-            runs = [(rank, [slot for slot, _ in run]) for rank, run in groupby(ranks, key=itemgetter(1))]
-            sites[name] = Site(
-                down=torch.zeros(count, width, dtype=dtype, device=where),
-                size=torch.zeros(count, dtype=dtype, device=where),
-                owner=torch.tensor([slot for slot, rank in ranks for _ in range(rank)], device=where),
-                blocks=tuple((rank, torch.tensor(slots, device=where)) for rank, slots in runs),
-                name=name,
-                up=torch.zeros(height, count, dtype=dtype, device=where),
-            )
+        empty = [(None, _zeros(adapters[content])) for content, count in spare.items() for _ in range(count)]
+        held = sorted([*adapters.items(), *empty], key=lambda each: shape_of(each[1]))
+        self.shapes = [shape_of(factors) for _, factors in held]
+        self.of = OrderedDict((content, slot) for slot, (content, _) in enumerate(held) if content is not None)
+        self.ids = [0] * len(held)
+        sites = stack_sites([factors for _, factors in held], placements)
+        self._starts = {name: _starts(site) for name, site in sites.items()}
         self.form = FORMS[form](model, sites, packed)
 
-    def write(self, content: str, factors: Factors, slot: int) -> None:
-        """Put an adapter into a slot of its shape; who was there is gone."""
-        for (rank, name), start in zip(self.shapes[slot], self.starts[slot], strict=True):
-            site, rows, (down, up) = self.form.sites[name], slice(start, start + rank), factors[name]
+    def fill(self, adapters: Mapping[str, Factors], stays: Set[str]) -> set[str] | None:
+        """Put adapters into slots of their shapes, none of which is that of one that stays.
+
+        Returns:
+            Whose slots were taken; None if there are too few, and nothing was done.
+        """
+        places = self._place({content: shape_of(factors) for content, factors in adapters.items()}, stays)
+        if places is None:
+            return None
+        gone = {content for content, slot in self.of.items() if slot in places.values()}
+        for content in gone:
+            del self.of[content]
+        for content, slot in places.items():
+            self._write(adapters[content], slot)
+            self.of[content] = slot
+        if places:
+            self.form.wrote()
+        return gone
+
+    def _write(self, factors: Factors, slot: int) -> None:
+        for rank, name in self.shapes[slot]:
+            start, site, (down, up) = self._starts[name][slot], self.form.sites[name], factors[name]
+            rows = slice(start, start + rank)
             site.down[rows], site.up[:, rows] = down, up
             site.size[rows] = site.up[:, rows].norm(dim=0)
-        self.form.wrote()
-        self.of = OrderedDict((other, at) for other, at in self.of.items() if at != slot)
-        self.of[content] = slot
 
-    def place(self, shapes: Mapping[str, Shape], stays: Set[str]) -> dict[str, int] | None:
-        """A slot for each of some adapters, none of which is that of one that stays; None if there are too few."""
-        held = {slot: content for content, slot in self.of.items() if content in stays}
+    def _place(self, shapes: Mapping[str, Shape], stays: Set[str]) -> dict[str, int] | None:
+        """A slot for each of some adapters, the least recently used first; None if there are too few."""
         oldest = {slot: age for age, slot in enumerate(self.of.values())}
-        free = sorted(set(range(len(self.shapes))) - set(held), key=lambda slot: oldest.get(slot, -1))
-        found: dict[str, int] = {}
+        free = set(range(len(self.shapes))) - {slot for content, slot in self.of.items() if content in stays}
+        left, found = sorted(free, key=lambda slot: oldest.get(slot, -1)), dict[str, int]()
         for content, shape in shapes.items():
-            slot = next((slot for slot in free if self.shapes[slot] == shape), None)
+            slot = next((slot for slot in left if self.shapes[slot] == shape), None)
             if slot is None:
                 return None
-            free.remove(slot)
+            left.remove(slot)
             found[content] = slot
         return found
+
+
+def _zeros(factors: Factors) -> Factors:
+    return {name: (torch.zeros_like(down), torch.zeros_like(up)) for name, (down, up) in factors.items()}
+
+
+def _starts(site: Site) -> dict[int, int]:
+    """Slot -> its first ROC at a site."""
+    starts, count = dict[int, int](), 0
+    for rank, slots in site.blocks:
+        for slot in slots.tolist():
+            starts[slot] = count
+            count += rank
+    return starts
