@@ -14,8 +14,8 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from hilora.engine.pick import Pick, Process, draw_key
-from hilora.engine.sampling import SAMPLING, how_many, warpers_of
+from hilora.engine.pick import Pick, Process
+from hilora.engine.sampling import SAMPLING, how_many, is_sampled, warpers_of
 
 PROCESSES: dict[str, Any] = {
     "sequence_bias": lambda value, ends: SequenceBiasLogitsProcessor(value),
@@ -64,9 +64,8 @@ def can_join(options: Mapping[str, Any], defaults: Any) -> bool:
         for name, value in own.items()
         if name not in OURS | NOTHING and name not in options and value not in (None, neutral.get(name))
     ]
-    sampled = options.get("do_sample") or (options.get("do_sample") is None and own.get("do_sample"))
-    several = how_many("num_return_sequences", options, defaults) > 1
-    return how_many("num_beams", options, defaults) == 1 and not others and bool(sampled or not several)
+    beams, copies = (how_many(name, options, defaults) for name in ("num_beams", "num_return_sequences"))
+    return beams == 1 and not others and (copies == 1 or is_sampled(options, defaults))
 
 
 def pick_of(
@@ -74,25 +73,20 @@ def pick_of(
     defaults: Any,
     sampling: Mapping[str, Any] | None,
     ends: Sequence[int],
-    seed: int,
-    text: str,
-    answer: int,
 ) -> Pick:
-    """How the tokens of one answer are picked.
+    """How the tokens of a call's answers are picked, but for the key of each one's draws.
 
     Args:
         options: as the caller gave them.
         defaults: the model's generation config, for what is not given.
         sampling: what shapes the distribution (`sampling.split_sampling`); None takes the likeliest token.
         ends: the end tokens.
-        seed, text, answer: whose draws these are: the call's seed, the prompt, which of its answers.
     """
-
     asked = {name: _value(options, defaults, name) for name in (*PROCESSES, "min_new_tokens")}
     least = int(asked.pop("min_new_tokens") or 0)
     processes: list[Process] = [PROCESSES[name](value, ends) for name, value in asked.items() if _acts(name, value)]
     warp = None if sampling is None else warpers_of(dict(sampling))
-    return Pick(processes, warp, draw_key(seed, text, answer), least, tuple(ends))
+    return Pick(processes, warp, least=least, ends=tuple(ends))
 
 
 def padding_blind(options: dict[str, Any], model: Any) -> list[Process]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hilora.engine.asked import pick_of
 from hilora.engine.call import Call
 from hilora.engine.ended import row_ends
 from hilora.engine.lanes import Lanes
+from hilora.engine.pick import draw_key
 from hilora.engine.plans import row_plans
 from hilora.engine.request import Request
 from hilora.engine.sampling import split_sampling
@@ -25,27 +27,21 @@ def join_rows(lanes: Lanes, call: Call, rows: Sequence[int], at_once: int) -> It
         rows: which of its rows, none of which stays unanswered.
         at_once: prompts that are under way together, at most.
     """
-    left: dict[int, list[Request]] = {}
-    of: dict[Request, tuple[int, tuple[Choice, ...]]] = {}
+    of: dict[Request, tuple[int, tuple[Choice, ...], list[Request]]] = {}  # of those that have not ended
 
     def works() -> Iterator[Work]:
         for start in range(0, len(rows), at_once):
             for row, choices, requests in _requests(lanes, call, rows[start : start + at_once]):
-                left[row] = list(requests)
-                for request in requests:
-                    of[request] = row, choices
-                    yield request
+                of.update(dict.fromkeys(requests, (row, choices, requests)))
+                yield from requests
 
-    made: dict[int, list[Request]] = {}
     for event in drive(lanes.engine, works(), at_once * call.copies, call.events):
         if not isinstance(event, Request):
             yield event
             continue
-        row, choices = of.pop(event)
-        made.setdefault(row, []).append(event)
-        if len(made[row]) == call.copies:
-            del made[row]
-            yield row, [lanes.completion(call, row, r.says.answer(), choices) for r in left.pop(row)]
+        row, choices, requests = of.pop(event)
+        if of.keys().isdisjoint(requests):
+            yield row, [lanes.completion(call, row, each.says.answer(), choices) for each in requests]
 
 
 def _requests(
@@ -60,13 +56,9 @@ def _requests(
     if routed.route is not None:
         plan = lanes.planner.plan(routed, rows, call.seed)
         plans, choices = row_plans(plan, routed.source), lanes.planner.choices(routed, rows, plan)
-    see = call.see
+    pick, see = pick_of(call.options, defaults, sampling, sorted(ending.ends.tokens)), call.see
     for row, plan, why in zip(rows, plans, choices, strict=True):
-        text = routed.texts[row]
-        picks = [
-            pick_of(call.options, defaults, sampling, sorted(ending.ends.tokens), call.seed, text, answer)
-            for answer in range(call.copies)
-        ]
+        keys = [draw_key(call.seed, routed.texts[row], answer) for answer in range(call.copies)]
         yield (
             row,
             why,
@@ -75,11 +67,11 @@ def _requests(
                     call.encoded[row],
                     call.options["max_new_tokens"],
                     ending.ends.read(()),
-                    pick,
+                    replace(pick, key=key),
                     lanes.bank,
                     plan,
                     on_token=None if see is None else lambda request: see(request.says),
                 )
-                for pick in picks
+                for key in keys
             ],
         )

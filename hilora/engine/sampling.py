@@ -124,7 +124,7 @@ def warpers_of(options: dict[str, Any]) -> LogitsProcessorList:
     return found
 
 
-def _is_sampled(options: dict[str, Any], defaults: Any) -> bool:
+def is_sampled(options: Mapping[str, Any], defaults: Any) -> bool:
     """Whether tokens are drawn: as asked for, else as the model's generation config says; never at temperature 0."""
     asked = options.get("do_sample")
     if asked is None:
@@ -139,10 +139,10 @@ def split_sampling(options: dict[str, Any], defaults: Any) -> tuple[dict[str, An
         options: generation options as the caller gave them.
         defaults: the model's generation config.
     """
-    options, is_sampled = dict(options), _is_sampled(options, defaults)
+    options, draws = dict(options), is_sampled(options, defaults)
     given = {name: options.pop(name, getattr(defaults, name, None)) for name in _WARPERS}
     options.pop("do_sample", None)
-    return options, given if is_sampled else None
+    return options, given if draws else None
 
 
 def how_many(name: str, options: Mapping[str, Any], defaults: Any) -> int:
@@ -218,7 +218,7 @@ def _check_sampling(options: dict[str, Any], defaults: Any) -> None:
             raise InputError(f"The sampling option {name} must be a number; got {value!r}.")
     if given.get("temperature", 0) < 0:
         raise InputError(f"temperature must be above 0, or 0 for the likeliest token; got {given['temperature']}.")
-    if not _is_sampled(options, defaults):
+    if not is_sampled(options, defaults):
         for name, value in given.items():
             if value != (0 if name == "temperature" else _NEUTRAL.get(name)):
                 raise InputError(

@@ -22,6 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from hilora import HiLoRA
 from hilora.engine import loop as loop_module
 from hilora.engine import rectangle
+from hilora.engine.asked import can_join
 from hilora.engine.batch import refusal
 from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick, draw_key, gumbel
@@ -734,3 +735,10 @@ def test_a_prompt_that_can_never_fit_is_refused_before_anything_runs(
         router.generate(["abab", "zzy"], max_new_tokens=200)
     assert not router.lanes.engine.loop.busy
     assert router.lanes.engine.loop.num_bytes == 0
+
+
+@pytest.mark.parametrize(("temperature", "joins"), [(0, False), (0.7, True)])
+def test_several_answers_join_only_where_they_are_drawn(temperature: float, joins: bool) -> None:
+    drawn_by_default = tf.GenerationConfig(do_sample=True)
+    options = {"max_new_tokens": 4, "temperature": temperature, "num_return_sequences": 2}
+    assert can_join(options, drawn_by_default) is joins
