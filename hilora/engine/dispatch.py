@@ -42,6 +42,6 @@ def answers(lanes: Lanes, call: Call, rows: Sequence[int], at_once: int) -> Iter
     )
     if joins:
         lanes.check_memory(call, asked)
-    lanes.engine.loop.most = max(at_once * call.copies, lanes.engine.loop.most)
+        lanes.engine.loop.most = max(at_once * call.copies, lanes.engine.loop.most)
     lane = join_rows if joins else run_whole
     yield from lane(lanes, call, asked, at_once)

@@ -94,9 +94,9 @@ class Forms:
             width: columns of what it gets, (batch, width); its last ones are z, token by token.
         """
         dtype, batch, count = self._dtype_one, len(self.plan.scale), len(self.rocs.owner)
-        down, up = self.stack.typed(self._dtype_kept)
-        kept = down.dtype
-        if self.own is None or self.plan.whole or not self.gate.joinable:
+        kept = self._dtype_kept
+        _, up = self.stack.typed(kept)
+        if self.own is None or self.plan.whole:
             gated = self._bind(dtype)
             return lambda made, tokens: up(gated(made[:, width - count :].t(), tokens).t().to(kept))
         own = self.own

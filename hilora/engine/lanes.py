@@ -49,7 +49,7 @@ class Lanes:
         packed: bool,
         kv_memory: int | str | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.planner, self.memory = model, tokenizer, planner, memory
+        self.model, self.tokenizer, self.planner = model, tokenizer, planner
         self.fill = pad_id(tokenizer)
         self.engine = engine_of(model, self.fill)
         if kv_memory is not None or self.engine.loop.memory == float("inf"):
@@ -63,6 +63,7 @@ class Lanes:
         if self._batching is None:
             with self.engine.alone():
                 self._batching = batching_of(self.model, self.fill)
+                orders(self.model)  # runs the model, too, the first time it is asked
                 if self._batching is Batching.OPEN and not self.engine.loop.per_token:
                     token = Request([self.fill], 1, Ends(self.tokenizer, ()).read(()), Pick(), self.bank)
                     self.engine.loop.weigh(token)

@@ -11,17 +11,6 @@ from torch import Tensor
 
 
 @runtime_checkable
-class Says(Protocol):
-    """What an answer says, fed token by token (`base.answers.Reading`)."""
-
-    ended: bool
-
-    def feed(self, token: int) -> None:
-        """Take the next token."""
-        ...
-
-
-@runtime_checkable
 class Picks(Protocol):
     """How the tokens of an answer are chosen (`pick.Pick`)."""
 
@@ -65,7 +54,7 @@ class Request:
 
     ids: Sequence[int]  # of the prompt
     most: int  # new tokens
-    says: Any  # a `Says`: what they say, and whether that is the end
+    says: Any  # what they say, fed token by token, and whether that is the end (`base.answers.Reading`)
     pick: Picks  # how a token is chosen
     serve: Serve  # makes the model serve it; those that share it may share steps
     plan: Any = None  # which adapters serve it, for `serve`; None for the base model
