@@ -46,6 +46,10 @@ class Told:
         """Never: it wants to see them all."""
         return False
 
+    def barred(self, count: int) -> Sequence[int]:
+        """None: given tokens are taken as they are."""
+        return ()
+
     def __call__(self, request: Request, logits: Tensor) -> int:
         """The next of the given ones."""
         self.heard.append(logits)

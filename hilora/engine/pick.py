@@ -51,7 +51,15 @@ class Pick:
 
     def is_plain(self, count: int) -> bool:
         """Whether the token after `count` new ones is the likeliest, whatever came before."""
-        return not self.processes and self.warp is None and count >= self.least
+        return self._is_likeliest and count >= self.least
+
+    def barred(self, count: int) -> Sequence[int]:
+        """Tokens that may not come after `count` new ones, where the likeliest of the others does; else none."""
+        return self.ends if self._is_likeliest and count < self.least else ()
+
+    @property
+    def _is_likeliest(self) -> bool:
+        return not self.processes and self.warp is None
 
     def __call__(self, request: Request, logits: Float[Tensor, " vocabulary"]) -> int:
         """The next token of a row."""
@@ -69,8 +77,14 @@ class Pick:
 
 def pick_tokens(requests: Sequence[Request], logits: Float[Tensor, "row vocabulary"]) -> list[int]:
     """The next token of each row."""
+    live = [(row, request) for row, request in enumerate(requests) if not request.ended]
+    barred = {row: list(request.pick.barred(len(request.new))) for row, request in live}
+    if any(barred.values()):  # of all rows in one go: a vocabulary is long
+        logits = logits.clone()
+        for row, ends in barred.items():
+            logits[row, ends] = -torch.inf
     tokens: list[int] = logits.argmax(-1).tolist()
-    for row, request in enumerate(requests):
-        if not request.ended and not request.pick.is_plain(len(request.new)):
+    for row, request in live:
+        if not barred[row] and not request.pick.is_plain(len(request.new)):
             tokens[row] = request.pick(request, logits[row])
     return tokens

@@ -18,6 +18,10 @@ class Picks(Protocol):
         """Whether the token after `count` new ones is the likeliest, whatever came before."""
         ...
 
+    def barred(self, count: int) -> Sequence[int]:
+        """Tokens that may not come after `count` new ones, where the likeliest of the others does; else none."""
+        ...
+
     def __call__(self, request: Request, logits: Tensor) -> int:
         """The next token, from logits (vocabulary,)."""
         ...
