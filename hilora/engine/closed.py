@@ -1,4 +1,4 @@
-"""The closed lane: a batch that nobody joins, run whole by transformers' own generation."""
+"""The closed lane: a batch that nobody joins, run by transformers' own generation, in turns with everybody else."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hilora.engine.asked import padding_blind
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.call import Call
 from hilora.engine.ended import RowEnds, row_ends
+from hilora.engine.job import Job, Shared
 from hilora.engine.lanes import Lanes
 from hilora.engine.pick import draw_key
 from hilora.engine.sampling import SeededSampling, Unpadded, split_sampling
-from hilora.engine.thread import Job, Work, drive
+from hilora.engine.thread import Work, drive
 from hilora.errors import InputError
 from hilora.types import Completion
 
@@ -65,16 +66,22 @@ def _batch(lanes: Lanes, call: Call, rows: Sequence[int], job: Job) -> list[tupl
     if kwargs.get("pad_token_id") is None:
         kwargs["pad_token_id"] = lanes.fill
     ending = row_ends(lanes.model, lanes.tokenizer, call.stops, kwargs, ids.shape[1])
-    ending.wanted, ending.see = lambda: not job.cancelled, call.see
     copies = len(ids) // len(rows)
     serve, choices, apart = lanes.planned(call.routed, rows, call.seed)
+    shared = Shared(job, lambda live: serve([place // copies for place in live]))
+
+    def is_wanted() -> bool:  # asked at every step
+        shared.between()
+        return not job.cancelled
+
+    ending.wanted, ending.see = is_wanted, call.see
     try:
         new = generate_whole(
             lanes.model,
             ids,
             mask,
             kwargs,
-            lambda live: serve([place // copies for place in live]),
+            shared,
             ending,
             alone=apart or lanes.batching is Batching.ALONE,
         )

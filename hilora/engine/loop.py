@@ -20,7 +20,6 @@ steps, whoever comes later, however long his own prompt, and however much memory
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,10 +28,10 @@ import torch
 from torch import Tensor
 
 from hilora.engine.batch import Batch, joined_room, refusal, room_of
-from hilora.engine.cache import CACHE
+from hilora.engine.forward import Forward
 from hilora.engine.pick import pick_tokens
 from hilora.engine.rectangle import Rectangle
-from hilora.engine.request import Request, Serve
+from hilora.engine.request import Request
 
 SLICE = 2048
 """Prompt tokens, padding included, that are read at once."""
@@ -52,20 +51,16 @@ class Loop:
     """
 
     def __init__(self, model: Any, fill: int) -> None:
-        self.model, self.fill = model, fill
+        self.forward = Forward(model, fill)
         self.layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 0)
         self.memory = float("inf")  # bytes of all keys and values; of what starts from now on, where it is lowered
         self.per_token = 0  # bytes of those of one token, the largest layer's counted twice
         self.waiting: deque[Request] = deque()
         self.reading: Batch | None = None
         self.batches: list[Batch] = []
-        self.ended: list[Request] = []  # since somebody last looked
+        self.ended: list[Request] = []  # since somebody last took them
         self.most = 32  # rows at once
         self._patience = 0
-        self._serving: Serve | None = None
-        known = inspect.signature(model.forward).parameters
-        self._last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-        self._placed = "position_ids" in known
 
     @property
     def busy(self) -> bool:
@@ -82,7 +77,7 @@ class Loop:
         """Find out how many bytes the keys and values of a token take, by reading one, while nothing runs."""
         batch = Batch([one], Rectangle(self.layers, (1, 1)))
         batch.held.open(1)
-        self._forward(batch, [one.ids[:1]])
+        self.forward(batch, [one.ids[:1]])
         self.per_token = batch.held.num_bytes + max(layer.num_bytes for layer in batch.held.cache.layers)
 
     def step(self) -> None:
@@ -99,9 +94,7 @@ class Loop:
 
     def pause(self) -> None:
         """The model by itself, until the next step."""
-        if self._serving is not None:
-            self._serving.close()
-            self._serving = None
+        self.forward.close()
 
     def admit(self) -> None:
         """Take waiting requests whose prompts are read together, if no others are being read."""
@@ -128,8 +121,8 @@ class Loop:
 
     def release(self) -> None:
         """Let go of rows that have ended, or that nobody wants any more."""
-        for request in [*self.waiting, *(request for batch in self._all() for request in batch.rows)]:
-            if request.cancelled and not request.ended:
+        for request in self._live():
+            if request.cancelled:
                 self._end(request)
         self.waiting = deque(request for request in self.waiting if not request.ended)
         if self.reading and all(request.ended for request in self.reading.rows):
@@ -138,10 +131,28 @@ class Loop:
             self._guarded(batch, self._leave)
         self.batches = [batch for batch in self.batches if batch.rows]
 
+    def take_ended(self) -> list[Request]:
+        """Those that have ended since somebody last took them."""
+        ended, self.ended = self.ended, []
+        return ended
+
+    def fail(self, error: Exception) -> list[Request]:
+        """End all requests, for something that is none's own fault. Returns those that have ended."""
+        self.pause()
+        for request in self._live():
+            self._end(request, error)
+        self.waiting.clear()
+        self.reading, self.batches = None, []
+        return self.take_ended()
+
     @property
     def _is_followed(self) -> bool:
         """Whether somebody reads an answer as it comes."""
         return any(request.on_token for batch in self.batches for request in batch.rows)
+
+    def _live(self) -> list[Request]:
+        rows = [*self.waiting, *(request for batch in self._all() for request in batch.rows)]
+        return [request for request in rows if not request.ended]
 
     def _all(self) -> list[Batch]:
         return [*self.batches, *filter(None, [self.reading])]
@@ -191,7 +202,7 @@ class Loop:
         each = max(1, SLICE // len(batch.rows))
         parts = [list(r.ids[r.read : r.read + each]) for r in batch.rows]
         assert len(parts) == 1 or all(len(p) == len(r.ids) for p, r in zip(parts, batch.rows, strict=True))
-        logits = self._forward(batch, parts)
+        logits = self.forward(batch, parts)
         for request, part, held in zip(batch.rows, parts, batch.held.lengths, strict=True):
             request.read_on(len(part))
             assert request.ended or held == request.held, "a row has lost count"
@@ -202,7 +213,7 @@ class Loop:
 
     def _step(self, batch: Batch) -> None:
         """One token more for each row."""
-        self._take(batch, self._forward(batch, [[request.new[-1]] for request in batch.rows]))
+        self._take(batch, self.forward(batch, [[request.new[-1]] for request in batch.rows]))
 
     def _take(self, batch: Batch, logits: Tensor) -> None:
         for request, held in zip(batch.rows, batch.held.lengths, strict=True):
@@ -227,23 +238,3 @@ class Loop:
             other.rows += batch.rows
             return
         self.batches.append(batch)
-
-    def _forward(self, batch: Batch, parts: Sequence[Sequence[int]]) -> Tensor:
-        """Logits (row, vocabulary) behind the last of some more tokens of each row."""
-        held, longest, serve = batch.held, max(map(len, parts)), batch.rows[0].serve
-        held.make_room(longest)
-        ids = torch.tensor([[self.fill] * (longest - len(part)) + list(part) for part in parts])
-        fresh = (torch.arange(longest) >= torch.tensor([longest - len(part) for part in parts])[:, None]).long()
-        where, options = self.model.device, {CACHE: held.cache, **self._last}
-        if self._placed:
-            starts = torch.tensor(held.lengths)[:, None]
-            options["position_ids"] = (starts + fresh.cumsum(1) - 1).clamp_min(0).to(where)
-        if serve is not self._serving:
-            self.pause()
-            self._serving = serve
-        with serve(batch.rows):
-            mask = torch.cat([held.mask, fresh], 1).to(where)
-            out = self.model(input_ids=ids.to(where), attention_mask=mask, use_cache=True, **options)
-        held.grew(longest, [0 if r.ended else len(p) for r, p in zip(batch.rows, parts, strict=True)])
-        logits: Tensor = out.logits[:, -1]
-        return logits

@@ -147,6 +147,14 @@ class Rectangle:
         assert rows <= self.size[0]
         self.lengths, self.frame.rows = [0] * rows, rows
 
+    def laid(self, parts: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Some more tokens of each row, at the right edge: (row, column) ids, which are no padding, and positions."""
+        longest = max(map(len, parts))
+        ids = torch.tensor([[fill] * (longest - len(part)) + list(part) for part in parts])
+        fresh = (torch.arange(longest) >= torch.tensor([longest - len(part) for part in parts])[:, None]).long()
+        places = torch.tensor(self.lengths)[:, None] + fresh.cumsum(1) - 1
+        return ids, fresh, places.clamp_min(0)
+
     def make_room(self, new: int) -> None:
         """See to it that so many columns fit behind the right edge."""
         self._resize(self._sized(self.frame.rows, self.frame.width, new))

@@ -9,40 +9,25 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
+from hilora.engine.job import Job
 from hilora.engine.loop import Loop
 from hilora.engine.request import Request
+from hilora.engine.teams import let_team_go
 
 HEARD = 0.2
 """Seconds after which Ctrl-C is heard at the latest, whichever thread the system hands it to."""
 
 
-@dataclass(eq=False)
-class Job:
-    """Something that runs as a whole, between two steps: a batch that nobody can join."""
-
-    run: Callable[[Job], None]
-    on_end: Callable[[Any], None] = lambda job: None
-    cancelled: bool = False
-    taken: bool = False  # the engine has it
-    error: BaseException | None = None
-
-    def __call__(self) -> None:
-        """Run, unless nobody wants it any more."""
-        try:
-            if not self.cancelled:
-                self.run(self)
-        except BaseException as error:  # noqa: BLE001  # who waits for it gets it
-            self.error = error
-
+TURNS = 2
+"""Jobs that are under way together; others wait."""
 
 Work = Request | Job
 
@@ -108,13 +93,12 @@ class Engine:
                 if self._thread is not threading.current_thread():
                     return  # Ctrl-C came while it was started
                 is_idle = not self._inbox and not self._jobs and not self.loop.busy
-                if is_idle or self._jobs or self._visitors:
+                if is_idle or self._visitors:
                     self.loop.pause()
                 if is_idle:
                     self._thread = None
                 for work in done:  # who waits may then use the model himself
                     work.on_end(work)
-                done = []
                 if is_idle:
                     return
                 self._turn.wait_for(lambda: not self._visitors)
@@ -122,22 +106,33 @@ class Engine:
                     work.taken = True
                     (self._jobs if isinstance(work, Job) else self.loop.waiting).append(work)  # type: ignore[arg-type]
                 self._inbox = []
-                job = self._jobs.popleft() if self._jobs else None
-                if job is not None:
-                    self.loop.pause()
                 self._stepping = True
             try:
-                if job is not None:
-                    job()
-                    done.append(job)
-                if self.loop.busy:
-                    self.loop.step()
-                done += self.loop.ended
-                self.loop.ended = []
+                done = self._turns()
+            except Exception as error:  # noqa: BLE001  # none of its works' own: they would wait for ever
+                done = [*self.loop.fail(error)]
             finally:
                 with self._turn:
                     self._stepping = False
                     self._turn.notify_all()
+
+    def _turns(self) -> list[Work]:
+        """A turn of the first job, if there is one, and a step of all requests. Returns what has ended."""
+        done: list[Work] = []
+        if self._jobs:
+            self.loop.pause()
+            job = self._jobs.popleft()
+            if job.go(self._is_awaited):
+                done.append(job)
+            else:
+                self._jobs.insert(TURNS - 1, job)
+        if self.loop.busy:
+            self.loop.step()
+        return [*done, *self.loop.take_ended()]
+
+    def _is_awaited(self) -> bool:
+        """Whether anybody but the job whose turn it is wants the model."""
+        return bool(self._inbox or self._jobs or self._visitors or self.loop.busy)
 
 
 def drive(engine: Engine, works: Iterator[Work], most: int, events: SimpleQueue[Any]) -> Iterator[Any]:
@@ -175,6 +170,7 @@ def drive(engine: Engine, works: Iterator[Work], most: int, events: SimpleQueue[
             if not pending:
                 return
             event = None
+            let_team_go()
             while event is None:
                 with suppress(Empty):  # a signal that another thread was handed is heard between two waits
                     event = events.get(timeout=HEARD)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -24,12 +25,13 @@ from hilora.engine import loop as loop_module
 from hilora.engine import rectangle
 from hilora.engine.asked import can_join
 from hilora.engine.batch import refusal
+from hilora.engine.job import Job, Shared
 from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick, draw_key, gumbel
 from hilora.engine.rectangle import Rectangle
 from hilora.engine.request import Request
 from hilora.engine.sampling import warpers_of
-from hilora.engine.thread import Engine, Job, drive
+from hilora.engine.thread import Engine, drive
 from hilora.errors import InputError
 
 VOCAB = 61
@@ -742,3 +744,80 @@ def test_several_answers_join_only_where_they_are_drawn(temperature: float, join
     drawn_by_default = tf.GenerationConfig(do_sample=True)
     options = {"max_new_tokens": 4, "temperature": temperature, "num_return_sequences": 2}
     assert can_join(options, drawn_by_default) is joins
+
+
+def test_a_job_takes_turns_with_requests_and_other_jobs() -> None:
+    """Each job's adapters are off while others have the model, and on again when it goes on."""
+    model = MODELS["llama"]
+    serve, engine = Shifted(model), Engine(model, 0)
+    turns: list[str] = []
+    on: list[str] = []
+
+    def job(name: str) -> Job:
+        @contextmanager
+        def served(places: Any) -> Iterator[None]:
+            assert not on
+            assert serve.open == 0
+            on.append(f"{name}{list(places)}")
+            yield
+            on.remove(f"{name}{list(places)}")
+
+        def run(job: Job) -> None:
+            shared = Shared(job, served)
+            with shared([0, 1]):
+                for _ in range(6):
+                    assert on == [f"{name}[0, 1]"]
+                    turns.append(name)
+                    shared.between()
+
+        return Job(run)
+
+    mine = asked(serve, [5, 6], 9, plan=1)
+    take = mine.says.feed
+    mine.says.feed = lambda token: (turns.append("request"), take(token))
+    works = [job("a"), job("b"), job("c"), mine]
+    assert set(drive(engine, iter(works), 4, SimpleQueue())) == set(works)
+    assert mine.new == alone(model, asked(serve, [5, 6], 9, plan=1))
+    assert [work.error for work in works] == [None] * 4
+    assert on == []
+    first = {name: turns.index(name) for name in ("a", "b", "c", "request")}
+    last = {name: len(turns) - turns[::-1].index(name) for name in ("a", "b", "c", "request")}
+    assert max(first[name] for name in ("a", "b", "request")) < min(last[name] for name in ("a", "b", "request"))
+    assert first["c"] > min(last["a"], last["b"])  # two are under way at most
+
+
+def test_a_job_that_nobody_wants_any_more_leaves_no_thread() -> None:
+    model = MODELS["llama"]
+    engine, before = Engine(model, 0), threading.active_count()
+
+    def run(job: Job) -> None:
+        while not job.cancelled:
+            Shared(job, lambda places: nullcontext()).between()
+
+    jobs = [Job(run) for _ in range(3)]
+    ended = SimpleQueue[Any]()
+    for each in jobs:
+        each.on_end = ended.put
+    engine.submit(jobs)
+    left = engine.give_up(set(jobs))
+    assert {ended.get(timeout=10) for _ in left} == left
+    with engine.alone():
+        pass
+    while threading.active_count() > before:
+        time.sleep(0.01)
+
+
+def test_what_is_nobodys_fault_ends_everybody_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["llama"]
+    serve, engine = Shifted(model), Engine(model, 0)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine.loop, "admit", fail)
+    with pytest.raises(ZeroDivisionError):
+        list(drive(engine, iter([asked(serve, [5, 6], 5), asked(serve, [7], 5)]), 2, SimpleQueue()))
+    monkeypatch.undo()
+    again = asked(serve, [5, 6], 5)
+    assert list(drive(engine, iter([again]), 1, SimpleQueue())) == [again]
+    assert again.new == alone(model, asked(serve, [5, 6], 5))

@@ -16,7 +16,8 @@ from hilora import METHODS, HiLoRA, Pool, get_method
 from hilora.base.padding import pad_batch
 from hilora.base.prompts import pad_id
 from hilora.engine.attachment import FORMS
-from hilora.engine.loop import Batch, Loop
+from hilora.engine.batch import Batch
+from hilora.engine.forward import Forward
 from hilora.errors import InputError, UnknownNameError
 from hilora.planner import Planner
 
@@ -284,13 +285,13 @@ def test_rows_that_come_and_go_answer_as_a_batch_that_stays_together(
     text = "".join(answer.text for answer in router.generate(PROMPTS, max_new_tokens=16))
     stops = sorted(Counter(c for c in text if c.isalnum() and c not in "padeosunk"), key=text.count)[-2:]
     seen: list[tuple[int, int]] = []  # (rows, tokens of each at most) of every forward pass
-    original = Loop._forward
+    original = Forward.__call__
 
-    def forward(loop: Loop, batch: Batch, parts: Any) -> Any:
+    def forward(self: Forward, batch: Batch, parts: Any) -> Any:
         seen.append((len(parts), max(map(len, parts))))
-        return original(loop, batch, parts)
+        return original(self, batch, parts)
 
-    monkeypatch.setattr(Loop, "_forward", forward)
+    monkeypatch.setattr(Forward, "__call__", forward)
     monkeypatch.setattr("hilora.engine.rectangle.ROOM", 3)  # so that a buffer fills up in between
     options: list[dict[str, Any]] = [
         {},
