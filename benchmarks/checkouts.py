@@ -3,8 +3,14 @@
     git worktree add ../before COMMIT
     python benchmarks/checkouts.py --before ../before --json benchmarks/checkouts.jsonl
 
-Both are loaded into this process, each with a copy of the base model, and answer the same batch in turn; every other
-round goes the other way round. Beside the wall clock it tells the processor's seconds, which others on the machine
+Both are loaded into this process, each with a copy of the base model, and answer the same prompts in turn; every
+other round goes the other way round:
+
+prefill     a batch, one new token
+whole       the same batch, all answers of --new-tokens
+mixed       twice as many prompts as a batch holds; answers of up to twice that length, most of which end before
+
+Beside the wall clock it tells the processor's seconds, which others on the machine
 disturb less.
 """
 
@@ -28,7 +34,9 @@ from hilora.evaluate.tables import markdown_table
 
 HERE = Path(__file__).parents[1]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
-PARTS = ("prefill", "whole")
+PARTS = ("prefill", "whole", "mixed")
+ENDS = 24
+"""In `mixed`, one token in so many ends an answer."""
 
 
 @dataclass
@@ -78,14 +86,22 @@ def measure(
     checkouts: Mapping[str, Checkout], routers: Mapping[str, Any], prompts: Sequence[str], args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """A line for each turn that counts."""
-    done, new_tokens = dict.fromkeys(checkouts, 0), args.new_tokens
+    done, most = dict.fromkeys(checkouts, 0), args.new_tokens
+    ends = list(range(0, next(iter(routers.values())).model.config.vocab_size, ENDS))
+    asked: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
+        "prefill": (prompts, {"max_new_tokens": 1, "min_new_tokens": 1}),
+        "whole": (prompts, {"max_new_tokens": most, "min_new_tokens": most}),
+        "mixed": ([*prompts, *prompts[::-1]], {"max_new_tokens": 2 * most, "eos_token_id": ends}),
+    }
     for name, counts in turns(list(checkouts), args.rounds):
         line: dict[str, Any] = {"checkout": name, "round": done[name]}
-        for part, tokens in zip(PARTS, (1, new_tokens), strict=True):
+        for part in PARTS:
+            texts, options = asked[part]
             began = {clock: read() for clock, read in CLOCKS.items()}
             with checkouts[name]():
-                routers[name].generate(list(prompts), max_new_tokens=tokens, min_new_tokens=tokens)
+                said = routers[name].generate(list(texts), batch_size=len(prompts), **options)
             line[part] = {clock: round(read() - began[clock], 4) for clock, read in CLOCKS.items()}
+            line[part]["tokens"] = sum(answer.completion_tokens for answer in said)
         if counts:
             done[name] += 1
             yield line

@@ -1,0 +1,79 @@
+"""What the service refuses, beyond what the library does; each says how HTTP says it."""
+
+from __future__ import annotations
+
+from hilora.errors import HiloraError
+
+
+class ServiceError(HiloraError):
+    """The service refuses a request.
+
+    Args:
+        message: what, got, expected, remedy; names nothing that the caller may not see.
+        code: OpenAI's, where it has one.
+        param: which field of the request is meant.
+    """
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+class UnauthorizedError(ServiceError):
+    """No token, or one that is not known."""
+
+    status, type = 401, "authentication_error"
+
+
+class ForbiddenError(ServiceError):
+    """A token without the scope."""
+
+    status, type = 403, "permission_error"
+
+
+class MissingError(ServiceError):
+    """Nothing of that name that the caller sees."""
+
+    status, type = 404, "not_found_error"
+
+
+class ConflictError(ServiceError):
+    """It is there already, or somebody else is at it."""
+
+    status, type = 409, "conflict_error"
+
+
+class TooLargeError(ServiceError):
+    """More bytes than are taken."""
+
+    status, type = 413, "invalid_request_error"
+
+
+class BusyError(ServiceError):
+    """Too much at once: come again.
+
+    Args:
+        message: as above.
+        after: seconds.
+    """
+
+    status, type = 429, "rate_limit_error"
+
+    def __init__(self, message: str, after: float = 1.0, code: str | None = None) -> None:
+        super().__init__(message, code)
+        self.after = after
+
+
+class LateError(ServiceError):
+    """The deadline has passed."""
+
+    status, type = 504, "timeout_error"
+
+
+class ClosingError(ServiceError):
+    """The server is about to end."""
+
+    status, type = 503, "server_error"
