@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from hilora.base.prompts import Prompt
+from hilora.pool.view import Entry
 from hilora.types import Choice
 
 AUTO, BASE = "auto", "base"
@@ -106,3 +107,41 @@ class Done:
     finish_reason: str  # "stop", "length" or "abstain", as `Completion.finish_reason`
     completion_tokens: int
     logs: tuple[TokenLog, ...] = ()  # of all its tokens
+
+
+class Answering(Protocol):
+    """The answers to one prompt, as they come."""
+
+    why: Why
+
+    def __aiter__(self) -> AsyncIterator[Piece | Done]:
+        """Pieces, where they are wanted, and each answer's end; what fails is raised. Ends after the last `Done`."""
+        ...
+
+    async def close(self) -> None:
+        """Nobody waits any more: what has not ended ends at the next step."""
+        ...
+
+
+class Desk(Protocol):
+    """What answers prompts (`desk.PoolDesk`)."""
+
+    methods: Sequence[str]  # that may be asked for, the default first
+    opened: int  # when, in seconds since 1970
+
+    async def answer(self, ask: Ask) -> Answering:
+        """Route a prompt and have it answered; returns when its first step may come.
+
+        Raises:
+            ServiceError: there is too much to do, or the caller may not.
+            InputError: what is asked cannot be.
+        """
+        ...
+
+    async def route(self, ask: Ask) -> Why:
+        """The same without an answer."""
+        ...
+
+    def visible(self, caller: Caller) -> Sequence[Entry]:
+        """The adapters that a caller may name, under the names that he knows them by, in the order of these."""
+        ...
