@@ -67,6 +67,14 @@ class PoolView(Source):
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
 
+    @abstractmethod
+    def volume(self, ridge: float) -> float | None:
+        """Of own covariances, by the pool's epoch; None where it has none."""
+
+    @abstractmethod
+    def regrown(self, router: Any, since: PoolView) -> Any:
+        """A router of an earlier view, made one of this; None where what it has learned need not hold."""
+
     def __len__(self) -> int:
         return len(self.entries)
 
