@@ -74,9 +74,9 @@ class Planner:
     @property
     def embedder(self) -> Embedder:
         """The pool's embedder."""
-        if self._embedder[0] is None:
-            self._embedder[0] = self.pool.embedder.load(self.pool.path, self._dtype)
-        return self._embedder[0]
+        if (found := self._embedder[0]) is None:
+            found = self._embedder[0] = self.pool.embedder.load(self.pool.path, self._dtype)
+        return found
 
     def over(self, pool: PoolView) -> Planner:
         """A planner of this method for another view of the pool, such as a later one; this one stays as it is.
