@@ -91,7 +91,13 @@ class Planner:
         return Planner(pool, self._given, None, memory, self._dtype, self)
 
     def route(
-        self, prompts: Prompts, *, labels: Sequence[str] | None = None, allow: Names = None, deny: Names = None
+        self,
+        prompts: Prompts,
+        *,
+        labels: Sequence[str] | None = None,
+        allow: Names = None,
+        deny: Names = None,
+        visible: Bool[Tensor, "batch adapter"] | None = None,
     ) -> Routed:
         """Choose candidates and weights for each prompt.
 
@@ -99,12 +105,15 @@ class Planner:
             prompts: texts and chats; what of them is routed on: `base.prompts.query_text`, `base.asked`.
             labels: the right adapter of each prompt, for the oracle.
             allow, deny: names of adapters to keep to, or to leave out: a list for all, or one per prompt.
+            visible: which adapters each prompt may know of at all; default: all.
 
         Raises:
             InputError: a list or label names an adapter that the pool lacks; not as many lists as prompts.
         """
         texts, router, abstain = query_texts(prompts), self.method.router, self.method.abstain
         allowed = self._allowed(len(texts), allow, deny)
+        if visible is not None:
+            allowed = allowed & visible
         positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         if router is None:
             return Routed(texts, None, self.source, [""] * len(texts))

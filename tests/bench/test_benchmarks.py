@@ -413,15 +413,47 @@ def test_costs_grow_with_what_is_used_and_hardly_with_what_is_registered(scripts
     assert all(value > 0 for value in measured.values())
 
 
+def test_answers_together_are_compared_with_each_alone(
+    bench_scripts: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    router = HiLoRA.from_pretrained(copy.deepcopy(model), pool, "hilora", tokenizer=tokenizer, embedder=embedder)
+    script, out = bench_scripts.load("benchmarks/same.py"), tmp_path / "same.jsonl"
+    monkeypatch.setattr(script.HiLoRA, "from_pretrained", lambda *_, **__: router)
+    small = ("--pool", pool.path, "--words", 3, "--new-tokens", 4, "--batch", 3, "--group", 4, "--json", out)
+    bench_scripts.run(script, *small, "--answers", 4)
+    bench_scripts.run(script, *small, "--answers", 6)
+    _, *found = lines(out)
+    assert [line["prompt"] for line in found] == list(range(6))
+    assert all(line["same"] and 2 <= line["tokens"] <= 4 for line in found)  # fp64
+    finish, calls = script.finish, list[int]()
+
+    def spoilt(router: Any, asked: Any, most: int) -> None:
+        finish(router, asked, most)
+        if most > 1:
+            asked[0].new[1] += 1
+        calls.append(most)
+
+    monkeypatch.setattr(script, "finish", spoilt)
+    out.unlink()
+    bench_scripts.run(script, *small, "--answers", 4)
+    _, first, *rest = lines(out)
+    assert (first["same"], first["at"]) == (False, 1)
+    assert first["gap"] > 0
+    assert all(line["same"] for line in rest)
+
+
 def test_two_checkouts_stand_side_by_side_and_take_turns(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = scripts.load("benchmarks/checkouts.py")
     here, asked = sys.modules["hilora"], list[str]()
     package = (
-        "from hilora.inner import name\nclass HiLoRA:\n"
+        "from types import SimpleNamespace\nfrom hilora.inner import name\nclass HiLoRA:\n"
+        "    model = SimpleNamespace(config=SimpleNamespace(vocab_size=9))\n"
         "    @classmethod\n    def from_pretrained(cls, **_):\n        return cls()\n"
         "    def generate(self, prompts, **_):\n        from hilora.inner import name\n        LOG.append(name)\n"
+        "        return []\n"
     )
     for name in ("before", "after"):
         (tmp_path / name / "hilora").mkdir(parents=True)
@@ -432,8 +464,8 @@ def test_two_checkouts_stand_side_by_side_and_take_turns(
     monkeypatch.setattr(module, "commit_of", lambda folder: "0" * 12)
     out = tmp_path / "found.jsonl"
     scripts.run(module, "--before", tmp_path / "before", "--pool", tmp_path, "--rounds", 3, "--json", out)
-    assert asked[:4] == ["before", "before", "after", "after"]  # one token, then all
-    assert Counter(asked) == {"before": 8, "after": 8}
+    assert asked[:6] == ["before"] * 3 + ["after"] * 3  # one token, then all, then as they come
+    assert Counter(asked) == {"before": 12, "after": 12}
     found = lines(out)[1:]
     assert Counter(line["checkout"] for line in found) == {"before": 3, "after": 3}
     assert sys.modules["hilora"] is here
