@@ -60,7 +60,7 @@ class Planner:
         if embedder is not None:
             pool.embedder.check(describe_embedder(embedder), pool.path)
         self.pool = copy(pool)  # a view of its own: routes count along its entries
-        self._given = method
+        self.epoch, self._given = pool.epoch_key, method
         if method.complete is not None:
             method = method.complete(method, self.pool)
         kept = None if since is None else self.pool.regrown(since.method.router, since.pool)
@@ -87,7 +87,7 @@ class Planner:
             PoolError: as for `Planner`; its samples were embedded with another embedder.
         """
         pool.embedder.check(self.pool.embedder, pool.path)
-        memory = self.memory or getattr(self.source, "memory", None)
+        memory = getattr(self.source, "memory", None) if self.memory is None else self.memory
         return Planner(pool, self._given, None, memory, self._dtype, self)
 
     def route(
@@ -118,7 +118,8 @@ class Planner:
         if router is None:
             return Routed(texts, None, self.source, [""] * len(texts))
         served = allowed.any(1)
-        why = "no adapter is allowed" if self.pool.entries or allow is not None else "the pool is empty"
+        whole = allow is None and visible is None  # else whoever may use nothing hears nothing of others' adapters
+        why = "the pool is empty" if whole and not self.pool.entries else "no adapter is allowed"
         notes = ["" if s else f"{why}: the base model answered alone" for s in served.tolist()]
         if not served.any():
             return Routed(texts, None, self.source, notes)

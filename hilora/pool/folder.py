@@ -87,6 +87,7 @@ class PoolFolder(PoolView):
                 "tuned_on": int(manifest["tuned_on"]),
                 "version": int(manifest["version"]),
                 "epoch_info": epoch,
+                "epoch_key": "" if epoch is None else epoch.key,
                 "extra": {key: value for key, value in manifest.items() if key not in HEAD},
                 "_head": {key: value for key, value in manifest.items() if key != "adapters"},
                 "_positions": {entry.name: i for i, entry in enumerate(entries)},
