@@ -28,7 +28,7 @@ OF_CONTENT = ("release", "template", "statistics")
 """Those that another content under the same name does not inherit."""
 OF_SAMPLES = ("statistics",)
 """Those that do not outlive the samples."""
-HEAD = frozenset({"format", "version", "needs", "embedder", "ridge", "calibration", "tuned_on", "adapters"})
+HEAD = frozenset({"format", "version", "needs", "embedder", "ridge", "calibration", "tuned_on", "epoch", "adapters"})
 """A pool's fields that this version reads."""
 
 _FIELDS = frozenset(each.name for each in fields(Entry)) - {"extra"}

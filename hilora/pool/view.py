@@ -60,12 +60,21 @@ class PoolView(Source):
     embedder: EmbedderInfo  # what their samples were embedded with
     ridge: float  # of the own-covariance Gaussian, chosen on the samples
     version: int  # counts the changes
+    epoch_key: str  # names what its adapters share (`route.epoch`); "" where that is fitted from nothing
     _positions: Mapping[str, int]
     _enabled: Bool[Tensor, " adapter"]
 
     @abstractmethod
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
+
+    @abstractmethod
+    def volume(self, ridge: float) -> float | None:
+        """Of own covariances, by the pool's epoch; None where it has none."""
+
+    @abstractmethod
+    def regrown(self, router: Any, since: PoolView) -> Any:
+        """A router of an earlier view, made one of this; None where what it has learned need not hold."""
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -546,3 +547,33 @@ def test_bits_are_compared_with_the_whole_base(
     table = page.read_text().removeprefix("Before.\n\n").removesuffix("\n\nAfter.\n")
     assert table.count("\n| ") == 2 + len(script.METHODS) * len(script.LOADINGS)
     assert table.split("\n", 1)[1].rsplit("\n", 1)[0] in capsys.readouterr().out
+
+
+def test_epochs_end_beside_fresh_ones_uploads_are_timed_and_the_run_resumes(
+    bench_scripts: Any, shared_pool: Any, embedder: Any, tiny: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    pool = Pool.open(shutil.copytree(shared_pool("llama")[1].path, tmp_path / "pool"))
+    monkeypatch.setattr("hilora.base.embed.EmbedderInfo.load", lambda *_: embedder)
+    script = bench_scripts.load("benchmarks/epochs.py")
+    (tmp_path / "data").mkdir()
+    for task in tiny.tasks:
+        rows = [json.dumps({"inputs": text, "targets": "x"}) for text in tiny.texts(task, 12, 9)]
+        (tmp_path / "data" / f"{task}.jsonl").write_text("\n".join(rows))
+    out = tmp_path / "out.jsonl"
+    small = ("--pool", pool.path, "--data", tmp_path / "data", "--draws", 1, "--times", 2, "--json", out)
+    bench_scripts.run(script, *small, "--adapters", 4)
+    first = lines(out)
+    ended = [line for line in first if line.get("what") == "end of an epoch"]
+    assert [(line["growth"], line["members"]) for line in ended] == [(1.1, 3), (1.25, 3), (2.0, 2)]
+    for line in ended:
+        assert line["prompts"] == 4 * 6
+        assert line["new_prompts"] == 6 * (4 - line["members"])
+        for found in (line["ended"], line["fresh"]):
+            assert all(0 <= found[name] <= 1 for name in ("top1", "new_top1", "coverage", "seen", "hilora_top1"))
+    uploads = [line for line in first if line.get("what") == "upload"]
+    assert [line["method"] for line in uploads] == list(script.METHODS)
+    assert all(line["whole_s"]["median"] > 0 for line in uploads)
+    out.write_text("".join(json.dumps(line) + "\n" for line in first if line.get("method") != "fusion"))
+    bench_scripts.run(script, *small, "--adapters", 4)
+    again = lines(out)[len(first) - 1 :]
+    assert [line.get("method", line.get("what")) for line in again] == [None, "epoch", "fusion"]
