@@ -105,15 +105,13 @@ class Planner:
             prompts: texts and chats; what of them is routed on: `base.prompts.query_text`, `base.asked`.
             labels: the right adapter of each prompt, for the oracle.
             allow, deny: names of adapters to keep to, or to leave out: a list for all, or one per prompt.
-            visible: which adapters each prompt may know of at all; default: all.
+            visible: the same as a mask, for callers who know of tenants' own adapters, too; instead of these lists.
 
         Raises:
             InputError: a list or label names an adapter that the pool lacks; not as many lists as prompts.
         """
         texts, router, abstain = query_texts(prompts), self.method.router, self.method.abstain
-        allowed = self._allowed(len(texts), allow, deny)
-        if visible is not None:
-            allowed = allowed & visible
+        allowed = self._allowed(len(texts), allow, deny) if visible is None else visible & self.pool.enabled
         positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         if router is None:
             return Routed(texts, None, self.source, [""] * len(texts))

@@ -92,6 +92,7 @@ class PoolFolder(PoolView):
                 "_head": {key: value for key, value in manifest.items() if key != "adapters"},
                 "_positions": {entry.name: i for i, entry in enumerate(entries)},
                 "_enabled": torch.tensor([entry.enabled for entry in entries], dtype=torch.bool),
+                "_public": torch.tensor([not entry.extra.get("tenant") for entry in entries], dtype=torch.bool),
                 "_text": text,
             }
         except (KeyError, TypeError, ValueError) as error:

@@ -16,14 +16,14 @@ from hilora.errors import InputError
 from hilora.pool.view import Entry
 
 OPTIONAL: Mapping[str, str | dict[str, Any]] = {
-    "tenant": "",  # whose it is; "" for everybody's
+    "tenant": "",  # whose own it is; "" for everybody's
     "state": "",  # in its owner's words; whether it may be routed to is said by `enabled` alone
     "note": "",  # for people
     "release": "",  # of its content, in its owner's words
     "template": "",  # id of the prompt template that it was trained with; "" for the base's
     "statistics": {},  # numbers measured on its weights and samples
 }
-"""An adapter's optional fields, each with what it is where it is not there. Nothing routes by them yet."""
+"""An adapter's optional fields, each with what it is where it is not there. Routing asks for `tenant` alone."""
 OF_CONTENT = ("release", "template", "statistics")
 """Those that another content under the same name does not inherit."""
 OF_SAMPLES = ("statistics",)

@@ -11,23 +11,22 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from torch import Tensor
 
 from hilora.base.embed import EmbedderInfo
 from hilora.base.fingerprint import BaseInfo
-from hilora.errors import InputError, PoolError, UnknownNameError
+from hilora.errors import InputError, PoolError
 from hilora.pool import epochs, store
-from hilora.pool.described import DESCRIPTION
 from hilora.pool.draft import Draft
 from hilora.pool.epochs import EpochInfo
 from hilora.pool.folder import PoolFolder, in_order
 from hilora.pool.looked import Embed, look_at
 from hilora.pool.manifest import OF_SAMPLES, check_name, inherit
-from hilora.pool.peft import content_hash, read_adapter
+from hilora.pool.peft import content_hash
 from hilora.pool.place import write_base, write_embedder
+from hilora.pool.prepared import prepare
 from hilora.pool.view import Entry
 from hilora.route.apart import has_grown
 from hilora.route.experts import calibrate
@@ -36,7 +35,8 @@ from hilora.route.gaussian import RIDGE
 from hilora.route.ridge import choose_ridge
 from hilora.route.stored import RECIPE
 
-ORIGINS = ("samples", "prompts", DESCRIPTION)
+TENANTS = "tenants"
+"""What a pool needs of its readers if it holds adapters that are not everybody's."""
 _log = logging.getLogger(__name__)  # warnings go to standard error, unless the program around wants them elsewhere
 
 
@@ -75,7 +75,9 @@ class Pool(PoolFolder):
             draft = Draft({entry.name: entry for entry in self.entries}, dict(self._head))
             yield draft
             entries, written = in_order(draft.entries.values()), draft.head["format"]
-            head = draft.head | {"format": store.FORMAT, "version": self.version + 1}
+            needs = set(draft.head.get("needs", ())) - {TENANTS}
+            needs |= {TENANTS} if any(entry.extra.get("tenant") for entry in entries) else set()
+            head = draft.head | {"format": store.FORMAT, "version": self.version + 1, "needs": sorted(needs)}
             if written < store.FORMAT:
                 store.keep_manifest(self.path, written, self._text)
             self._take(store.write_manifest(self.path, head, entries), head, entries)
@@ -111,40 +113,36 @@ class Pool(PoolFolder):
             PoolError: the pool cannot be written.
         """
         check_name(name)
-        if origin not in ORIGINS:
-            raise UnknownNameError("origin of samples", origin, ORIGINS)
         taken = InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")
         if not replace and name in self._positions:
             raise taken
-        adapter = read_adapter(Path(folder), name=name, sites=self.base.sites, base=self.base)
-        if not any_base:
-            self.base.check_adapter(name, adapter.base_model)
-        found = look_at(name, samples, embed, self.embedder, terms=terms and origin != DESCRIPTION)
-        entry = Entry(
-            name=name,
-            hash=adapter.hash,
-            samples=found.content_hash(),
-            rank=adapter.rank,
-            num_sites=len(adapter.factors),
-            num_parameters=sum(d.numel() + u.numel() for d, u in adapter.factors.values()),
-            base_model=adapter.base_model,
-            num_samples=len(found),
-            enabled=True,
-            added=datetime.now(UTC).isoformat(timespec="seconds"),
-            origin=origin,
-        )
-        tensors = {
-            f"{site}|{side}": tensor
-            for site, pair in adapter.factors.items()
-            for side, tensor in zip(("down", "up"), pair, strict=True)
-        }
+        prepared = prepare(self, name, folder, samples, embed, any_base=any_base, terms=terms, origin=origin)
         with self._edit() as draft:
             if name in draft.entries and not replace:
                 raise taken
-            self._write(store.ADAPTERS, entry.hash, tensors)
-            self._write(store.SAMPLES, entry.samples, found.tensors())
-            draft.entries[name] = entry = inherit(entry, draft.entries.get(name))
+            prepared.keep(self.path)
+            draft.entries[name] = entry = inherit(prepared.entry, draft.entries.get(name))
         return entry
+
+    def publish(self, entry: Entry, *, replace: bool = False) -> None:
+        """Let an adapter whose files are kept be routed to: a change of the manifest alone.
+
+        Args:
+            entry: as it was prepared, with its tenant.
+            replace: take the place of an adapter of that name.
+
+        Raises:
+            InputError: the name is taken.
+            PoolError: its files are gone, or the pool cannot be written.
+        """
+        check_name(entry.name)
+        with self._edit() as draft:
+            if entry.name in draft.entries and not replace:
+                raise InputError(f"The pool has an adapter {entry.name!r} already.")
+            for folder, content in ((store.ADAPTERS, entry.hash), (store.SAMPLES, entry.samples)):
+                if not (self.path / folder / f"{content}.safetensors").exists():
+                    raise PoolError(f"The files of {entry.name} are gone, which others may have pruned. Add it anew.")
+            draft.entries[entry.name] = entry
 
     def _write(self, folder: str, content: str, tensors: Mapping[str, Tensor]) -> None:
         store.write_tensors(self.path / folder / f"{content}.safetensors", tensors)

@@ -30,8 +30,11 @@ from hilora.pool.view import Entry
 
 ENCODE = json.JSONEncoder().encode
 FORMAT = 2
-ABILITIES: frozenset[str] = frozenset()
-"""What a manifest may require of its readers, by words under "needs"; each is a promise that it is honoured."""
+ABILITIES = frozenset({"tenants"})
+"""What a manifest may require of its readers, by words under "needs"; each is a promise that it is honoured.
+
+    tenants    adapters with a tenant are routed to only by callers who know of them
+"""
 MANIFEST = "pool.json"
 BASE = "base.json"
 ADAPTERS = "adapters"

@@ -63,6 +63,7 @@ class PoolView(Source):
     epoch_key: str  # names what its adapters share (`route.epoch`); "" where that is fitted from nothing
     _positions: Mapping[str, int]
     _enabled: Bool[Tensor, " adapter"]
+    _public: Bool[Tensor, " adapter"]  # no tenant's own
 
     @abstractmethod
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
@@ -90,11 +91,17 @@ class PoolView(Source):
             raise UnknownNameError("adapter", name, self.names)
         return self._positions[name]
 
+    @property
+    def enabled(self) -> Bool[Tensor, " adapter"]:
+        """Which adapters may be routed to by whoever knows of them."""
+        return self._enabled
+
     def allowed(
         self, allow: Sequence[str] | None = None, deny: Sequence[str] | None = None
     ) -> Bool[Tensor, " adapter"]:
-        """Which adapters may be routed to: enabled ones, of the allow list if given, not of the deny list."""
-        mask = self._enabled.clone()
+        """Which adapters anybody may route to: enabled ones that are no tenant's own, of the allow list if given, not
+        of the deny list."""
+        mask = self._enabled & self._public
         if allow is not None:
             listed = torch.zeros_like(mask)
             listed[[self.index(name) for name in allow]] = True
