@@ -165,10 +165,6 @@ class PoolFolder(PoolView):
             return bool(self.entries)
         return self.epoch_info.is_stale(len(self), None if only is None else len(only))
 
-    def volume(self, ridge: float) -> float | None:
-        """Of own covariances, by the epoch."""
-        return None if self.epoch is None else self.epoch.volume(ridge)
-
     def regrown(self, router: Any, since: PoolView) -> Any:
         """A router of an earlier view, made one of this; None where what it has learned need not hold."""
         if not isinstance(since, PoolFolder):

@@ -69,9 +69,10 @@ class PoolView(Source):
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
 
+    @property
     @abstractmethod
-    def volume(self, ridge: float) -> float | None:
-        """Of own covariances, by the pool's epoch; None where it has none."""
+    def epoch(self) -> Any:
+        """What adapters share (`route.epoch`); None where that is fitted from nothing."""
 
     @abstractmethod
     def regrown(self, router: Any, since: PoolView) -> Any:

@@ -59,10 +59,6 @@ class Held:
         """Their content hashes."""
         return [own.content_hash() for own in self.held]
 
-    def volume(self, ridge: float) -> float | None:
-        """By the epoch, if there is one."""
-        return None if self.epoch is None else self.epoch.volume(ridge)
-
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """The embeddings of each adapter's samples."""
         return [own.embeddings for own in self.held]
