@@ -155,6 +155,10 @@ class PoolFolder(PoolView):
             self._epoch = epochs.read(self.path, self.epoch_info, self.embedder)
         return self._epoch
 
+    def shared(self) -> Epoch | None:
+        """The epoch, as routers ask for it."""
+        return self.epoch
+
     def epoch_is_stale(self, only: Sequence[str] | None = None) -> bool:
         """Whether it is time for a new epoch: there is none, or the pool has grown or shrunk by a tenth since.
 
@@ -170,7 +174,7 @@ class PoolFolder(PoolView):
         if not isinstance(since, PoolFolder):
             return None
         if since.epoch_info == self.epoch_info:
-            self._epoch = since.epoch
+            self._epoch = since._epoch
         return regrown(router, since, self)
 
     def learned(self, recipe: str) -> dict[str, Tensor] | None:

@@ -69,9 +69,8 @@ class PoolView(Source):
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
 
-    @property
     @abstractmethod
-    def epoch(self) -> Any:
+    def shared(self) -> Any:
         """What adapters share (`route.epoch`); None where that is fitted from nothing."""
 
     @abstractmethod

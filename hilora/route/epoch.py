@@ -139,7 +139,7 @@ def learn_epoch(samples: Sequence[Features]) -> dict[str, Tensor]:
 
 def _spreads(own: Float[Tensor, "_ dim"]) -> Float[Tensor, " direction"]:
     centred = own.double() - own.double().mean(0)
-    singular = torch.linalg.svdvals(centred / math.sqrt(len(own) - 1))
+    singular: Tensor = torch.linalg.svdvals(centred / math.sqrt(len(own) - 1))
     return singular[singular > 1e-7].square()
 
 

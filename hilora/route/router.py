@@ -39,8 +39,7 @@ class Known(Protocol):
     def ridge(self) -> float:
         """Of the own-covariance Gaussian, chosen on the samples."""
 
-    @property
-    def epoch(self) -> Any:
+    def shared(self) -> Any:
         """What adapters share (`route.epoch`), learned once and for all; None where it is these adapters' own."""
 
     def __len__(self) -> int: ...
@@ -85,8 +84,8 @@ class Gaussian:
     def fit(self, known: Known) -> Gaussian:
         """Fit one Gaussian per adapter."""
         ridge = known.ridge if self.ridge is None else self.ridge
-        volume = None if known.epoch is None else known.epoch.volume(ridge)
-        self.model_ = OwnGaussian(ridge).fit(known.embeddings(), volume)
+        epoch = known.shared()
+        self.model_ = OwnGaussian(ridge).fit(known.embeddings(), None if epoch is None else epoch.volume(ridge))
         return self
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:

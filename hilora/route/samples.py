@@ -25,8 +25,8 @@ class Sampled(Known, Protocol):
         ...
 
     @property
-    def epoch(self) -> Epoch | None:
-        """What adapters share, if that was learned once and for all; None where it is these adapters' own."""
+    def epoch_key(self) -> str:
+        """Names the epoch; "" where there is none."""
         ...
 
     def samples(self, some: Sequence[int] | None = None) -> Sequence[Features]:
@@ -50,6 +50,15 @@ class Held:
 
     def __len__(self) -> int:
         return len(self.held)
+
+    def shared(self) -> Epoch | None:
+        """The epoch."""
+        return self.epoch
+
+    @property
+    def epoch_key(self) -> str:
+        """The epoch's."""
+        return "" if self.epoch is None else self.epoch.key
 
     def samples(self, some: Sequence[int] | None = None) -> Sequence[Features]:
         """Each adapter's samples, or those of some, by position."""

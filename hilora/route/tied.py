@@ -71,7 +71,7 @@ class TiedGaussian:
         pooled = (1 - self.shrinkage) * pooled + level * torch.eye(dim, dtype=torch.float64)
         # any square root of the inverse whitens: with pooled = L L', z' L^-T has the identity for its covariance
         lower = torch.linalg.cholesky(pooled)
-        whitening = torch.linalg.solve_triangular(lower, torch.eye(dim, dtype=torch.float64), upper=False).T
+        whitening: Tensor = torch.linalg.solve_triangular(lower, torch.eye(dim, dtype=torch.float64), upper=False).T
         self.whitening_ = whitening.float()  # (dim, whitened)
         self.log_det_ = 2 * float(lower.diagonal().log().sum())
         for name in DERIVED:  # of an earlier fit
@@ -150,11 +150,12 @@ class Tied:
     def fit(self, known: Known) -> Tied:
         """Fit one Gaussian per adapter."""
         self.model_ = self._fresh()
-        if known.epoch is None:
+        epoch = known.shared()
+        if epoch is None:
             self.model_.fit(known.embeddings())
         else:
             means = torch.stack([own.double().mean(0) for own in known.embeddings()])
-            self.model_.mean_ = (means @ self.model_.share(known.epoch.covariance)).float()
+            self.model_.mean_ = (means @ self.model_.share(epoch.covariance)).float()
         _ = self.model_.nearest  # an index is built now, not at the first prompt
         return self
 
