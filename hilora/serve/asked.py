@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hilora.base.prompts import Prompt
 from hilora.pool.view import Entry
@@ -109,6 +109,7 @@ class Done:
     logs: tuple[TokenLog, ...] = ()  # of all its tokens
 
 
+@runtime_checkable
 class Answering(Protocol):
     """The answers to one prompt, as they come."""
 
@@ -123,6 +124,7 @@ class Answering(Protocol):
         ...
 
 
+@runtime_checkable
 class Desk(Protocol):
     """What answers prompts (`desk.PoolDesk`)."""
 
