@@ -1,4 +1,5 @@
 # make demo: a fresh machine to routed answers.   make test: the tests.   make lint: what CI also checks.
+# make serve: the pool of the demo behind HTTP, at http://127.0.0.1:8000.   make test-serve: the tests of the service.
 # make test-transformers VERSION=5.19: the tests that lean on transformers, with that one; by default the oldest promised.
 # make docs: the pages of docs/ and the API reference as a site, in build/docs.
 PYTHON ?= python3
@@ -10,13 +11,19 @@ WORKERS ?= -n logical --maxprocesses 8 --dist worksteal
 VERSION ?= 5.17
 OTHER = .venv-transformers-$(VERSION)
 
-.PHONY: demo test test-transformers mutants lint format docs clean
+.PHONY: demo serve test test-serve test-transformers mutants lint format docs clean
 
 demo: .venv/.demo
 	$(BIN)/hilora demo --pool pools/flan-mini
 
+serve: .venv/.serve
+	$(BIN)/hilora serve --pool pools/flan-mini $(SERVE)
+
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) --ignore tests/serve
+
+test-serve: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) tests/serve
 
 test-transformers: $(OTHER)/.dev
 	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest $(WORKERS) $(addprefix tests/,base pool compose engine train)
@@ -48,6 +55,10 @@ docs: .venv/.docs
 	$(PIP) $(TORCH)
 	$(PIP) --constraint constraints.txt --editable '.[default]'
 	$(PIP) --no-deps --require-hashes --requirement requirements-default.txt
+	touch $@
+
+.venv/.serve: .venv/.demo
+	$(PIP) --constraint constraints.txt --editable '.[default,serve]'
 	touch $@
 
 .venv/.dev: .venv/.demo

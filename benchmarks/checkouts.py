@@ -8,7 +8,7 @@ other round goes the other way round:
 
 prefill     a batch, one new token
 whole       the same batch, all answers of --new-tokens
-mixed       twice as many prompts as a batch holds; answers of up to twice that length, most of which end before
+mixed       twice as many prompts as a batch holds; answers of up to four times that length, most of which end before
 
 Beside the wall clock it tells the processor's seconds, which others on the machine
 disturb less.
@@ -35,7 +35,7 @@ from hilora.evaluate.tables import markdown_table
 HERE = Path(__file__).parents[1]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 PARTS = ("prefill", "whole", "mixed")
-ENDS = 24
+ENDS = 8
 """In `mixed`, one token in so many ends an answer."""
 
 
@@ -91,7 +91,7 @@ def measure(
     asked: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
         "prefill": (prompts, {"max_new_tokens": 1, "min_new_tokens": 1}),
         "whole": (prompts, {"max_new_tokens": most, "min_new_tokens": most}),
-        "mixed": ([*prompts, *prompts[::-1]], {"max_new_tokens": 2 * most, "eos_token_id": ends}),
+        "mixed": ([*prompts, *prompts[::-1]], {"max_new_tokens": 4 * most, "eos_token_id": ends}),
     }
     for name, counts in turns(list(checkouts), args.rounds):
         line: dict[str, Any] = {"checkout": name, "round": done[name]}

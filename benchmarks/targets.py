@@ -38,6 +38,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/ending.py --json benchmarks/ending.jsonl --alone     # Ctrl-C, break, a closed pipe
     python benchmarks/arrivals.py --json benchmarks/arrivals.jsonl         # requests that arrive at random
     python benchmarks/changes.py --json benchmarks/changes.jsonl           # rows and adapters that come and go
+    python benchmarks/epochs.py --data FLAN_MINI/val --json benchmarks/epochs.jsonl    # pools that grow
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too

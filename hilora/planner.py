@@ -42,6 +42,7 @@ class Planner:
         embedder: the pool's, loaded already; default: loaded when first needed.
         memory: where adapters are kept between batches (`pool.memory.Memory`); default: one of their own.
         dtype: that an embedder loaded here computes in; default: bf16 where it is fast, else fp32.
+        since: of the same method, whose router is taken over as far as it holds: see `over`.
 
     Raises:
         PoolError: the embedder is not the pool's; the method is not trained yet, or for other adapters.
@@ -54,27 +55,49 @@ class Planner:
         embedder: Embedder | None = None,
         memory: Any = None,
         dtype: torch.dtype | None = None,
+        since: Planner | None = None,
     ) -> None:
         if embedder is not None:
             pool.embedder.check(describe_embedder(embedder), pool.path)
         self.pool = copy(pool)  # a view of its own: routes count along its entries
+        self.epoch, self._given = pool.epoch_key, method
         if method.complete is not None:
             method = method.complete(method, self.pool)
-        self.method = method = replace(method, router=deepcopy(method.router))  # fitted to this pool only
-        self.memory, self._embedder, self._dtype = memory, embedder, dtype or default_dtype()
+        kept = None if since is None else self.pool.regrown(since.method.router, since.pool)
+        self.method = method = replace(method, router=kept or deepcopy(method.router))  # fitted to this pool only
+        self.memory, self._dtype = memory, dtype or default_dtype()
+        self._embedder = [embedder] if since is None else since._embedder  # shared, also if it is not loaded yet
         self.source: Source = self.pool if method.make is None else method.make(self.pool, memory)
-        if method.router is not None and self.pool.entries:
-            method.router.fit(self.pool)
+        if kept is None and method.router is not None and self.pool.entries:
+            self.method.router.fit(self.pool)
 
     @property
     def embedder(self) -> Embedder:
         """The pool's embedder."""
-        if self._embedder is None:
-            self._embedder = self.pool.embedder.load(self.pool.path, self._dtype)
-        return self._embedder
+        if (found := self._embedder[0]) is None:
+            found = self._embedder[0] = self.pool.embedder.load(self.pool.path, self._dtype)
+        return found
+
+    def over(self, pool: PoolView) -> Planner:
+        """A planner of this method for another view of the pool, such as a later one; this one stays as it is.
+
+        It routes as one that is made for that view. Shared are embedder, memory, and what was learned and holds.
+
+        Raises:
+            PoolError: as for `Planner`; its samples were embedded with another embedder.
+        """
+        pool.embedder.check(self.pool.embedder, pool.path)
+        memory = getattr(self.source, "memory", None) if self.memory is None else self.memory
+        return Planner(pool, self._given, None, memory, self._dtype, self)
 
     def route(
-        self, prompts: Prompts, *, labels: Sequence[str] | None = None, allow: Names = None, deny: Names = None
+        self,
+        prompts: Prompts,
+        *,
+        labels: Sequence[str] | None = None,
+        allow: Names = None,
+        deny: Names = None,
+        visible: Bool[Tensor, "batch adapter"] | None = None,
     ) -> Routed:
         """Choose candidates and weights for each prompt.
 
@@ -82,17 +105,19 @@ class Planner:
             prompts: texts and chats; what of them is routed on: `base.prompts.query_text`, `base.asked`.
             labels: the right adapter of each prompt, for the oracle.
             allow, deny: names of adapters to keep to, or to leave out: a list for all, or one per prompt.
+            visible: the same as a mask, for callers who know of tenants' own adapters, too; instead of these lists.
 
         Raises:
             InputError: a list or label names an adapter that the pool lacks; not as many lists as prompts.
         """
         texts, router, abstain = query_texts(prompts), self.method.router, self.method.abstain
-        allowed = self._allowed(len(texts), allow, deny)
+        allowed = self._allowed(len(texts), allow, deny) if visible is None else visible & self.pool.enabled
         positions = None if labels is None else torch.tensor([self.pool.index(name) for name in labels])
         if router is None:
             return Routed(texts, None, self.source, [""] * len(texts))
         served = allowed.any(1)
-        why = "no adapter is allowed" if self.pool.entries else "the pool is empty"
+        whole = allow is None and visible is None  # else whoever may use nothing hears nothing of others' adapters
+        why = "the pool is empty" if whole and not self.pool.entries else "no adapter is allowed"
         notes = ["" if s else f"{why}: the base model answered alone" for s in served.tolist()]
         if not served.any():
             return Routed(texts, None, self.source, notes)

@@ -234,8 +234,8 @@ def make_trained(pool: Pool, sites: dict[str, tuple[int, int]]) -> None:
 def default_weights(patch: pytest.MonkeyPatch) -> None:
     """Pools are tuned to the default weights of the witnesses and to one of two ridges; more takes seconds."""
     patch.setattr("hilora.route.ridge.GRID", (1e-4, 1e-3))
-    for place in ("hilora.pool.pool", "hilora.route.apart"):
-        patch.setattr(f"{place}.calibrate", lambda samples: Calibration(dict(WEIGHTS)))
+    for place in ("hilora.pool.pool", "hilora.route.apart", "hilora.route.epoch"):
+        patch.setattr(f"{place}.calibrate", lambda samples, terms=True: Calibration(dict(WEIGHTS)))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,19 +34,32 @@ def run_whole(lanes: Lanes, call: Call, rows: Sequence[int], at_once: int) -> It
     """
     found: dict[Job, list[tuple[int, list[Completion]]]] = {}
 
-    def run(batch: Sequence[int], job: Job) -> None:
-        found[job] = _batch(lanes, call, batch, job)
-
     def works() -> Iterator[Work]:
         for start in range(0, len(rows), at_once):
-            batch = rows[start : start + at_once]
-            yield Job(partial(run, batch))
+            yield job_of(lanes, call, rows[start : start + at_once], found)
 
     for event in drive(lanes.engine, works(), 1, call.events):
         if isinstance(event, Job):
             yield from found.pop(event)
         else:
             yield event
+
+
+def job_of(
+    lanes: Lanes, call: Call, rows: Sequence[int], found: dict[Job, list[tuple[int, list[Completion]]]]
+) -> Job:
+    """A batch, for `Engine.submit`; what it answers is `found` under it when it has ended.
+
+    Args:
+        lanes, call: as above.
+        rows: which of its rows, all in one batch.
+        found: takes (row, its completions).
+    """
+
+    def run(job: Job) -> None:
+        found[job] = _batch(lanes, call, rows, job)
+
+    return Job(run)
 
 
 def _batch(lanes: Lanes, call: Call, rows: Sequence[int], job: Job) -> list[tuple[int, list[Completion]]]:

@@ -35,13 +35,18 @@ def answers(lanes: Lanes, call: Call, rows: Sequence[int], at_once: int) -> Iter
             yield row, [silent] * call.copies
     if not asked:
         return
-    joins = (
+    is_open = joins(lanes, call)
+    if is_open:
+        lanes.check_memory(call, asked)
+        lanes.engine.loop.most = max(at_once * call.copies, lanes.engine.loop.most)
+    lane = join_rows if is_open else run_whole
+    yield from lane(lanes, call, asked, at_once)
+
+
+def joins(lanes: Lanes, call: Call) -> bool:
+    """Whether a call's rows go to the joining lane."""
+    return (
         lanes.batching is Batching.OPEN
         and can_join(call.options, lanes.model.generation_config)
         and not lanes.is_mixed(call.routed)
     )
-    if joins:
-        lanes.check_memory(call, asked)
-        lanes.engine.loop.most = max(at_once * call.copies, lanes.engine.loop.most)
-    lane = join_rows if joins else run_whole
-    yield from lane(lanes, call, asked, at_once)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -237,6 +238,13 @@ class HiLoRA:
         while not events.empty():
             yield events.get()
         return whole
+
+    def over(self, pool: PoolView) -> HiLoRA:
+        """The same model, engine and method over another view of the pool; what runs goes on over its own."""
+        other = copy(self)
+        other.planner = self.planner.over(pool)
+        other.lanes = self.lanes.over(other.planner)
+        return other
 
     @contextmanager
     def attached(self, routed: Routed, rows: Sequence[int], seed: int = 0) -> Iterator[list[tuple[Choice, ...]]]:

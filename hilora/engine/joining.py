@@ -31,7 +31,7 @@ def join_rows(lanes: Lanes, call: Call, rows: Sequence[int], at_once: int) -> It
 
     def works() -> Iterator[Work]:
         for start in range(0, len(rows), at_once):
-            for row, choices, requests in _requests(lanes, call, rows[start : start + at_once]):
+            for row, choices, requests in requests_of(lanes, call, rows[start : start + at_once]):
                 of.update(dict.fromkeys(requests, (row, choices, requests)))
                 yield from requests
 
@@ -44,10 +44,10 @@ def join_rows(lanes: Lanes, call: Call, rows: Sequence[int], at_once: int) -> It
             yield row, [lanes.completion(call, row, each.says.answer(), choices) for each in requests]
 
 
-def _requests(
+def requests_of(
     lanes: Lanes, call: Call, rows: Sequence[int]
 ) -> Iterator[tuple[int, tuple[Choice, ...], list[Request]]]:
-    """Each row with why it is served as it is, and a request for each of its answers."""
+    """Each row with why it is served as it is, and a request for each of its answers, for `Engine.submit`."""
     routed, defaults = call.routed, lanes.model.generation_config
     options, sampling = split_sampling(dict(call.options), defaults)
     ending = row_ends(lanes.model, lanes.tokenizer, call.stops, options, 0)

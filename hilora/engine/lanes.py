@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from typing import Any
 
 import psutil
@@ -56,6 +57,12 @@ class Lanes:
             self.engine.loop.memory = spare_memory(model.device) if kv_memory is None else parse_bytes(kv_memory)
         self.bank = Bank(model, planner.method.gate, placements(model), memory, form, packed)
         self._batching: Batching | None = None
+
+    def over(self, planner: Planner) -> Lanes:
+        """The same engine, bank and budget for another planner of this composer, as over a pool that has grown."""
+        other = copy(self)
+        other.planner = planner
+        return other
 
     @property
     def batching(self) -> Batching:

@@ -17,13 +17,16 @@ from torch import Tensor
 
 from hilora.base.fingerprint import BaseInfo
 from hilora.errors import PoolError
-from hilora.pool import statistics, store
+from hilora.pool import epochs, statistics, store
+from hilora.pool.epochs import EpochInfo
 from hilora.pool.manifest import HEAD, read_entry
 from hilora.pool.place import read_base, read_embedder
 from hilora.pool.view import Entry, PoolView
+from hilora.route.epoch import Epoch
 from hilora.route.experts import Calibration
 from hilora.route.features import Features
-from hilora.route.stored import RECIPE, learn
+from hilora.route.regrow import regrown
+from hilora.route.stored import RECIPE, covers, learn, learn_grown
 from hilora.types import Factors
 
 F = TypeVar("F", bound="PoolFolder")  # typing.Self would do, but the run-time shape checks cannot read it
@@ -40,14 +43,17 @@ class PoolFolder(PoolView):
     Attributes:
         calibration: of the scores of `route.experts`, from the samples; None before the first tuning.
         tuned_on: the number of adapters at the last tuning.
+        epoch_info: the epoch that the manifest names; None where the pool is fitted from nothing.
         extra: fields of the manifest that this version does not know; kept in every change.
     """
 
     calibration: Calibration | None
     tuned_on: int
+    epoch_info: EpochInfo | None
     extra: Mapping[str, Any]
     _head: Mapping[str, Any]
     _text: bytes
+    _epoch: Epoch | None = None
 
     def __init__(self, path: Path, text: bytes) -> None:
         self.path = path.absolute()  # whoever opened it may go elsewhere
@@ -72,18 +78,21 @@ class PoolFolder(PoolView):
         try:
             if entries is None:
                 entries = in_order(map(read_entry, manifest["adapters"]))
-            found = manifest.get("calibration")
+            found, epoch = manifest.get("calibration"), epochs.read_info(manifest.get(epochs.FIELD))
             state = {
                 "entries": tuple(entries),
                 "embedder": read_embedder(manifest["embedder"], self.path),
-                "ridge": float(manifest["ridge"]),
+                "ridge": float(manifest["ridge"] if epoch is None else epoch.ridge),
                 "calibration": None if found is None else Calibration.from_json(found),
                 "tuned_on": int(manifest["tuned_on"]),
                 "version": int(manifest["version"]),
+                "epoch_info": epoch,
+                "epoch_key": "" if epoch is None else epoch.key,
                 "extra": {key: value for key, value in manifest.items() if key not in HEAD},
                 "_head": {key: value for key, value in manifest.items() if key != "adapters"},
                 "_positions": {entry.name: i for i, entry in enumerate(entries)},
                 "_enabled": torch.tensor([entry.enabled for entry in entries], dtype=torch.bool),
+                "_public": torch.tensor([not entry.extra.get("tenant") for entry in entries], dtype=torch.bool),
                 "_text": text,
             }
         except (KeyError, TypeError, ValueError) as error:
@@ -124,17 +133,56 @@ class PoolFolder(PoolView):
         except KeyError as error:
             raise store.damaged(path, f"no tensor {error}") from error
 
-    def samples(self) -> list[Features]:
-        """What is kept of all adapters' samples, in the pool's order."""
-        return [self._samples(entry) for entry in self.entries]
+    def samples(self, some: Sequence[int] | None = None) -> list[Features]:
+        """What is kept of all adapters' samples, or of some, by position; in the pool's order."""
+        entries = self.entries if some is None else [self.entries[i] for i in some]
+        return [self._samples(entry) for entry in entries]
+
+    def sample_keys(self) -> list[str]:
+        """Content hashes of all adapters' samples, in the pool's order."""
+        return [entry.samples for entry in self.entries]
 
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
         return [own.embeddings for own in self.samples()]
 
+    @property
+    def epoch(self) -> Epoch | None:
+        """What adapters share by the pool's epoch, read when it is first needed; None where it has none."""
+        if self.epoch_info is None:
+            return None
+        if self._epoch is None or self._epoch.key != self.epoch_info.key:
+            self._epoch = epochs.read(self.path, self.epoch_info, self.embedder)
+        return self._epoch
+
+    def epoch_is_stale(self, only: Sequence[str] | None = None) -> bool:
+        """Whether it is time for a new epoch: there is none, or the pool has grown or shrunk by a tenth since.
+
+        Args:
+            only: names of the adapters that it would be learned from; default: all.
+        """
+        if self.epoch_info is None:
+            return bool(self.entries)
+        return self.epoch_info.is_stale(len(self), None if only is None else len(only))
+
+    def volume(self, ridge: float) -> float | None:
+        """Of own covariances, by the epoch."""
+        return None if self.epoch is None else self.epoch.volume(ridge)
+
+    def regrown(self, router: Any, since: PoolView) -> Any:
+        """A router of an earlier view, made one of this; None where what it has learned need not hold."""
+        if not isinstance(since, PoolFolder):
+            return None
+        if since.epoch_info == self.epoch_info:
+            self._epoch = since.epoch
+        return regrown(router, since, self)
+
     def learned(self, recipe: str) -> dict[str, Tensor] | None:
-        """What a recipe has learned from these samples, if it was kept; a warning where learning takes long."""
-        found = statistics.read(self.path, statistics.key_of(self.entries, recipe))
+        """What a recipe has learned from these samples, if it was kept; a warning where learning takes long.
+
+        Under an epoch, what it has learned from each adapter's, whoever the others were.
+        """
+        found = statistics.read(self.path, self._key(recipe))
         if found is None:
             statistics.tell_missing(self.path, len(self))
         return found
@@ -151,15 +199,15 @@ class PoolFolder(PoolView):
         Raises:
             PoolError: it cannot be written.
         """
-        key = statistics.key_of(self.entries, RECIPE)
+        key = self._key(RECIPE)
         if not self.entries or not (always or len(self) >= statistics.LARGE):
             return None
-        if statistics.read(self.path, key) is None:
-            found = learn(self.samples())
+        kept = statistics.read(self.path, key)
+        if kept is None or (self.epoch is not None and not covers(kept, self.sample_keys())):
+            found = learn(self.samples()) if self.epoch is None else learn_grown(self)
             try:
                 with store.alone(self.path):
-                    now = PoolFolder.open(self.path).entries
-                    if statistics.key_of(now, RECIPE) == key:  # else others have changed the pool meanwhile
+                    if PoolFolder.open(self.path)._key(RECIPE) == key:  # else others have changed the pool meanwhile
                         statistics.write(self.path, key, found)
             except PoolError as error:
                 if always:
@@ -167,6 +215,13 @@ class PoolFolder(PoolView):
                 statistics.tell_missing(self.path, len(self), str(error))
                 return None
         return statistics.path_of(self.path, key)
+
+    def _key(self, recipe: str) -> str:
+        """Of what is kept under a recipe: of these adapters, or of any under this epoch."""
+        info = self.epoch_info
+        return statistics.key_of(
+            self.entries if info is None else (), recipe + (f", epoch {info.key}" if info else "")
+        )
 
     def _samples(self, entry: Entry) -> Features:
         path = self.path / store.SAMPLES / f"{entry.samples}.safetensors"

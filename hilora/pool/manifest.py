@@ -16,19 +16,19 @@ from hilora.errors import InputError
 from hilora.pool.view import Entry
 
 OPTIONAL: Mapping[str, str | dict[str, Any]] = {
-    "tenant": "",  # whose it is; "" for everybody's
+    "tenant": "",  # whose own it is; "" for everybody's
     "state": "",  # in its owner's words; whether it may be routed to is said by `enabled` alone
     "note": "",  # for people
     "release": "",  # of its content, in its owner's words
     "template": "",  # id of the prompt template that it was trained with; "" for the base's
     "statistics": {},  # numbers measured on its weights and samples
 }
-"""An adapter's optional fields, each with what it is where it is not there. Nothing routes by them yet."""
+"""An adapter's optional fields, each with what it is where it is not there. Routing asks for `tenant` alone."""
 OF_CONTENT = ("release", "template", "statistics")
 """Those that another content under the same name does not inherit."""
 OF_SAMPLES = ("statistics",)
 """Those that do not outlive the samples."""
-HEAD = frozenset({"format", "version", "needs", "embedder", "ridge", "calibration", "tuned_on", "adapters"})
+HEAD = frozenset({"format", "version", "needs", "embedder", "ridge", "calibration", "tuned_on", "epoch", "adapters"})
 """A pool's fields that this version reads."""
 
 _FIELDS = frozenset(each.name for each in fields(Entry)) - {"extra"}

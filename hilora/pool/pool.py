@@ -7,48 +7,37 @@ leaves the old or the new state. Writers take turns by a lock file; readers neve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from hilora.base.embed import EmbedderInfo
 from hilora.base.fingerprint import BaseInfo
-from hilora.errors import InputError, MismatchError, PoolError, UnknownNameError
-from hilora.pool import statistics, store
-from hilora.pool.described import DESCRIPTION
+from hilora.errors import InputError, PoolError
+from hilora.pool import epochs, store
+from hilora.pool.draft import Draft
+from hilora.pool.epochs import EpochInfo
 from hilora.pool.folder import PoolFolder, in_order
+from hilora.pool.looked import Embed, look_at
 from hilora.pool.manifest import OF_SAMPLES, check_name, inherit
-from hilora.pool.peft import content_hash, read_adapter
+from hilora.pool.peft import content_hash
 from hilora.pool.place import write_base, write_embedder
+from hilora.pool.prepared import prepare
 from hilora.pool.view import Entry
 from hilora.route.apart import has_grown
 from hilora.route.experts import calibrate
-from hilora.route.features import Features, check_samples, hash_terms
+from hilora.route.features import check_samples
 from hilora.route.gaussian import RIDGE
 from hilora.route.ridge import choose_ridge
 from hilora.route.stored import RECIPE
 
-Embed = Callable[[Sequence[str]], Tensor]
-ORIGINS = ("samples", "prompts", DESCRIPTION)
-
-
-@dataclass
-class _Draft:
-    """What a change works on: the object itself changes only when the manifest has been written."""
-
-    entries: dict[str, Entry]
-    head: dict[str, Any]  # all else that the manifest says, as it is written there
-
-    def __getitem__(self, name: str) -> Entry:
-        if name not in self.entries:
-            raise UnknownNameError("adapter", name, self.entries)
-        return self.entries[name]
+TENANTS = "tenants"
+"""What a pool needs of its readers if it holds adapters that are not everybody's."""
+_log = logging.getLogger(__name__)  # warnings go to standard error, unless the program around wants them elsewhere
 
 
 class Pool(PoolFolder):
@@ -79,14 +68,16 @@ class Pool(PoolFolder):
         return cls(path, text)
 
     @contextmanager
-    def _edit(self) -> Iterator[_Draft]:
+    def _edit(self) -> Iterator[Draft]:
         """The present state under the pool's lock; written as one change when the block ends well."""
         with store.alone(self.path):
             self.reload()
-            draft = _Draft({entry.name: entry for entry in self.entries}, dict(self._head))
+            draft = Draft({entry.name: entry for entry in self.entries}, dict(self._head))
             yield draft
             entries, written = in_order(draft.entries.values()), draft.head["format"]
-            head = draft.head | {"format": store.FORMAT, "version": self.version + 1}
+            needs = set(draft.head.get("needs", ())) - {TENANTS}
+            needs |= {TENANTS} if any(entry.extra.get("tenant") for entry in entries) else set()
+            head = draft.head | {"format": store.FORMAT, "version": self.version + 1, "needs": sorted(needs)}
             if written < store.FORMAT:
                 store.keep_manifest(self.path, written, self._text)
             self._take(store.write_manifest(self.path, head, entries), head, entries)
@@ -122,54 +113,39 @@ class Pool(PoolFolder):
             PoolError: the pool cannot be written.
         """
         check_name(name)
-        if origin not in ORIGINS:
-            raise UnknownNameError("origin of samples", origin, ORIGINS)
         taken = InputError(f"The pool has an adapter {name!r} already. Choose another name, or pass --replace.")
         if not replace and name in self._positions:
             raise taken
-        adapter = read_adapter(Path(folder), name=name, sites=self.base.sites, base=self.base)
-        if not any_base:
-            self.base.check_adapter(name, adapter.base_model)
-        found = self._look_at(name, samples, embed, self.embedder.dim, terms and origin != DESCRIPTION)
-        entry = Entry(
-            name=name,
-            hash=adapter.hash,
-            samples=found.content_hash(),
-            rank=adapter.rank,
-            num_sites=len(adapter.factors),
-            num_parameters=sum(d.numel() + u.numel() for d, u in adapter.factors.values()),
-            base_model=adapter.base_model,
-            num_samples=len(found),
-            enabled=True,
-            added=datetime.now(UTC).isoformat(timespec="seconds"),
-            origin=origin,
-        )
-        tensors = {
-            f"{site}|{side}": tensor
-            for site, pair in adapter.factors.items()
-            for side, tensor in zip(("down", "up"), pair, strict=True)
-        }
+        prepared = prepare(self, name, folder, samples, embed, any_base=any_base, terms=terms, origin=origin)
         with self._edit() as draft:
             if name in draft.entries and not replace:
                 raise taken
-            self._write(store.ADAPTERS, entry.hash, tensors)
-            self._write(store.SAMPLES, entry.samples, found.tensors())
-            draft.entries[name] = entry = inherit(entry, draft.entries.get(name))
+            prepared.keep(self.path)
+            draft.entries[name] = entry = inherit(prepared.entry, draft.entries.get(name))
         return entry
+
+    def publish(self, entry: Entry, *, replace: bool = False) -> None:
+        """Let an adapter whose files are kept be routed to: a change of the manifest alone.
+
+        Args:
+            entry: as it was prepared, with its tenant.
+            replace: take the place of an adapter of that name.
+
+        Raises:
+            InputError: the name is taken.
+            PoolError: its files are gone, or the pool cannot be written.
+        """
+        check_name(entry.name)
+        with self._edit() as draft:
+            if entry.name in draft.entries and not replace:
+                raise InputError(f"The pool has an adapter {entry.name!r} already.")
+            for folder, content in ((store.ADAPTERS, entry.hash), (store.SAMPLES, entry.samples)):
+                if not (self.path / folder / f"{content}.safetensors").exists():
+                    raise PoolError(f"The files of {entry.name} are gone, which others may have pruned. Add it anew.")
+            draft.entries[entry.name] = entry
 
     def _write(self, folder: str, content: str, tensors: Mapping[str, Tensor]) -> None:
         store.write_tensors(self.path / folder / f"{content}.safetensors", tensors)
-
-    def _look_at(self, name: str, samples: Sequence[str], embed: Embed, dim: int, terms: bool) -> Features:
-        texts = [text for text in samples if text.strip()]
-        vectors = embed(texts).float().contiguous() if texts else torch.empty(0, dim)
-        if vectors.ndim != 2 or vectors.shape[1] != dim:
-            raise MismatchError(
-                f"Embeddings have shape {tuple(vectors.shape)}; this pool's embedder {self.embedder.name!r} has "
-                f"dim {dim}. Embed with it, or run: hilora pool reembed"
-            )
-        check_samples(vectors, name)
-        return Features(vectors, hash_terms(texts) if terms else None)
 
     def remove(self, name: str) -> None:
         """Take an adapter out; its files stay for those who have the pool open, until `prune`."""
@@ -186,11 +162,42 @@ class Pool(PoolFolder):
         """Delete files that no adapter uses. Close other users of the pool before."""
         with self._edit():
             used = {entry.hash for entry in self.entries} | {entry.samples for entry in self.entries}
-            return store.prune(self.path, used | {statistics.key_of(self.entries, RECIPE)})
+            epoch = set() if self.epoch_info is None else {self.epoch_info.key}
+            return store.prune(self.path, used | epoch | {self._key(RECIPE)})
+
+    def renew_epoch(self, only: Sequence[str] | None = None) -> EpochInfo:
+        """Learn anew what adapters share, and let the pool route by it from now on (`route.epoch`).
+
+        Others may read and change the pool meanwhile: it is locked only to be told of the epoch.
+
+        Args:
+            only: names of the adapters to learn from, such as those that are everybody's; default: all.
+
+        Raises:
+            InputError: there is none to learn from, or a name that the pool lacks.
+            PoolError: the pool cannot be written.
+        """
+        self.reload()
+        some = range(len(self)) if only is None else sorted({self.index(name) for name in only})
+        info, kept = epochs.learn(self.samples(some), self.embedder, len(self))
+        with self._edit() as draft:
+            info.check(self.path, self.embedder)  # another may have embedded all anew meanwhile
+            draft.head |= epochs.head_of(info, kept, self.epoch_info)
+            epochs.write(self.path, info.key, kept)
+        return self.epoch_info or info
+
+    def drop_epoch(self) -> None:
+        """Let the pool be fitted from nothing again, at every start and change."""
+        with self._edit() as draft:
+            draft.head.pop(epochs.FIELD, None)
+        self.tune(always=True)
 
     def tune(self, *, always: bool = False) -> float:
-        """Choose ridge and calibration anew if the pool has grown or shrunk by a quarter since; keep statistics."""
-        if always or has_grown(len(self), self.tuned_on):
+        """Choose ridge and calibration anew if the pool has grown or shrunk by a quarter since; keep statistics.
+
+        In a pool with an epoch they are the epoch's, and stay: see `renew_epoch`.
+        """
+        if self.epoch_info is None and (always or has_grown(len(self), self.tuned_on)):
             samples = self.samples()
             ridge, found = choose_ridge([own.embeddings for own in samples]), calibrate(samples)
             with self._edit() as draft:
@@ -206,7 +213,7 @@ class Pool(PoolFolder):
         """
         _need_all(self.names, samples)
         kept = {entry.name: own.terms is not None for entry, own in zip(self.entries, self.samples(), strict=True)}
-        found = {name: self._look_at(name, samples[name], embed, embedder.dim, kept[name]) for name in self.names}
+        found = {name: look_at(name, samples[name], embed, embedder, terms=kept[name]) for name in self.names}
         with self._edit() as draft:
             _need_all(list(draft.entries), found)  # another may have added one meanwhile
             for name, entry in draft.entries.items():
@@ -214,6 +221,8 @@ class Pool(PoolFolder):
                 self._write(store.SAMPLES, new.samples, found[name].tensors())
                 draft.entries[name] = inherit(new, entry, but=OF_SAMPLES)
             draft.head["embedder"] = write_embedder(embedder, self.path)
+            if draft.head.pop(epochs.FIELD, None):
+                _log.warning("%s has no epoch any more: it was of another embedder. %s", self.path, epochs.RENEW)
         self.tune(always=True)
 
     def check(self) -> Iterator[tuple[Entry, str]]:

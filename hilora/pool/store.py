@@ -6,6 +6,7 @@
     POOL/adapters/<hash>.safetensors  one adapter's factors, named by content, never changed
     POOL/samples/<hash>.safetensors   embeddings of one adapter's samples, likewise
     POOL/statistics/<key>.safetensors what was learned from all of them (`statistics`); may be missing
+    POOL/epochs/<key>.safetensors     what they share, once and for all (`epochs`), if the manifest names one
 
 A crash leaves at most files that no manifest names; `prune` deletes them.
 """
@@ -29,13 +30,17 @@ from hilora.pool.view import Entry
 
 ENCODE = json.JSONEncoder().encode
 FORMAT = 2
-ABILITIES: frozenset[str] = frozenset()
-"""What a manifest may require of its readers, by words under "needs"; each is a promise that it is honoured."""
+ABILITIES = frozenset({"tenants"})
+"""What a manifest may require of its readers, by words under "needs"; each is a promise that it is honoured.
+
+    tenants    adapters with a tenant are routed to only by callers who know of them
+"""
 MANIFEST = "pool.json"
 BASE = "base.json"
 ADAPTERS = "adapters"
 SAMPLES = "samples"
 STATISTICS = "statistics"
+EPOCHS = "epochs"
 
 _REMEDIES = {
     errno.ENOSPC: "No space is left on the disk; free some and try again. Nothing was changed.",
@@ -195,7 +200,7 @@ def damaged(path: Path, why: object) -> PoolError:
 def prune(pool: Path, used: set[str]) -> list[Path]:
     """Delete data files that the manifest does not name, and what a crash left; returns them."""
     gone = []
-    for folder in (ADAPTERS, SAMPLES, STATISTICS):
+    for folder in (ADAPTERS, SAMPLES, STATISTICS, EPOCHS):
         for path in sorted((pool / folder).glob("*")):
             if path.name.removesuffix(".safetensors") not in used:
                 path.unlink()

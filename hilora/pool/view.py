@@ -60,12 +60,22 @@ class PoolView(Source):
     embedder: EmbedderInfo  # what their samples were embedded with
     ridge: float  # of the own-covariance Gaussian, chosen on the samples
     version: int  # counts the changes
+    epoch_key: str  # names what its adapters share (`route.epoch`); "" where that is fitted from nothing
     _positions: Mapping[str, int]
     _enabled: Bool[Tensor, " adapter"]
+    _public: Bool[Tensor, " adapter"]  # no tenant's own
 
     @abstractmethod
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
+
+    @abstractmethod
+    def volume(self, ridge: float) -> float | None:
+        """Of own covariances, by the pool's epoch; None where it has none."""
+
+    @abstractmethod
+    def regrown(self, router: Any, since: PoolView) -> Any:
+        """A router of an earlier view, made one of this; None where what it has learned need not hold."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -81,11 +91,17 @@ class PoolView(Source):
             raise UnknownNameError("adapter", name, self.names)
         return self._positions[name]
 
+    @property
+    def enabled(self) -> Bool[Tensor, " adapter"]:
+        """Which adapters may be routed to by whoever knows of them."""
+        return self._enabled
+
     def allowed(
         self, allow: Sequence[str] | None = None, deny: Sequence[str] | None = None
     ) -> Bool[Tensor, " adapter"]:
-        """Which adapters may be routed to: enabled ones, of the allow list if given, not of the deny list."""
-        mask = self._enabled.clone()
+        """Which adapters anybody may route to: enabled ones that are no tenant's own, of the allow list if given, not
+        of the deny list."""
+        mask = self._enabled & self._public
         if allow is not None:
             listed = torch.zeros_like(mask)
             listed[[self.index(name) for name in allow]] = True

@@ -80,6 +80,13 @@ class Experts:
         out[:, self.worded_] = scores[:, self.worded_] + wording
         return out
 
+    def judge(
+        self, texts: Features, allowed: Bool[Tensor, "text adapter"]
+    ) -> tuple[Float[Tensor, "text adapter"], Float[Tensor, " text"]]:
+        """Log posteriors over the whole pool, and the lead of each text's best allowed adapter; fp32."""
+        scores = self.score(texts)
+        return torch.log_softmax(scores, dim=1), leads(scores, allowed)
+
 
 def witness_scores(
     samples: Sequence[Features], terms: bool = True

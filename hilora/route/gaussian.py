@@ -44,8 +44,8 @@ class OwnGaussian:
             raise InputError(f"ridge is a variance: got {ridge}, expected a number above 0, such as 1e-4.")
         self.ridge = ridge
 
-    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> OwnGaussian:
-        """Learn means and low-rank covariances, one adapter's samples each."""
+    def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]], volume: float | None = None) -> OwnGaussian:
+        """Learn means and low-rank covariances, one adapter's samples each; `volume`: the median, if it is given."""
         dim = embeddings[0].shape[1]
         means, precisions, directions, gains, owners, log_dets, few = [], [], [], [], [], [], []
         for i, samples in enumerate(vectors.double() for vectors in embeddings):
@@ -68,11 +68,13 @@ class OwnGaussian:
             log_dets.append(dim * math.log(self.ridge) + torch.log1p(spread / self.ridge).sum())
         log_det, precision = torch.stack(log_dets), torch.stack(precisions)
         full = [i for i in range(len(embeddings)) if i not in set(few)]
-        if few and full:
-            shift = log_det[full].median() - log_det[few]
+        if volume is None:
+            volume = float(log_det[full].median()) if full else math.nan
+        if few and not math.isnan(volume):
+            shift = volume - log_det[few]
             precision[few] *= torch.exp(-shift / dim)[:, None]
             log_det[few] += shift
-        self.mean_, self.precision_, self.log_det_ = torch.stack(means), precision, log_det
+        self.mean_, self.precision_, self.log_det_, self.volume_ = torch.stack(means), precision, log_det, volume
         self.directions_ = torch.cat([*directions, torch.empty(0, dim, dtype=torch.float64)])  # (direction, dim)
         self.gain_ = torch.cat([*gains, torch.empty(0, dtype=torch.float64)])  # (direction,)
         self.owner_ = torch.cat([*owners, torch.empty(0, dtype=torch.long)])

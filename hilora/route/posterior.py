@@ -20,12 +20,12 @@ from torch import Tensor
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import select
 from hilora.route.conformal import conformal_sizes, threshold
-from hilora.route.experts import Experts, calibrate
+from hilora.route.experts import Calibration, Experts, calibrate
 from hilora.route.features import Features, hash_terms
-from hilora.route.novelty import leads
+from hilora.route.grown import GrownExperts
 from hilora.route.router import Known, Query
 from hilora.route.samples import sampled
-from hilora.route.stored import experts
+from hilora.route.stored import experts, grown
 from hilora.types import Route
 
 CANDIDATES = ("top", "conformal")
@@ -57,7 +57,7 @@ class Posterior:
     needs_embedding: bool = field(default=True, init=False)
     seen_above_: float | None = field(init=False, default=None)
     limit_: float = field(init=False, default=0.0)
-    model_: Experts = field(init=False)
+    model_: Experts | GrownExperts = field(init=False)
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -73,21 +73,23 @@ class Posterior:
     def fit(self, known: Known) -> Posterior:
         """Fit the likelihoods, unless a pool keeps them; how to read them comes with it, or is worked out here."""
         pool = sampled(known)
-        found = pool.calibration if self.terms else None
+        if (epoch := pool.epoch) is not None:
+            found: Calibration | None = epoch.calibration if self.terms else epoch.plain
+        else:
+            found = pool.calibration if self.terms else None
         if found is None:
             found = calibrate(pool.samples(), self.terms)
-        self.model_ = experts(pool, found.weights, self.terms)
+        model = experts if epoch is None else grown
+        self.model_ = model(pool, found.weights, self.terms)
         self.seen_above_ = found.seen_above
         self.limit_ = threshold(found.surprises, self.alpha)
         return self
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
-        """Each row's likely allowed adapters; scores are log posteriors over the whole pool."""
+        """Each row's likely adapters; scores are log posteriors over the pool, under an epoch among the allowed."""
         assert query.embedding is not None
         texts = Features(query.embedding, hash_terms(query.texts) if self.terms else None)
-        scores = self.model_.score(texts)
-        lead = leads(scores, allowed)
-        posterior = torch.log_softmax(scores, dim=1)
+        posterior, lead = self.model_.judge(texts, allowed)
         route = self._route(posterior, lead, allowed)
         return Route(route.ids, posterior.gather(1, route.ids), route.weights, lead)
 

@@ -9,6 +9,7 @@ rows of a call that may use the same adapters, as RAMoLE's tables do for mixed t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,9 +41,13 @@ class Retriever:
 
     def fit(self, known: Known) -> Retriever:
         """Learn the mean embedding of each adapter, of length 1 from here on."""
-        means = torch.stack([samples.double().mean(0) for samples in known.embeddings()])
-        self.mean_ = torch.nn.functional.normalize(means, dim=1)
+        self.mean_ = self.means(known.embeddings())
         return self
+
+    @staticmethod
+    def means(embeddings: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, "adapter dim"]:
+        """Of each adapter's samples, of length 1."""
+        return torch.nn.functional.normalize(torch.stack([own.double().mean(0) for own in embeddings]), dim=1)
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
         """Cosines, fp32, worked out in fp64 so that the batch changes nothing."""

@@ -39,6 +39,9 @@ class Known(Protocol):
     def ridge(self) -> float:
         """Of the own-covariance Gaussian, chosen on the samples."""
 
+    def volume(self, ridge: float) -> float | None:
+        """The median log determinant under a ridge where the pool has an epoch; None: that of its adapters."""
+
     def __len__(self) -> int: ...
 
     def embeddings(self) -> Sequence[Float[Tensor, "_ dim"]]:
@@ -80,7 +83,8 @@ class Gaussian:
     @one_thread()
     def fit(self, known: Known) -> Gaussian:
         """Fit one Gaussian per adapter."""
-        self.model_ = OwnGaussian(known.ridge if self.ridge is None else self.ridge).fit(known.embeddings())
+        ridge = known.ridge if self.ridge is None else self.ridge
+        self.model_ = OwnGaussian(ridge).fit(known.embeddings(), known.volume(ridge))
         return self
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.route.epoch import Epoch
 from hilora.route.experts import Calibration
 from hilora.route.features import Features
 from hilora.route.gaussian import RIDGE
@@ -23,12 +24,21 @@ class Sampled(Known, Protocol):
         """Of the scores of `experts`, from the samples; None if there is none yet."""
         ...
 
-    def samples(self) -> Sequence[Features]:
-        """Each adapter's samples, in the pool's order."""
+    @property
+    def epoch(self) -> Epoch | None:
+        """What adapters share, if that was learned once and for all; None where it is these adapters' own."""
+        ...
+
+    def samples(self, some: Sequence[int] | None = None) -> Sequence[Features]:
+        """Each adapter's samples, or those of some, by position; in the pool's order."""
+        ...
+
+    def sample_keys(self) -> Sequence[str]:
+        """What each adapter's samples are known by; equal keys, equal samples."""
         ...
 
     def learned(self, recipe: str) -> Mapping[str, Tensor] | None:
-        """What a recipe has learned from these very samples, if it was kept (`stored`)."""
+        """What a recipe has learned from these very samples, or under their epoch, if it was kept (`stored`)."""
         ...
 
 
@@ -36,13 +46,22 @@ class Held:
     """Samples by adapter that are held in memory."""
 
     held: Sequence[Features]
+    epoch: Epoch | None = None
 
     def __len__(self) -> int:
         return len(self.held)
 
-    def samples(self) -> Sequence[Features]:
-        """Each adapter's samples."""
-        return self.held
+    def samples(self, some: Sequence[int] | None = None) -> Sequence[Features]:
+        """Each adapter's samples, or those of some, by position."""
+        return self.held if some is None else [self.held[i] for i in some]
+
+    def sample_keys(self) -> list[str]:
+        """Their content hashes."""
+        return [own.content_hash() for own in self.held]
+
+    def volume(self, ridge: float) -> float | None:
+        """By the epoch, if there is one."""
+        return None if self.epoch is None else self.epoch.volume(ridge)
 
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """The embeddings of each adapter's samples."""
@@ -59,6 +78,7 @@ class Collection(Held):
     held: Sequence[Features]
     ridge: float = RIDGE
     calibration: Calibration | None = None
+    epoch: Epoch | None = None
 
 
 def sampled(known: Known) -> Sampled:

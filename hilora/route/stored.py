@@ -8,45 +8,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from hilora.route.dual import DualGaussian
 from hilora.route.experts import WEIGHTS, Experts
 from hilora.route.features import Features
+from hilora.route.grown import GrownExperts
+from hilora.route.kept import WITNESSES, tensors_of, witness_of
 from hilora.route.samples import Sampled
-from hilora.route.tied import TiedGaussian
-from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Meaning, Phrases, Spelling
+from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Phrases
 
 VERSION = 1
 """Of what fitting gives for the same samples; to be raised with every change to it."""
 RECIPE = f"experts {VERSION}: {SHRINKAGE}, {SPELLING_SHRINKAGE}, {Phrases().strength}"
 """All that the tensors depend on beside the samples."""
-MODELS: Mapping[str, type[TiedGaussian | DualGaussian]] = {"tied": TiedGaussian, "dual": DualGaussian}
+FEW = 0.05
+"""Share of a pool's adapters that are worked out anew at each start, before all is kept again."""
 _log = logging.getLogger(__name__)  # warnings go to standard error, unless the program around wants them elsewhere
-
-
-@dataclass(frozen=True)
-class _Learned:
-    """Names of what `fit` leaves: tensors, integers that fit into 32 bits, and numbers."""
-
-    tensors: tuple[str, ...]
-    small: tuple[str, ...] = ()
-    numbers: tuple[str, ...] = ()
-
-
-LEARNED = {
-    Meaning: _Learned(("noise_",)),
-    Spelling: _Learned(("rarity_", "noise_")),
-    Phrases: _Learned(("start_", "gain_", "absent_"), ("vocabulary_", "adapter_")),
-    TiedGaussian: _Learned(("whitening_", "mean_"), numbers=("log_det_", "spread_")),
-    DualGaussian: _Learned(("mean_", "whitening_", "white_mean_"), numbers=("level_", "log_det_", "spread_")),
-}
-WITNESSES = {"meaning": Meaning, "spelling": Spelling, "phrases": Phrases}
-SHRINKAGES = {"meaning": SHRINKAGE, "spelling": SPELLING_SHRINKAGE}
 
 
 def learn(samples: Sequence[Features]) -> dict[str, Tensor]:
@@ -54,10 +34,7 @@ def learn(samples: Sequence[Features]) -> dict[str, Tensor]:
     model = Experts(WEIGHTS).fit(samples)
     found = {"worded": model.worded_}
     for name, witness in model.witnesses_.items():
-        found |= _tensors(name, witness)
-        for kind, form in MODELS.items():
-            if isinstance(gaussian := getattr(witness, "model_", None), form):
-                found |= _tensors(f"{name}|{kind}", gaussian)
+        found |= tensors_of(name, witness)
     return found
 
 
@@ -78,6 +55,45 @@ def experts(known: Sampled, weights: Mapping[str, float], terms: bool) -> Expert
     return Experts(weights, terms).fit(known.samples())
 
 
+def grown(known: Sampled, weights: Mapping[str, float], terms: bool) -> GrownExperts:
+    """Experts of these samples under their epoch; those that were kept are taken as they are, whoever the others."""
+    assert known.epoch is not None
+    found, keys = GrownExperts.of(known.epoch, weights, terms), known.sample_keys()
+    kept = known.learned(RECIPE)
+    origin = torch.full((len(keys),), -1)
+    if kept is not None:
+        try:
+            found, origin = found.restored(kept), origins(_keys(kept, len(kept["worded"])), keys)
+        except (KeyError, ValueError) as error:
+            _log.warning("Statistics that are not of this epoch (%s) were not used.", error)
+    return found.over(known.samples((origin < 0).nonzero()[:, 0].tolist()), origin)
+
+
+def learn_grown(known: Sampled) -> dict[str, Tensor]:
+    """What is each adapter's own under the pool's epoch; name -> what was learned."""
+    keys = known.sample_keys()
+    hashes = torch.tensor([list(bytes.fromhex(key)) for key in keys], dtype=torch.uint8)
+    return grown(known, WEIGHTS, True).tensors() | {"keys": hashes}
+
+
+def covers(kept: Mapping[str, Tensor], keys: Sequence[str]) -> bool:
+    """Whether nearly all of some adapters are among those that were kept, and not many others."""
+    held = set(_keys(kept, len(kept["keys"]))) if "keys" in kept else set()
+    return len(set(keys) ^ held) <= FEW * len(keys)
+
+
+def origins(before: Sequence[str], now: Sequence[str]) -> Int[Tensor, " adapter"]:
+    """Where each of some keys was before; -1 where it was not."""
+    places = {key: place for place, key in enumerate(before)}
+    return torch.tensor([places.get(key, -1) for key in now], dtype=torch.long)
+
+
+def _keys(kept: Mapping[str, Tensor], adapters: int) -> list[str]:
+    if len(kept["keys"]) != adapters:
+        raise ValueError(f"expected keys of {adapters} adapters, got {len(kept['keys'])}")
+    return [bytes(row).hex() for row in kept["keys"].numpy()]
+
+
 def _restored(kept: Mapping[str, Tensor], adapters: int, weights: Mapping[str, float], terms: bool) -> Experts:
     """Inverse of `learn`.
 
@@ -87,36 +103,10 @@ def _restored(kept: Mapping[str, Tensor], adapters: int, weights: Mapping[str, f
     found = Experts(weights, terms)
     found.weights_, found.worded_ = weights, kept["worded"].clone() & terms
     names = [name for name in WITNESSES if name == "meaning" or found.worded_.any()]
-    found.witnesses_ = {}
-    for name in names:
-        witness: Any = _take(WITNESSES[name](), name, kept)
-        for kind, form in MODELS.items():
-            if f"{name}|{kind}|mean_" in kept:
-                witness.model_ = _take(form(SHRINKAGES[name]), f"{name}|{kind}", kept)
-        found.witnesses_[name] = witness
+    found.witnesses_ = {name: witness_of(name, kept) for name in names}
     worded = int(found.worded_.sum())
     sizes = {"worded": len(found.worded_), "meaning": len(kept["meaning|noise_"])}
     others = {name: len(kept[f"{name}|{'absent_' if name == 'phrases' else 'noise_'}"]) for name in names[1:]}
     if set(sizes.values()) != {adapters} or not set(others.values()) <= {worded}:
         raise ValueError(f"expected {adapters}, {worded} of them with terms; got {sizes | others}")
     return found
-
-
-def _tensors(prefix: str, fitted: Any) -> dict[str, Tensor]:
-    names = LEARNED[type(fitted)]
-    found: dict[str, Tensor] = {each: getattr(fitted, each) for each in names.tensors}
-    found |= {each: getattr(fitted, each).int() for each in names.small}
-    found |= {each: torch.tensor(getattr(fitted, each), dtype=torch.float64) for each in names.numbers}
-    return {f"{prefix}|{each}": tensor for each, tensor in found.items()}
-
-
-def _take(fresh: Any, prefix: str, kept: Mapping[str, Tensor]) -> Any:
-    names = LEARNED[type(fresh)]
-    for each in names.tensors:
-        # kept tensors may be mapped from a file, anywhere in memory: products of aligned ones are alike to the bit
-        setattr(fresh, each, kept[f"{prefix}|{each}"].clone())
-    for each in names.small:
-        setattr(fresh, each, kept[f"{prefix}|{each}"].long())
-    for each in names.numbers:
-        setattr(fresh, each, float(kept[f"{prefix}|{each}"]))
-    return fresh

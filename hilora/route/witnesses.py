@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hilora.route.dual import DualGaussian
@@ -38,12 +38,12 @@ class Witness(Protocol):
 
 
 class Meaning:
-    """A tied Gaussian over the embeddings, even-handed to adapters with few samples (`_noise`)."""
+    """A tied Gaussian over the embeddings, even-handed to adapters with few samples (`noise`)."""
 
     def fit(self, samples: Sequence[Features]) -> Meaning:
         """Learn means and the pooled covariance."""
         self.model_ = TiedGaussian(SHRINKAGE).fit([own.embeddings for own in samples])
-        self.noise_ = _noise(self.model_, samples)
+        self.noise_ = noise(self.model_, samples)
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
@@ -51,7 +51,7 @@ class Meaning:
         return self.model_.score(texts.embeddings) * texts.embeddings.shape[1] + self.noise_
 
 
-def _noise(model: TiedGaussian | DualGaussian, samples: Sequence[Features]) -> Float[Tensor, " adapter"]:
+def noise(model: TiedGaussian | DualGaussian, samples: Sequence[Features]) -> Float[Tensor, " adapter"]:
     """What the log-likelihoods lack because means come from samples.
 
     The mean of n samples lies spread / n (whitened, squared) from the true one, and so much farther away seems every
@@ -65,22 +65,23 @@ class Spelling:
 
     def fit(self, samples: Sequence[Features]) -> Spelling:
         """Learn how common each n-gram is, then means and the pooled covariance."""
-        counts = [_terms(own).characters for own in samples]
+        counts = [terms_of(own).characters for own in samples]
         number = sum(len(c) for c in counts)
         used = torch.stack([(c != 0).sum(0) for c in counts]).sum(0)  # (bucket,)
         self.rarity_ = torch.log((1 + number) / (1 + used.double())) + 1
         # the same scores; in fp64, the dual gains nothing with more samples than half as many as there are buckets
         kind = DualGaussian if 2 * number <= len(used) else TiedGaussian
-        self.model_ = kind(SPELLING_SHRINKAGE).fit([self._vectors(c) for c in counts])
-        self.noise_ = _noise(self.model_, samples)
+        self.model_ = kind(SPELLING_SHRINKAGE).fit([self.vectors(c) for c in counts])
+        self.noise_ = noise(self.model_, samples)
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
         """Log-likelihoods."""
-        vectors = self._vectors(_terms(texts).characters)
+        vectors = self.vectors(terms_of(texts).characters)
         return self.model_.score(vectors) * vectors.shape[1] + self.noise_
 
-    def _vectors(self, characters: Tensor) -> Float[Tensor, "text bucket"]:
+    def vectors(self, characters: Tensor) -> Float[Tensor, "text bucket"]:
+        """Counts of character n-grams, weighted by rarity, of length 1."""
         return torch.nn.functional.normalize(characters.double() * self.rarity_, dim=1).float()
 
 
@@ -102,17 +103,13 @@ class Phrases:
     adapter_: Int[Tensor, " entry"] = field(init=False, repr=False)
     gain_: Float[Tensor, " entry"] = field(init=False, repr=False)
     absent_: Float[Tensor, " adapter"] = field(init=False, repr=False)
+    known_: Int[Tensor, " known"] | None = field(init=False, repr=False, default=None)  # an epoch's (`epoch`)
+    total_: Float[Tensor, " known"] | None = field(init=False, repr=False, default=None)  # samples that use each
+    count_: int = field(init=False, repr=False, default=0)  # of those samples
 
     def fit(self, samples: Sequence[Features]) -> Phrases:
         """Count the samples that use each phrase, by adapter."""
-        terms = [_terms(own) for own in samples]
-        sizes = torch.tensor([len(own) for own in samples])
-        phrases = torch.cat([t.phrases for t in terms]).long()
-        owner = torch.arange(len(terms)).repeat_interleave(torch.tensor([len(t.phrases) for t in terms]))
-        self.vocabulary_, place = torch.unique(phrases, return_inverse=True)
-        pairs, used = torch.unique(place * len(terms) + owner, return_counts=True)  # by phrase, then adapter
-        phrase, self.adapter_ = pairs // len(terms), pairs % len(terms)
-        self.start_ = torch.searchsorted(phrase, torch.arange(len(self.vocabulary_) + 1))
+        self.vocabulary_, self.start_, phrase, self.adapter_, used, sizes = count_phrases(samples)
         total = torch.zeros(len(self.vocabulary_)).index_add_(0, phrase, used.float())
         share = (total + 0.5) / (int(sizes.sum()) + 1)
         # relative to an adapter whose samples never use the phrase: log (n_it + s p_t) / (s p_t)
@@ -122,21 +119,48 @@ class Phrases:
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
         """Log-likelihoods, relative to the pool's."""
-        terms = _terms(texts)
+        terms = terms_of(texts)
         wanted = terms.phrases.long()
-        place = torch.searchsorted(self.vocabulary_, wanted).clamp_max(max(len(self.vocabulary_) - 1, 0))
-        known = self.vocabulary_[place] == wanted if len(self.vocabulary_) else torch.zeros_like(wanted).bool()
-        place, text = place[known], terms.text[known]
+        known = _contains(self.vocabulary_, wanted)
+        place, text = torch.searchsorted(self.vocabulary_, wanted[known]), terms.text[known]
         starts = self.start_[place]
         sizes = self.start_[place + 1] - starts
         entries = spans(starts, sizes)
         cells = text.repeat_interleave(sizes) * len(self.absent_) + self.adapter_[entries]
         scores = torch.zeros(len(texts) * len(self.absent_), dtype=torch.float64)
         scores.index_add_(0, cells, self.gain_[entries].double())
+        if self.known_ is not None:  # what only some newcomers' samples use speaks for those, and for nobody else
+            text = terms.text[_contains(self.known_, wanted)]
         number = torch.bincount(text, minlength=len(texts))  # known phrases of each text
         return (scores.view(len(texts), len(self.absent_)) + number[:, None] * self.absent_).float()
 
 
-def _terms(texts: Features) -> Terms:
+def terms_of(texts: Features) -> Terms:
+    """The n-grams of texts that have some."""
     assert texts.terms is not None
     return texts.terms
+
+
+def count_phrases(samples: Sequence[Features]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """How many of each adapter's samples use each phrase.
+
+    Returns:
+        vocabulary: (phrase,) ids, ascending.
+        start: (bound,) first entry of each phrase.
+        phrase, adapter, used: (entry,) how many samples of an adapter use a phrase, by phrase, then adapter.
+        sizes: (adapter,) samples of each.
+    """
+    terms = [terms_of(own) for own in samples]
+    sizes = torch.tensor([len(own) for own in samples])
+    phrases = torch.cat([t.phrases for t in terms]).long()
+    owner = torch.arange(len(terms)).repeat_interleave(torch.tensor([len(t.phrases) for t in terms]))
+    vocabulary, place = torch.unique(phrases, return_inverse=True)
+    pairs, used = torch.unique(place * len(terms) + owner, return_counts=True)
+    phrase, adapter = pairs // len(terms), pairs % len(terms)
+    return vocabulary, torch.searchsorted(phrase, torch.arange(len(vocabulary) + 1)), phrase, adapter, used, sizes
+
+
+def _contains(vocabulary: Int[Tensor, " phrase"], wanted: Int[Tensor, " entry"]) -> Bool[Tensor, " entry"]:
+    """Which ids a vocabulary has."""
+    place = torch.searchsorted(vocabulary, wanted).clamp_max(max(len(vocabulary) - 1, 0))
+    return vocabulary[place] == wanted if len(vocabulary) else torch.zeros_like(wanted).bool()

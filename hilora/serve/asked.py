@@ -23,10 +23,12 @@ class Caller:
     Attributes:
         tenant: whose private adapters he sees beside the public ones; "" for nobody's.
         scopes: what he may do.
+        token: id of the token that says so; "" where none is needed.
     """
 
     tenant: str = ""
     scopes: frozenset[str] = frozenset(SCOPES)
+    token: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -412,15 +413,47 @@ def test_costs_grow_with_what_is_used_and_hardly_with_what_is_registered(scripts
     assert all(value > 0 for value in measured.values())
 
 
+def test_answers_together_are_compared_with_each_alone(
+    bench_scripts: Any, shared_pool: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    router = HiLoRA.from_pretrained(copy.deepcopy(model), pool, "hilora", tokenizer=tokenizer, embedder=embedder)
+    script, out = bench_scripts.load("benchmarks/same.py"), tmp_path / "same.jsonl"
+    monkeypatch.setattr(script.HiLoRA, "from_pretrained", lambda *_, **__: router)
+    small = ("--pool", pool.path, "--words", 3, "--new-tokens", 4, "--batch", 3, "--group", 4, "--json", out)
+    bench_scripts.run(script, *small, "--answers", 4)
+    bench_scripts.run(script, *small, "--answers", 6)
+    _, *found = lines(out)
+    assert [line["prompt"] for line in found] == list(range(6))
+    assert all(line["same"] and 2 <= line["tokens"] <= 4 for line in found)  # fp64
+    finish, calls = script.finish, list[int]()
+
+    def spoilt(router: Any, asked: Any, most: int) -> None:
+        finish(router, asked, most)
+        if most > 1:
+            asked[0].new[1] += 1
+        calls.append(most)
+
+    monkeypatch.setattr(script, "finish", spoilt)
+    out.unlink()
+    bench_scripts.run(script, *small, "--answers", 4)
+    _, first, *rest = lines(out)
+    assert (first["same"], first["at"]) == (False, 1)
+    assert first["gap"] > 0
+    assert all(line["same"] for line in rest)
+
+
 def test_two_checkouts_stand_side_by_side_and_take_turns(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = scripts.load("benchmarks/checkouts.py")
     here, asked = sys.modules["hilora"], list[str]()
     package = (
-        "from hilora.inner import name\nclass HiLoRA:\n"
+        "from types import SimpleNamespace\nfrom hilora.inner import name\nclass HiLoRA:\n"
+        "    model = SimpleNamespace(config=SimpleNamespace(vocab_size=9))\n"
         "    @classmethod\n    def from_pretrained(cls, **_):\n        return cls()\n"
         "    def generate(self, prompts, **_):\n        from hilora.inner import name\n        LOG.append(name)\n"
+        "        return []\n"
     )
     for name in ("before", "after"):
         (tmp_path / name / "hilora").mkdir(parents=True)
@@ -431,8 +464,8 @@ def test_two_checkouts_stand_side_by_side_and_take_turns(
     monkeypatch.setattr(module, "commit_of", lambda folder: "0" * 12)
     out = tmp_path / "found.jsonl"
     scripts.run(module, "--before", tmp_path / "before", "--pool", tmp_path, "--rounds", 3, "--json", out)
-    assert asked[:4] == ["before", "before", "after", "after"]  # one token, then all
-    assert Counter(asked) == {"before": 8, "after": 8}
+    assert asked[:6] == ["before"] * 3 + ["after"] * 3  # one token, then all, then as they come
+    assert Counter(asked) == {"before": 12, "after": 12}
     found = lines(out)[1:]
     assert Counter(line["checkout"] for line in found) == {"before": 3, "after": 3}
     assert sys.modules["hilora"] is here
@@ -514,3 +547,33 @@ def test_bits_are_compared_with_the_whole_base(
     table = page.read_text().removeprefix("Before.\n\n").removesuffix("\n\nAfter.\n")
     assert table.count("\n| ") == 2 + len(script.METHODS) * len(script.LOADINGS)
     assert table.split("\n", 1)[1].rsplit("\n", 1)[0] in capsys.readouterr().out
+
+
+def test_epochs_end_beside_fresh_ones_uploads_are_timed_and_the_run_resumes(
+    bench_scripts: Any, shared_pool: Any, embedder: Any, tiny: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    pool = Pool.open(shutil.copytree(shared_pool("llama")[1].path, tmp_path / "pool"))
+    monkeypatch.setattr("hilora.base.embed.EmbedderInfo.load", lambda *_: embedder)
+    script = bench_scripts.load("benchmarks/epochs.py")
+    (tmp_path / "data").mkdir()
+    for task in tiny.tasks:
+        rows = [json.dumps({"inputs": text, "targets": "x"}) for text in tiny.texts(task, 12, 9)]
+        (tmp_path / "data" / f"{task}.jsonl").write_text("\n".join(rows))
+    out = tmp_path / "out.jsonl"
+    small = ("--pool", pool.path, "--data", tmp_path / "data", "--draws", 1, "--times", 2, "--json", out)
+    bench_scripts.run(script, *small, "--adapters", 4)
+    first = lines(out)
+    ended = [line for line in first if line.get("what") == "end of an epoch"]
+    assert [(line["growth"], line["members"]) for line in ended] == [(1.1, 3), (1.25, 3), (2.0, 2)]
+    for line in ended:
+        assert line["prompts"] == 4 * 6
+        assert line["new_prompts"] == 6 * (4 - line["members"])
+        for found in (line["ended"], line["fresh"]):
+            assert all(0 <= found[name] <= 1 for name in ("top1", "new_top1", "coverage", "seen", "hilora_top1"))
+    uploads = [line for line in first if line.get("what") == "upload"]
+    assert [line["method"] for line in uploads] == list(script.METHODS)
+    assert all(line["whole_s"]["median"] > 0 for line in uploads)
+    out.write_text("".join(json.dumps(line) + "\n" for line in first if line.get("method") != "fusion"))
+    bench_scripts.run(script, *small, "--adapters", 4)
+    again = lines(out)[len(first) - 1 :]
+    assert [line.get("method", line.get("what")) for line in again] == [None, "epoch", "fusion"]

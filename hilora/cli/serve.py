@@ -1,0 +1,80 @@
+"""hilora serve: a pool behind HTTP, for any OpenAI client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hilora.cli.opened import choose_method, open_pool
+from hilora.cli.options import Base, Dtype, Method, PoolName, Quantize, Settings, quiet_transformers, split_names
+from hilora.cli.show import console, status
+from hilora.cli.usage import Commands
+from hilora.errors import InputError
+from hilora.methods import DEFAULT_METHOD
+
+app = typer.Typer(cls=Commands, help="Serve a pool over HTTP.", invoke_without_command=True)
+
+Seconds = Annotated[float, typer.Option(min=0)]
+
+
+@app.callback()
+def serve(
+    context: typer.Context,
+    *,
+    pool: PoolName = None,
+    base: Base = None,
+    method: Method = DEFAULT_METHOD,
+    option: Settings = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods that requests may name, with commas between; default: that can grow.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs tokens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    uploads: Annotated[bool, typer.Option(help="Whether adapters may be uploaded.")] = True,
+    running: Annotated[int, typer.Option(min=1, help="Answers that share the model's steps.")] = 32,
+    waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused with 429.")] = 256,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for a whole answer, waiting counted.")] = 600,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for what runs after SIGTERM.")] = 30,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where a request does not say.")] = 1024,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    adapter_memory: Annotated[str, typer.Option(help="For adapters in memory, e.g. 2GB.")] = "512MB",
+    kv_memory: Annotated[
+        str | None, typer.Option(help="For keys and values of all requests, e.g. 2GB; default: half of what is free.")
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")] = False,
+) -> None:
+    """Serve a pool: OpenAI's API at http://HOST:PORT/v1, its description at /docs."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        from hilora.serve.run import Settings as Served
+        from hilora.serve.run import serve as run
+    except ModuleNotFoundError as error:
+        raise InputError(f"Serving needs {error.name}. Install it: pip install 'hilora[serve]'") from error
+    from hilora.engine.generate import HiLoRA
+    from hilora.serve.limits import Limits
+
+    built, settings = choose_method(method, option)
+    opened = open_pool(pool)
+    limits = Limits(running=running, waiting=waiting, deadline=deadline, drain=drain, new_tokens=new_tokens)
+    asked = Served(
+        host=host,
+        port=port,
+        uploads=uploads,
+        methods=None if methods is None else split_names(methods),
+        limits=limits,
+        log_prompts=log_prompts,
+    )
+    asked.check(Path(opened.path), built)
+    quiet_transformers()
+    with status(f"Loading {base or opened.base.name} and {len(opened)} adapters"):
+        loading: dict[str, Any] = {"dtype": dtype, "quantization_config": quantize}
+        router = HiLoRA.from_pretrained(
+            base, opened, method, adapter_memory=adapter_memory, kv_memory=kv_memory, **loading, **settings
+        )
+        router.planner.embedder  # noqa: B018  # loaded now, not with the first request
+        router.batching  # noqa: B018
+    run(router, asked, console.print)

@@ -1,0 +1,88 @@
+"""An adapter that has been checked, and is in no pool yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hilora.errors import UnknownNameError
+from hilora.pool import store
+from hilora.pool.described import DESCRIPTION
+from hilora.pool.looked import Embed, look_at
+from hilora.pool.peft import read_adapter
+from hilora.pool.view import Entry, PoolView
+from hilora.route.features import Features
+from hilora.types import Factors
+
+ORIGINS = ("samples", "prompts", DESCRIPTION)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An adapter that has been checked, and is in no pool yet."""
+
+    entry: Entry
+    factors: Factors
+    features: Features
+
+    def keep(self, pool: Path) -> None:
+        """Write its files, which are named by their contents; nobody reads them before a manifest names them.
+
+        Raises:
+            PoolError: the pool cannot be written.
+        """
+        tensors = {
+            f"{site}|{side}": tensor
+            for site, pair in self.factors.items()
+            for side, tensor in zip(("down", "up"), pair, strict=True)
+        }
+        store.write_tensors(pool / store.ADAPTERS / f"{self.entry.hash}.safetensors", tensors)
+        store.write_tensors(pool / store.SAMPLES / f"{self.entry.samples}.safetensors", self.features.tensors())
+
+
+def prepare(
+    pool: PoolView,
+    name: str,
+    folder: str | Path,
+    samples: Sequence[str] | Features,
+    embed: Embed,
+    *,
+    any_base: bool = False,
+    terms: bool = True,
+    origin: str = "samples",
+) -> Prepared:
+    """Check an adapter as `Pool.add` does, and change nothing.
+
+    Args:
+        pool: it is for.
+        name, folder, embed, any_base, terms, origin: as for `Pool.add`.
+        samples: texts, or what is kept of them where somebody has looked at them already.
+
+    Raises:
+        AdapterError: the adapter cannot be used on this base.
+        InputError: the samples are too few.
+    """
+    if origin not in ORIGINS:
+        raise UnknownNameError("origin of samples", origin, ORIGINS)
+    adapter = read_adapter(Path(folder), name=name, sites=pool.base.sites, base=pool.base)
+    if not any_base:
+        pool.base.check_adapter(name, adapter.base_model)
+    found = samples
+    if not isinstance(found, Features):
+        found = look_at(name, found, embed, pool.embedder, terms=terms and origin != DESCRIPTION)
+    entry = Entry(
+        name=name,
+        hash=adapter.hash,
+        samples=found.content_hash(),
+        rank=adapter.rank,
+        num_sites=len(adapter.factors),
+        num_parameters=sum(d.numel() + u.numel() for d, u in adapter.factors.values()),
+        base_model=adapter.base_model,
+        num_samples=len(found),
+        enabled=True,
+        added=datetime.now(UTC).isoformat(timespec="seconds"),
+        origin=origin,
+    )
+    return Prepared(entry, adapter.factors, found)

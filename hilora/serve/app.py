@@ -1,0 +1,82 @@
+"""The service, assembled: what comes in goes through bounds and doors to the desk or to the uploads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from hilora import __version__
+from hilora.serve.asked import Caller
+from hilora.serve.desk import PoolDesk
+from hilora.serve.limits import Limits
+from hilora.serve.openai.errors import install_errors
+from hilora.serve.openai.guard import Guard
+from hilora.serve.openai.routes import routes
+
+ABOUT = """Prompts without labels in, answers with reasons out, by the adapters that fit them.
+
+Any OpenAI client works: `model="auto"` routes. `/v1/adapters` takes new adapters while the server runs.
+"""
+
+
+def make_app(
+    desk: PoolDesk,
+    limits: Limits,
+    who: Callable[[Request], Caller],
+    *,
+    others: Sequence[APIRouter] = (),
+    opened: Sequence[Callable[[], Any]] = (),
+    closed: Sequence[Callable[[], Any]] = (),
+) -> FastAPI:
+    """The service.
+
+    Args:
+        desk: answers prompts.
+        limits: bounds on requests.
+        who: says who asks, or raises `faults.UnauthorizedError`.
+        others: routes beside OpenAI's, as those of uploads.
+        opened, closed: called when the server starts, and when it has ended everything.
+    """
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        for call in opened:
+            call()
+        yield
+        await asyncio.to_thread(desk.close, limits.drain)
+        for call in closed:
+            await asyncio.to_thread(call)
+
+    app = FastAPI(title="hilora", version=__version__, description=ABOUT, lifespan=life)
+    install_errors(app)
+    app.add_middleware(Guard, limits=limits)
+    app.include_router(routes(desk, limits, who))
+    for each in others:
+        app.include_router(each)
+    app.include_router(_seen_from_outside(desk, who))
+    return app
+
+
+def _seen_from_outside(desk: PoolDesk, who: Callable[[Request], Caller]) -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/healthz", summary="Whether the process lives")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="Whether it takes requests")
+    def ready() -> JSONResponse:
+        state = desk.state()
+        return JSONResponse(dict(state), 200 if state["status"] == "ready" else 503)
+
+    @router.get("/metrics", summary="For Prometheus", response_class=Response)
+    def metrics(caller: Caller = Depends(who)) -> Response:  # noqa: B008
+        page, kind = desk.meters.page()
+        return Response(page, media_type=kind)
+
+    return router

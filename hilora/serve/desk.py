@@ -1,0 +1,223 @@
+"""Prompts in, answers out, for any number of callers at once, over a pool that changes meanwhile.
+
+    event loop's thread   ask -> ticket, which waits for its route and then for its answers
+    desk's thread         routes what has come, many prompts at once; lets those start who are next in the line
+    engine's thread       steps; tells tickets what their answers say
+
+Nobody waits outside of the line: what the engine is given starts at its next steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hilora.engine.batching import Batching
+from hilora.engine.generate import HiLoRA
+from hilora.engine.teams import let_team_go
+from hilora.engine.thread import TURNS
+from hilora.pool.view import Entry, PoolView
+from hilora.serve.asked import Ask, Caller, Why
+from hilora.serve.edition import Edition
+from hilora.serve.faults import BusyError, ClosingError, LateError
+from hilora.serve.limits import Limits
+from hilora.serve.line import Line
+from hilora.serve.meters import Meters
+from hilora.serve.routing import Routing, Started
+from hilora.serve.tenants import visible
+from hilora.serve.ticket import Outbox, Ticket
+
+TOGETHER = 32
+"""Prompts that are routed at once, at most."""
+GROWING = ("hilora-plus", "hilora", "hilora-gs", "selection", "mixture", "fusion")
+"""Methods to which a new adapter is an adapter like all others: beside uploads only these route."""
+
+
+class PoolDesk:
+    """Answers prompts over a pool (`asked.Desk`).
+
+    Args:
+        router: the model, and the default method over the pool.
+        limits: how much at once.
+        methods: that may be asked for beside it.
+        meters: counts what happens.
+    """
+
+    def __init__(
+        self, router: HiLoRA, limits: Limits, methods: Sequence[str] = GROWING, meters: Meters | None = None
+    ) -> None:
+        self.limits, self.meters = limits, meters or Meters()
+        default = router.planner.method.name
+        self.methods = tuple(dict.fromkeys([default, *methods]))
+        self.opened = int(time.time())
+        self.edition = Edition(router, {})
+        self.engine = router.lanes.engine
+        self.width = limits.running if router.batching is Batching.OPEN else TURNS
+        self.engine.loop.most = limits.running
+        self._routing = Routing(self.methods, limits, self.meters, self._ended)
+        self._turn = threading.Condition()
+        self._outbox: Outbox | None = None
+        self._new: list[Ticket] = []
+        self._line: Line[Started] = Line()
+        self._running: set[Started] = set()
+        self._tickets: set[Ticket] = set()
+        self._closing = self._closed = False
+        for name, about, read in (
+            ("hilora_waiting", "Requests in the line", lambda: self.waiting),
+            ("hilora_running", "Requests that share the model's steps", lambda: self.running),
+            ("hilora_adapters", "Adapters in the pool", lambda: len(self.edition.view)),
+            ("hilora_pool_version", "The pool's version", lambda: self.edition.view.version),
+            ("hilora_kv_bytes", "Keys and values in memory", lambda: self.engine.loop.num_bytes),
+        ):
+            self.meters.watch(name, about, read)
+        self._thread = threading.Thread(target=self._work, name="hilora desk", daemon=True)
+        self._thread.start()
+
+    def visible(self, caller: Caller) -> Sequence[Entry]:
+        """The adapters that a caller may name, under the names that he knows them by."""
+        return visible(self.edition.view, caller)
+
+    async def answer(self, ask: Ask) -> Ticket:
+        """Route a prompt and have it answered; returns once it is routed."""
+        return await self._ticket(ask, only_route=False)
+
+    async def route(self, ask: Ask) -> Why:
+        """The same without an answer."""
+        ticket = await self._ticket(ask, only_route=True)
+        await ticket.close()
+        return ticket.why
+
+    async def _ticket(self, ask: Ask, *, only_route: bool) -> Ticket:
+        loop = asyncio.get_running_loop()
+        with self._turn:
+            if self._closing:
+                raise ClosingError("The server is shutting down. Ask another one, or come again.", "shutting_down")
+            if len(self._tickets) - len(self._running) >= self.limits.waiting:
+                self.meters.refused("queue_full")
+                raise BusyError(
+                    f"{self.limits.waiting} requests are waiting already. Come again.",
+                    self._wait(),
+                    "queue_full",
+                )
+            if self._outbox is None or self._outbox.loop is not loop:
+                self._outbox = Outbox(loop)
+            ticket = Ticket(ask, self._outbox, self.limits.deadline, self._give_up, only_route=only_route)
+            self._tickets.add(ticket)
+            self._new.append(ticket)
+            self._turn.notify_all()
+        self.meters.came(ask)
+        try:
+            await ticket.wait_routed()
+        except LateError:
+            self.meters.refused("deadline")
+            raise
+        return ticket
+
+    def _wait(self) -> float:
+        """Seconds after which a place may be free: what one answer takes, as far as is known."""
+        return max(1.0, round(self.meters.typical_seconds, 0))
+
+    def change(self, view: PoolView) -> None:
+        """Route over another view of the pool from now on; what is routed already keeps its own."""
+        edition = self.edition.over(view)
+        with self._turn:
+            self.edition = edition
+
+    def close(self, seconds: float) -> None:
+        """Take nothing new, let what is there end for so long, then end it."""
+        with self._turn:
+            self._closing = True
+            self._turn.wait_for(lambda: not self._tickets, seconds)
+            left = list(self._tickets)
+            self._closed = True
+            self._turn.notify_all()
+        for ticket in left:
+            ticket.tell(ClosingError("The server is shutting down.", "shutting_down"))
+            self._give_up(ticket)
+        self._thread.join()
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """Nobody waits for a ticket any more, or all of it is there."""
+        ticket.cancelled = True
+        with self._turn:
+            self._tickets.discard(ticket)
+            if ticket in self._new:
+                self._new.remove(ticket)
+            started: Started | None = ticket.work
+            if started is not None and not self._line.drop(started) and started in self._running:
+                works = set(started.works)
+                if not self.engine.give_up(works) & works - started.ended:
+                    self._running.discard(started)
+            self._turn.notify_all()
+
+    @property
+    def _may_start(self) -> bool:
+        rows = sum(len(each.works) for each in self._running)
+        return bool(self._line) and rows < self.width
+
+    def _work(self) -> None:
+        while True:
+            let_team_go()
+            with self._turn:
+                self._turn.wait_for(lambda: self._closed or self._new or self._may_start)
+                if self._closed:
+                    return
+                new, self._new = self._new[:TOGETHER], self._new[TOGETHER:]
+                edition = self.edition
+            if new:
+                routed = self._routing(edition, new)
+                with self._turn:
+                    for started in routed:
+                        if not started.ticket.cancelled:
+                            started.ticket.work = started
+                            self._line.put(started, started.ticket.ask.caller.tenant, started.first)
+            self._start()
+
+    def _start(self) -> None:
+        works = []
+        with self._turn:
+            while self._may_start:
+                started = self._line.pop()
+                self._running.add(started)
+                works += started.works
+                self.meters.began(started.ticket.began)
+        if works:
+            self.engine.submit(works)
+
+    def _ended(self, started: Started, work: Any) -> None:
+        """One of a ticket's works has ended; called in the engine's thread."""
+        with self._turn:
+            started.ended.add(work)
+            if started.ended >= set(started.works):
+                self._running.discard(started)
+            self._turn.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not started."""
+        with self._turn:
+            return len(self._new) + len(self._line)
+
+    @property
+    def running(self) -> int:
+        """Requests that share the model's steps."""
+        with self._turn:
+            return len(self._running)
+
+    def state(self) -> Mapping[str, Any]:
+        """What `/readyz` says."""
+        view = self.edition.view
+        batching = self.edition.router.batching
+        return {
+            "status": "closing" if self._closing else "ready",
+            "base": view.base.name,
+            "method": self.methods[0],
+            "lane": "joining" if batching is Batching.OPEN else f"closed ({batching.value})",
+            "adapters": len(view),
+            "pool_version": view.version,
+            "waiting": self.waiting,
+            "running": self.running,
+        }

@@ -1,0 +1,206 @@
+"""Tickets -> what the engine does for them: many prompts are routed at once, and each fails by itself."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from hilora.base.prompts import context_length, encode_prompts, query_text
+from hilora.engine.call import Call
+from hilora.engine.lanes import Lanes
+from hilora.engine.sampling import check_request, is_sampled
+from hilora.engine.thread import Work
+from hilora.planner import Routed
+from hilora.pool.view import PoolView
+from hilora.serve.answers import Answers
+from hilora.serve.asked import AUTO, BASE, Done, Why
+from hilora.serve.edition import Edition
+from hilora.serve.faults import ForbiddenError, ServiceError
+from hilora.serve.limits import Limits
+from hilora.serve.meters import Meters
+from hilora.serve.tenants import find, mask, outer
+from hilora.serve.ticket import Ticket
+from hilora.types import Choice
+
+
+@dataclass(eq=False)
+class Started:
+    """A ticket with what the engine does for it."""
+
+    ticket: Ticket
+    works: list[Work]
+    first: str  # content hash of its best adapter; "" for the base model
+    ended: set[Any] = field(default_factory=set)
+
+
+class Routing:
+    """Routes tickets.
+
+    Args:
+        methods: that may be asked for, the default first.
+        limits: of requests.
+        meters: counts what happens.
+        ended: called in the engine's thread with what was started and one of its works, when that has ended.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[str],
+        limits: Limits,
+        meters: Meters,
+        ended: Callable[[Started, Any], None],
+    ) -> None:
+        self.methods, self.limits, self.meters, self.ended = methods, limits, meters, ended
+
+    def __call__(self, edition: Edition, tickets: Sequence[Ticket]) -> list[Started]:
+        """Route tickets, and tell each how it is served, or why it is not; those that go on."""
+        groups: dict[Any, list[Ticket]] = defaultdict(list)
+        for ticket in tickets:
+            ask = ticket.ask
+            groups[
+                ask.model == BASE, ask.model not in (AUTO, BASE), ask.method, tuple(sorted(ask.options.items()))
+            ].append(ticket)
+        found = []
+        for group in groups.values():
+            try:
+                found += self._route(edition, group)
+            except Exception as error:  # noqa: BLE001  # one of them is at fault: which?
+                if len(group) == 1:
+                    group[0].tell(error)
+                    self.meters.failed(error)
+                    continue
+                for ticket in group:
+                    found += self(edition, [ticket])
+        return found
+
+    def _route(self, edition: Edition, group: Sequence[Ticket]) -> list[Started]:
+        ask, view = group[0].ask, edition.view
+        prompts = [ticket.ask.prompt for ticket in group]
+        began = time.perf_counter()
+        if ask.model == BASE:
+            lanes = edition.router.lanes
+            texts = [query_text(prompt) for prompt in prompts]
+            routed = Routed(texts, None, lanes.planner.source, [""] * len(texts))
+        elif ask.model == AUTO:
+            method = ask.method or self.methods[0]
+            if method not in self.methods:
+                raise ServiceError(
+                    f"The method {method!r} is not served here. Served: {', '.join(self.methods)}.",
+                    param="hilora.method",
+                )
+            lanes = edition.lanes(method, ask.options)
+            masks = torch.stack([mask(view, ticket.ask.caller, ticket.ask.allow) for ticket in group])
+            routed = lanes.planner.route(prompts, visible=masks)
+        else:
+            lanes = edition.lanes("oracle", {})
+            places = [find(view, ticket.ask.caller, ticket.ask.model) for ticket in group]
+            for place, ticket in zip(places, group, strict=True):
+                if not view.entries[place].enabled:
+                    raise ForbiddenError(f"The adapter {ticket.ask.model!r} is disabled.")
+            masks = torch.zeros(len(group), len(view), dtype=torch.bool)
+            masks[range(len(group)), places] = True
+            routed = lanes.planner.route(
+                prompts, labels=[view.entries[place].name for place in places], visible=masks
+            )
+        self.meters.selected(time.perf_counter() - began, len(group))
+        return [
+            one for row, ticket in enumerate(group) for one in self._prepared(edition, lanes, routed, row, ticket)
+        ]
+
+    def _prepared(self, edition: Edition, lanes: Lanes, routed: Routed, row: int, ticket: Ticket) -> list[Started]:
+        """One ticket's own part; what is wrong with it is its own affair."""
+        try:
+            return self._prepare(edition, lanes, routed, row, ticket)
+        except Exception as error:  # noqa: BLE001  # it is told
+            ticket.tell(error)
+            self.meters.failed(error)
+            return []
+
+    def _prepare(self, edition: Edition, lanes: Lanes, routed: Routed, row: int, ticket: Ticket) -> list[Started]:
+        ask, view = ticket.ask, edition.view
+        if ask.raw and isinstance(ask.prompt, str):
+            ids = list(lanes.tokenizer(ask.prompt)["input_ids"])
+        else:
+            (ids,) = encode_prompts([ask.prompt], lanes.tokenizer)
+        options: dict[str, Any] = dict(ask.sampling)
+        most = _room(lanes, len(ids), ask.max_new_tokens, self.limits.new_tokens)
+        defaults = lanes.model.generation_config
+        sampled = is_sampled(options, defaults)
+        if sampled and ask.answers > 1:
+            options["num_return_sequences"] = ask.answers
+        check_request(list(ask.stops), options, lanes.model, max_new_tokens=most, batch_size=1)
+        call = Call(routed, {row: ids}, ask.seed, list(ask.stops), options | {"max_new_tokens": most})
+        if row in routed.silent:
+            ticket.tell_routed(_why(edition, lanes, routed, row, (), len(ids), ticket))
+            for number in range(ask.answers):
+                ticket.tell(Done(number, "", "abstain", 0))
+            return []
+        copies = 1 if sampled else ask.answers
+        started = Started(ticket, [], "")
+        answers = Answers(
+            lanes,
+            call,
+            row,
+            copies=copies,
+            top=ask.top_logprobs,
+            follow=ask.follow,
+            tell=ticket.tell,
+            on_end=partial(self.ended, started),
+        )
+        if answers.is_open:
+            lanes.check_memory(call, [row])
+        why = _why(edition, lanes, routed, row, answers.choices, len(ids), ticket)
+        self.meters.routed(why, [_public(view, choice) for choice in answers.choices])
+        started.works, started.first = answers.works, next(iter(why.hashes), "")
+        ticket.tell_routed(why)
+        return [] if ticket.only_route else [started]
+
+
+def _room(lanes: Lanes, prompt: int, asked: int | None, default: int) -> int:
+    """How many new tokens a prompt may have.
+
+    Raises:
+        ServiceError: more are asked for than the context has room for.
+    """
+    limit = None if lanes.model.config.is_encoder_decoder else context_length(lanes.model.config)
+    if limit is None:
+        return asked or default
+    room = limit - prompt
+    if room < 1 or (asked is not None and asked > room):
+        wanted = "" if asked is None else f" and {asked} for the answer"
+        raise ServiceError(
+            f"This model's context is {limit} tokens; asked for were {prompt} in the prompt{wanted}. Shorten the "
+            "prompt, or ask for fewer tokens.",
+            "context_length_exceeded",
+            "messages",
+        )
+    return min(room, default) if asked is None else asked
+
+
+def _public(view: PoolView, choice: Choice) -> str:
+    """An adapter's name if it is everybody's, else "private"."""
+    entry = view.entries[view.index(choice.name)]
+    return "private" if entry.extra.get("tenant") else entry.name
+
+
+def _why(
+    edition: Edition, lanes: Lanes, routed: Routed, row: int, choices: Any, prompt_tokens: int, ticket: Ticket
+) -> Why:
+    view, caller = edition.view, ticket.ask.caller
+    hashes = tuple(view.entries[view.index(choice.name)].hash for choice in choices)
+    shown = tuple(outer(view, caller, choice) for choice in choices)
+    return Why(
+        lanes.planner.method.name if ticket.ask.model != BASE else BASE,
+        shown,
+        hashes,
+        routed.notes[row],
+        prompt_tokens,
+        str(getattr(lanes.planner, "epoch", "") or ""),
+        view.version,
+    )

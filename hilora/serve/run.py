@@ -1,0 +1,97 @@
+"""A server's process: parts put together, a socket, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from hilora.engine.generate import HiLoRA
+from hilora.errors import InputError
+from hilora.methods.method import Method
+from hilora.serve.app import make_app
+from hilora.serve.desk import GROWING, PoolDesk
+from hilora.serve.limits import Limits
+from hilora.serve.watch import Watch
+
+_log = logging.getLogger("hilora.serve")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is told.
+
+    Attributes:
+        host, port: where it listens.
+        uploads: whether adapters may be uploaded.
+        methods: that requests may name; None for those to which a new adapter is like all others.
+        limits: bounds.
+        log_prompts: write prompts and answers to the log.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uploads: bool = True
+    methods: Sequence[str] | None = None
+    limits: Limits = field(default_factory=Limits)
+    log_prompts: bool = False
+
+    def check(self, pool: Path, method: Method) -> None:
+        """Refuse what does not go together, before anything is loaded.
+
+        Raises:
+            InputError: a method that does not know adapters that come later, beside uploads; an address that others
+                reach, without tokens.
+        """
+        asked = [method.name, *(self.methods or ())]
+        fixed = [name for name in asked if name not in (*GROWING, "oracle", "base")]
+        if self.uploads and fixed:
+            raise InputError(
+                f"{fixed[0]} touches the whole pool for every token, or was trained for the adapters of now, so it "
+                f"cannot serve beside uploads. Give --no-uploads, or one of: {', '.join(GROWING)}."
+            )
+
+
+def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None:
+    """Serve until SIGTERM or Ctrl-C; then what runs may end.
+
+    Args:
+        router: the model and the pool.
+        settings: the rest.
+        say: tells where it listens.
+    """
+    limits, pool = settings.limits, router.planner.pool
+    desk = PoolDesk(router, limits, GROWING if settings.methods is None else settings.methods)
+    watch = Watch(Path(pool.path), pool.version, desk.change)
+    app = make_app(desk, limits, lambda request: None, closed=[watch.close])
+    with bound(settings.host, settings.port) as listening:
+        host, port = listening.getsockname()[:2]
+        say(f"http://{host}:{port}  (API at /v1, documentation at /docs)")
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(limits.drain) + 5,
+            h11_max_incomplete_event_size=limits.header,
+        )
+        asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: the address is taken, or not this machine's.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise InputError(f"Cannot listen on {host}:{port}: {why}. Give another --host or --port.") from error

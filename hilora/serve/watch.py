@@ -1,0 +1,69 @@
+"""A pool's folder is looked at often; what others change there is served a moment later."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from hilora.errors import HiloraError
+from hilora.pool.folder import PoolFolder
+from hilora.pool.view import PoolView
+
+SECONDS = 0.5
+"""Between two looks."""
+_log = logging.getLogger("hilora.serve")
+
+
+class Watch:
+    """Opens a pool anew whenever its manifest has changed.
+
+    Args:
+        path: the pool's folder.
+        version: of the pool that is served now.
+        changed: called with a new view, in a thread of its own.
+    """
+
+    def __init__(self, path: Path, version: int, changed: Callable[[PoolView], None]) -> None:
+        self.path, self.version, self.changed = path, version, changed
+        self.trouble = ""
+        self._look, self._ended = threading.Event(), False
+        self._seen = self._sign()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="hilora pool watch", daemon=True)
+        self._thread.start()
+
+    def look(self) -> None:
+        """Look now; returns when what is there is served."""
+        with self._lock:
+            sign = self._sign()
+            try:
+                view = PoolFolder.open(self.path)
+                if view.version != self.version:
+                    self.changed(view)
+                    self.version = view.version
+                    _log.info("pool changed", extra={"pool_version": view.version, "adapters": len(view)})
+                self._seen, self.trouble = sign, ""
+            except HiloraError as error:  # what is served stays
+                if str(error) != self.trouble:
+                    _log.error("the pool cannot be read; the last one is served: %s", error)
+                self.trouble = str(error)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._ended = True
+        self._look.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._look.wait(SECONDS) and not self._ended:
+            if self._sign() != self._seen:
+                self.look()
+
+    def _sign(self) -> tuple[int, int, int]:
+        try:
+            found = (self.path / "pool.json").stat()
+        except OSError:
+            return 0, 0, 0
+        return found.st_mtime_ns, found.st_size, found.st_ino
