@@ -115,7 +115,10 @@ class Done:
 class Answering(Protocol):
     """The answers to one prompt, as they come."""
 
-    why: Why
+    @property
+    def why(self) -> Why:
+        """How the prompt is served."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Piece | Done]:
         """Pieces, where they are wanted, and each answer's end; what fails is raised. Ends after the last `Done`."""
@@ -130,8 +133,15 @@ class Answering(Protocol):
 class Desk(Protocol):
     """What answers prompts (`desk.PoolDesk`)."""
 
-    methods: Sequence[str]  # that may be asked for, the default first
-    opened: int  # when, in seconds since 1970
+    @property
+    def methods(self) -> Sequence[str]:
+        """Those that may be asked for, the default first."""
+        ...
+
+    @property
+    def opened(self) -> int:
+        """When, in seconds since 1970."""
+        ...
 
     async def answer(self, ask: Ask) -> Answering:
         """Route a prompt and have it answered; returns when its first step may come.

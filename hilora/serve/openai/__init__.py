@@ -2,11 +2,11 @@
 
 app.include_router(routes(desk, limits, who))
 install_errors(app)
-app.add_middleware(Edge, limits=limits)
+app.add_middleware(Guard, limits=limits)
 """
 
-from hilora.serve.openai.edge import Edge
 from hilora.serve.openai.errors import install_errors
+from hilora.serve.openai.guard import Guard
 from hilora.serve.openai.routes import routes
 
-__all__ = ["Edge", "install_errors", "routes"]
+__all__ = ["Guard", "install_errors", "routes"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from copy import copy
 from typing import Any, TypeVar
 
 from starlette.types import Receive
 
 from hilora.errors import UnknownNameError
 from hilora.serve.asked import AUTO, BASE, Answering, Ask, Desk, Done
-from hilora.serve.faults import MissingError
+from hilora.serve.faults import MissingError, ServiceError
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ async def answered(desk: Desk, ask: Ask) -> AsyncIterator[Answering]:
         MissingError: the caller sees no such model.
         HiloraError: what else the desk refuses.
     """
-    with model_named(ask):
+    with in_its_words(ask):
         answering = await desk.answer(ask)
     try:
         yield answering
@@ -70,11 +71,21 @@ async def whole(desk: Desk, ask: Ask) -> tuple[Answering, list[Done]]:
 
 
 @contextmanager
-def model_named(ask: Ask) -> Iterator[None]:
-    """A name that the desk does not know is the model's, where one is named: nothing else is then."""
+def in_its_words(ask: Ask) -> Iterator[None]:
+    """Errors of the desk in the words of the request.
+
+    A name that the desk does not know is the model's, where one is named: nothing else is then. And the desk calls
+    the prompt "messages", whatever it came as.
+    """
     try:
         yield
     except UnknownNameError as error:
         if ask.model in (AUTO, BASE):
             raise
         raise MissingError(str(error), "model_not_found", "model") from error
+    except ServiceError as error:
+        if error.param != "messages" or not isinstance(ask.prompt, str):
+            raise
+        own = copy(error)  # others may be told the same one
+        own.param = "prompt" if ask.raw else "input"
+        raise own from error

@@ -30,7 +30,7 @@ CODES: Mapping[type[HiloraError], str] = {
     faults.TooLargeError: "request_too_large",
     faults.BusyError: "rate_limit_exceeded",
     faults.LateError: "timeout",
-    faults.ClosingError: "server_closing",
+    faults.ClosingError: "shutting_down",
 }
 """Codes of errors that bring none."""
 HTTP_CODES: Mapping[int, str] = {
@@ -92,7 +92,7 @@ def error_of(error: Exception, request: str = "") -> Told:
 
 
 def id_of(scope: Scope) -> str:
-    """The id of a request that came by the edge (`edge.Edge`); "" of one that did not."""
+    """The id of a request that came by the guard (`guard.Guard`); "" of one that did not."""
     return str(scope.get("state", {}).get("request_id", ""))
 
 

@@ -6,7 +6,6 @@ python -m hilora.serve.openai.page docs/serving-openai.md     writes them anew
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +51,9 @@ def tables() -> dict[str, str]:
 def filled(page: str) -> str:
     """The page with its tables as they are now; each stands between two comments with its name."""
     for name, table in tables().items():
-        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        page = between.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", page)
+        head, begin, rest = page.partition(f"<!-- {name} -->\n")
+        _, end, tail = rest.partition("<!-- end -->")
+        page = f"{head}{begin}\n{table}\n\n{end}{tail}"
     return page
 
 

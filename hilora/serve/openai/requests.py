@@ -83,40 +83,43 @@ class StreamOptions(Strict):
     """How an answer is streamed."""
 
     LACKING: ClassVar[Table] = parameters.STREAM
-    include_usage: bool | None = Field(None, description="a last chunk says how many tokens were used")
+    include_usage: bool | None = Field(default=None, description="a last chunk says how many tokens were used")
 
 
 class Hilora(Strict):
     """How the prompt is routed; clients of OpenAI's API send it as extra_body={"hilora": {...}}."""
 
-    method: Name | None = Field(None, description="how adapters are chosen; the server's first method by default")
-    alpha: Finite | None = Field(None, description="short for options.alpha, of methods with conformal sets")
-    options: MethodOptions | None = Field(None, description="of the method")
-    seed: Seed | None = Field(None, description="the same as seed beside it")
-    allow: list[Name] | None = Field(None, description="adapters to keep to, by name or content hash")
-    explain: bool | None = Field(None, description="true for all reasons: scores, ROCs, ranks, hashes")
+    method: Name | None = Field(
+        default=None, description="how adapters are chosen; the server's first method by default"
+    )
+    alpha: Finite | None = Field(default=None, description="short for options.alpha, of methods with conformal sets")
+    options: MethodOptions | None = Field(default=None, description="of the method")
+    seed: Seed | None = Field(default=None, description="the same as seed beside it")
+    allow: list[Name] | None = Field(default=None, description="adapters to keep to, by name or content hash")
+    explain: bool | None = Field(default=None, description="true for all reasons: scores, ROCs, ranks, hashes")
 
 
 class Generation(Strict):
     """What all requests have in common."""
 
     model: Name = Field(
-        AUTO, description='"auto" routes; "base" is the model without adapters; or the name or hash of an adapter'
+        default=AUTO,
+        description='"auto" routes; "base" is the model without adapters; or the name or hash of an adapter',
     )
-    stream: bool | None = Field(None, description="true for server-sent events")
-    stream_options: StreamOptions | None = Field(None, description="only with stream")
-    stop: Text | list[Text] | None = Field(None, description="texts that end an answer and are no part of it")
+    stream: bool | None = Field(default=None, description="true for server-sent events")
+    stream_options: StreamOptions | None = Field(default=None, description="only with stream")
+    stop: Text | list[Text] | None = Field(default=None, description="texts that end an answer and are no part of it")
     seed: Seed | None = Field(
-        None, description="of the draw of ROCs and of sampling; where there is none, one is drawn and told"
+        default=None, description="of the draw of ROCs and of sampling; where there is none, one is drawn and told"
     )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        None, description="0 takes the likeliest token; without it the model's own setting"
+        default=None, description="0 takes the likeliest token; without it the model's own setting"
     )
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="tokens with this much probability are drawn from"
+        default=None, description="tokens with this much probability are drawn from"
     )
-    n: Count | None = Field(None, description="answers; 1 by default")
-    hilora: Hilora | None = Field(None, description="how the prompt is routed")
+    n: Count | None = Field(default=None, description="answers; 1 by default")
+    hilora: Hilora | None = Field(default=None, description="how the prompt is routed")
 
     @model_validator(mode="before")
     @classmethod
@@ -159,11 +162,13 @@ class ChatOptions(Generation):
     """Of a chat's answers."""
 
     LACKING: ClassVar[Table] = parameters.CHAT
-    max_tokens: Count | None = Field(None, description="of an answer; as many as the context has room for by default")
-    max_completion_tokens: Count | None = Field(None, description="the newer name of max_tokens")
-    logprobs: bool | None = Field(None, description="true for the log-probability of each token")
+    max_tokens: Count | None = Field(
+        default=None, description="of an answer; as many as the context has room for by default"
+    )
+    max_completion_tokens: Count | None = Field(default=None, description="the newer name of max_tokens")
+    logprobs: bool | None = Field(default=None, description="true for the log-probability of each token")
     top_logprobs: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="likeliest tokens to tell at each place; only with logprobs"
+        default=None, description="likeliest tokens to tell at each place; only with logprobs"
     )
 
 
@@ -180,15 +185,15 @@ class CompletionRequest(Generation):
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)] = Field(
         description="one text, or a list of one; no token ids"
     )
-    max_tokens: Count | None = Field(None, description="of an answer; 16 by default, as OpenAI has it")
+    max_tokens: Count | None = Field(default=None, description="of an answer; 16 by default, as OpenAI has it")
     logprobs: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="likeliest tokens to tell at each place, beside the one that was taken"
+        default=None, description="likeliest tokens to tell at each place, beside the one that was taken"
     )
 
 
 class RouteRequest(ChatOptions):
     """A prompt that is to be routed, without an answer: give messages, prompt or input."""
 
-    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="as in a chat")
-    prompt: Text | None = Field(None, description="a text, as in a completion")
-    input: Text | None = Field(None, description="a text, as the only message of a chat")
+    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(default=None, description="as in a chat")
+    prompt: Text | None = Field(default=None, description="a text, as in a completion")
+    input: Text | None = Field(default=None, description="a text, as the only message of a chat")

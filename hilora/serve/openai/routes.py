@@ -13,7 +13,7 @@ from starlette.responses import Response
 from hilora.serve.asked import Ask, Caller, Desk
 from hilora.serve.faults import ForbiddenError, MissingError, ServiceError
 from hilora.serve.limits import Limits
-from hilora.serve.openai.answered import GoneError, model_named, while_there, whole
+from hilora.serve.openai.answered import GoneError, in_its_words, while_there, whole
 from hilora.serve.openai.asking import chat_ask, completion_ask, route_ask
 from hilora.serve.openai.described import (
     CHAT_BODY,
@@ -50,7 +50,7 @@ def routes(
     desk: Desk,
     limits: Limits,
     who: Callable[..., Any],
-    adding: str = "Adapters are uploaded, or added on the server with `hilora pool add`; see /docs.",
+    adding: str = "Upload it with POST /v1/adapters, or add it on the server with `hilora pool add`.",
 ) -> APIRouter:
     """The paths, to be included in an application.
 
@@ -120,7 +120,7 @@ def routes(
         Takes what a chat takes, or a text. All reasons are told, unless hilora.explain is false.
         """
         ask = route_ask(body, caller, limits, desk.methods)
-        with model_named(ask):
+        with in_its_words(ask):
             why = await desk.route(ask)
         explain = not (body.hilora and body.hilora.explain is False)
         reply: RouteReply = {
@@ -155,7 +155,7 @@ def routes(
         return Json(model_of(desk, caller, name))
 
     async def refuse_loading() -> Response:
-        raise MissingError(f"This server does not load adapters from its clients' paths. {adding}", "unknown_url")
+        raise MissingError(f"The server loads no adapter from a path that a client names. {adding}", "unknown_url")
 
     for path in NOT_OFFERED:
         router.post(path, include_in_schema=False)(refuse_loading)

@@ -16,7 +16,7 @@ from hilora.pool.view import Entry
 from hilora.serve.asked import AUTO, BASE, Ask, Caller, Done, Piece, TokenLog, Why
 from hilora.serve.faults import UnauthorizedError
 from hilora.serve.limits import Limits
-from hilora.serve.openai import Edge, install_errors, routes
+from hilora.serve.openai import Guard, install_errors, routes
 from hilora.types import Choice
 
 WORDS = ("A ", "tale\u2028of ", "wörds 🙂")
@@ -125,7 +125,7 @@ def serve(desk: FakeDesk, limits: Limits) -> FastAPI:
 
     app.include_router(routes(desk, limits, who))
     install_errors(app)
-    app.add_middleware(Edge, limits=limits, uploads=["/up/"])
+    app.add_middleware(Guard, limits=limits, uploads=["/up/"])
     return app
 
 

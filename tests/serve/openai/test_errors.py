@@ -64,7 +64,7 @@ async def test_a_model_that_nobody_sees_is_not_found(client: Any, chat: Any) -> 
     [
         (faults.BusyError("Full.", 1.2), 429, "rate_limit_exceeded", ("retry-after", "2")),
         (faults.LateError("Late."), 504, "timeout", ("x-should-retry", "false")),
-        (faults.ClosingError("Closing."), 503, "server_closing", None),
+        (faults.ClosingError("Closing."), 503, "shutting_down", None),
         (faults.ForbiddenError("No."), 403, "insufficient_permissions", None),
         (faults.ServiceError("Long.", "context_length_exceeded", "messages"), 400, "context_length_exceeded", None),
         (InputError("Empty."), 400, "invalid_value", None),
@@ -80,6 +80,16 @@ async def test_what_the_desk_refuses_is_told_before_a_stream_begins(
     assert (error["code"], error["message"]) == (code, str(raised))
     assert header is None or response.headers[header[0]] == header[1]
     assert checked(await client.post("/v1/route", json=chat()), status)["code"] == code
+
+
+async def test_a_long_prompt_is_named_as_it_came(client: Any, desk: Any, chat: Any) -> None:
+    desk.refuses = faults.ServiceError("Long.", "context_length_exceeded", "messages")
+    for path, given, param in (
+        ("/v1/chat/completions", chat(), "messages"),
+        ("/v1/completions", {"prompt": "Hi"}, "prompt"),
+        ("/v1/route", {"input": "Hi"}, "input"),
+    ):
+        assert checked(await client.post(path, json=given), 400)["param"] == param
 
 
 @pytest.mark.parametrize("raised", [RuntimeError("/secret/path"), PoolError("/secret/path")])
@@ -139,4 +149,4 @@ async def test_paths_methods_and_types_that_are_not_answered(client: Any) -> Non
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
 async def test_vllms_paths_say_what_to_use(client: Any, path: str) -> None:
     error = checked(await client.post(path, json={"lora_name": "x", "lora_path": "/etc"}), 404)
-    assert "uploaded" in error["message"]
+    assert "POST /v1/adapters" in error["message"]

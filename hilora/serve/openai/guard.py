@@ -21,6 +21,7 @@ SHOWN = (
     "default-src 'none'; frame-ancestors 'none'; connect-src 'self'; img-src data: https://fastapi.tiangolo.com; "
     "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net"
 )
+UPLOADS = ("/v1/adapters",)
 PAGES = {"/docs": SHOWN}
 """Pages for people, and what a browser may load for them."""
 SAFE = {
@@ -47,18 +48,19 @@ def too_deep(body: bytes, depth: int) -> bool:
     return b"[]" in brackets or len(brackets) > depth
 
 
-class Edge:
+class Guard:
     """ASGI middleware.
 
     Args:
         app: whatever is behind it.
         limits: bytes of headers and bodies, depth of JSON.
-        uploads: paths below which bodies are files: these are not held in memory, and `limits.upload` bounds them.
+        uploads: paths below which bodies other than JSON are files: these are not held in memory, and
+            `limits.upload` bounds them.
         pages: path -> Content-Security-Policy, where a page is shown; nothing is, elsewhere.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, uploads: Sequence[str] = (), pages: Mapping[str, str] = PAGES
+        self, app: ASGIApp, limits: Limits, uploads: Sequence[str] = UPLOADS, pages: Mapping[str, str] = PAGES
     ) -> None:
         self.app, self.limits, self.uploads, self.pages = app, limits, tuple(uploads), pages
 
@@ -99,7 +101,8 @@ class Edge:
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         refused = self._check_headers(headers)
-        upload = scope["path"].startswith(self.uploads)
+        as_json = "json" in headers.get("content-type", "")
+        upload = not as_json and scope["path"].startswith(self.uploads)
         most = self.limits.upload + self.limits.body if upload else self.limits.body  # with what stands between files
         if refused is None and int(headers.get("content-length") or 0) > most:
             raise _too_large(most)
@@ -109,7 +112,7 @@ class Edge:
             body = await _read(receive, most)
             if body is None:
                 return
-            if "json" in headers.get("content-type", "") and too_deep(body, self.limits.depth):
+            if as_json and too_deep(body, self.limits.depth):
                 message = f"The JSON is nested deeper than {self.limits.depth}, or does not close what it opens."
                 refused = told(HTTPStatus.BAD_REQUEST, message, code="invalid_json")
             receive = _again(body, receive)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hilora.serve.openai.edge import too_deep
+from hilora.serve.openai.guard import too_deep
 
 JSON = {"Content-Type": "application/json"}
 
