@@ -10,19 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 LOG = logging.getLogger("hilora.serve")
-FIELDS = (
-    "request",
-    "method",
-    "path",
-    "status",
-    "ms",
-    "tenant",
-    "adapters",
-    "pool_version",
-    "subject",
-    "state",
-    "text",
-)
+FIELDS = ("request", "method", "path", "status", "ms", "tenant", "adapters", "pool_version", "subject", "state")
+TEXTS = ("prompt", "answer")
 """What a line may hold beside its message, and what it holds only if that was asked for."""
 
 Scope = MutableMapping[str, Any]
