@@ -1,4 +1,4 @@
-"""What a server writes down: one JSON object a line, on standard error; never a prompt, an answer or a token."""
+"""What a server writes down: one JSON object a line, on standard error; prompts and answers only if it is told to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIELDS = (
     "state",
     "text",
 )
-"""What a line may hold beside its message."""
+"""What a line may hold beside its message, and what it holds only if that was asked for."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -40,7 +40,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        line |= {name: record.__dict__[name] for name in FIELDS if name in record.__dict__}
+        line |= {name: record.__dict__[name] for name in (*FIELDS, *TEXTS) if name in record.__dict__}
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
