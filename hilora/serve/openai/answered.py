@@ -83,6 +83,10 @@ def in_its_words(ask: Ask) -> Iterator[None]:
         if ask.model in (AUTO, BASE):
             raise
         raise MissingError(str(error), "model_not_found", "model") from error
+    except MissingError as error:
+        if ask.model not in (AUTO, BASE):
+            raise
+        raise ServiceError(str(error), "invalid_value", "hilora.allow") from error  # no other names are given then
     except ServiceError as error:
         if error.param != "messages" or not isinstance(ask.prompt, str):
             raise
