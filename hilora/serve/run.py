@@ -87,7 +87,7 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=round(limits.drain) + 5,
-            h11_max_incomplete_event_size=limits.header,
+            h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
         )
         asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 
