@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,6 @@ from hilora.serve.journal import write_down
 from hilora.serve.limits import Limits
 from hilora.serve.state import State
 from hilora.serve.watch import Watch
-
-_log = logging.getLogger("hilora.serve")
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,20 @@ class Settings:
         check_bind(self.host, State(pool))
 
 
+class Orderly(uvicorn.Server):
+    """A server that SIGTERM and Ctrl-C end, and that has ended well then."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Meanwhile they are this server's."""
+        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
 def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None:
     """Serve until SIGTERM or Ctrl-C; then what runs may end.
 
@@ -89,7 +102,7 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
             timeout_graceful_shutdown=round(limits.drain) + 5,
             h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
         )
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+        asyncio.run(Orderly(config).serve(sockets=[listening]))
 
 
 def bound(host: str, port: int) -> socket.socket:
