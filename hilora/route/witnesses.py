@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,7 @@ SPELLING_SHRINKAGE = 0.5
 """Of the tied covariance of the character n-grams; likewise."""
 
 
+@runtime_checkable
 class Witness(Protocol):
     """A likelihood for every adapter, up to a term that is the same for all."""
 
