@@ -18,9 +18,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -50,8 +49,7 @@ ALPHA = 0.05
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """Prompts, and whose they are."""
 
     texts: list[str]
@@ -138,10 +136,10 @@ def upload(source: Pool, pool: Pool, planner: Planner, name: str, folder: Path) 
     _, add_s = timed(lambda: pool.add(name, folder / name, texts, lambda _: given))
     view, open_s = timed(lambda: Pool.open(pool.path))
     grown, grow_s = timed(lambda: planner.over(view))
-    routed, route_s = timed(lambda: grown.explain(grown.route(texts[:1])))
-    (choices,) = routed
-    if choices[0].name != name:
-        raise SystemExit(f"A prompt of {name} is not routed to it, but to {choices[0].name}.")
+    _, route_s = timed(lambda: grown.explain(grown.route(texts[:1])))
+    (choices,) = grown.explain(grown.route(texts[:1], allow=[name]))
+    if [choice.name for choice in choices] != [name]:
+        raise SystemExit(f"{name} cannot be routed to: the prompt got {[choice.name for choice in choices]}.")
     found = {"embed_s": embed_s, "add_s": add_s, "open_s": open_s, "grow_s": grow_s, "route_s": route_s}
     return found | {"whole_s": sum(found.values())}
 

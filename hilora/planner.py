@@ -64,11 +64,11 @@ class Planner:
         if method.complete is not None:
             method = method.complete(method, self.pool)
         kept = None if since is None else self.pool.regrown(since.method.router, since.pool)
-        self.method = method = replace(method, router=kept or deepcopy(method.router))  # fitted to this pool only
+        self.method: Method = replace(method, router=kept or deepcopy(method.router))  # fitted to this pool only
         self.memory, self._dtype = memory, dtype or default_dtype()
-        self._embedder = [embedder] if since is None else since._embedder  # shared, also if it is not loaded yet
+        self._embedder: list[Embedder | None] = [embedder] if since is None else since._embedder
         self.source: Source = self.pool if method.make is None else method.make(self.pool, memory)
-        if kept is None and method.router is not None and self.pool.entries:
+        if kept is None and self.method.router is not None and self.pool.entries:
             self.method.router.fit(self.pool)
 
     @property

@@ -149,6 +149,10 @@ class PoolFolder(PoolView):
             self._epoch = epochs.read(self.path, self.epoch_info, self.embedder)
         return self._epoch
 
+    def shared(self) -> Epoch | None:
+        """The epoch, as routers ask for it."""
+        return self.epoch
+
     def epoch_is_stale(self, only: Sequence[str] | None = None) -> bool:
         """Whether it is time for a new epoch: there is none, or the pool has grown or shrunk by a tenth since.
 
@@ -159,16 +163,12 @@ class PoolFolder(PoolView):
             return bool(self.entries)
         return self.epoch_info.is_stale(len(self), None if only is None else len(only))
 
-    def volume(self, ridge: float) -> float | None:
-        """Of own covariances, by the epoch."""
-        return None if self.epoch is None else self.epoch.volume(ridge)
-
     def regrown(self, router: Any, since: PoolView) -> Any:
         """A router of an earlier view, made one of this; None where what it has learned need not hold."""
         if not isinstance(since, PoolFolder):
             return None
         if since.epoch_info == self.epoch_info:
-            self._epoch = since.epoch
+            self._epoch = since._epoch
         return regrown(router, since, self)
 
     def learned(self, recipe: str) -> dict[str, Tensor] | None:

@@ -70,8 +70,8 @@ class PoolView(Source):
         """Those of each adapter's samples, in the pool's order."""
 
     @abstractmethod
-    def volume(self, ridge: float) -> float | None:
-        """Of own covariances, by the pool's epoch; None where it has none."""
+    def shared(self) -> Any:
+        """What adapters share (`route.epoch`); None where that is fitted from nothing."""
 
     @abstractmethod
     def regrown(self, router: Any, since: PoolView) -> Any:

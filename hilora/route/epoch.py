@@ -34,7 +34,7 @@ from hilora.route.features import Features
 from hilora.route.gaussian import MIN_SAMPLES
 from hilora.route.kept import WITNESSES, tensors_of, witness_of
 from hilora.route.ridge import choose_ridge
-from hilora.route.tied import DERIVED, TiedGaussian
+from hilora.route.tied import DERIVED, TiedGaussian, means_and_covariance
 from hilora.route.witnesses import Phrases, Witness, count_phrases
 
 VERSION = 1
@@ -49,6 +49,7 @@ class Epoch:
         key: names it, and depends on all that it holds.
         ridge: of the own-covariance Gaussian.
         dim: of the embeddings.
+        covariance: of samples around the means of the adapters that it was learned from.
         spreads: variances along the principal directions of the samples of each adapter that it was learned from.
         owners: whose those are.
         calibration: of the scores of `experts`; `plain`: of those by meaning alone.
@@ -59,6 +60,7 @@ class Epoch:
     key: str
     ridge: float
     dim: int
+    covariance: Float[Tensor, "dim dim"]
     spreads: Float[Tensor, " direction"]
     owners: Int[Tensor, " direction"]
     calibration: Calibration
@@ -92,6 +94,7 @@ class Epoch:
             key,
             float(kept["ridge"]),
             int(kept["dim"]),
+            kept["covariance"].clone(),
             kept["spreads"].clone(),
             kept["owners"].long(),
             _calibration("calibration", kept),
@@ -118,6 +121,7 @@ def learn_epoch(samples: Sequence[Features]) -> dict[str, Tensor]:
         "version": torch.tensor(VERSION),
         "ridge": torch.tensor(choose_ridge(embeddings), dtype=torch.float64),
         "dim": torch.tensor(embeddings[0].shape[1]),
+        "covariance": means_and_covariance(embeddings)[1],
         "spreads": torch.cat([*spreads, torch.empty(0, dtype=torch.float64)]),
         "owners": torch.arange(len(spreads)).repeat_interleave(torch.tensor([len(own) for own in spreads]).long()),
         "share": torch.tensor(float(model.worded_.double().mean()), dtype=torch.float64),
@@ -135,7 +139,7 @@ def learn_epoch(samples: Sequence[Features]) -> dict[str, Tensor]:
 
 def _spreads(own: Float[Tensor, "_ dim"]) -> Float[Tensor, " direction"]:
     centred = own.double() - own.double().mean(0)
-    singular = torch.linalg.svdvals(centred / math.sqrt(len(own) - 1))
+    singular: Tensor = torch.linalg.svdvals(centred / math.sqrt(len(own) - 1))
     return singular[singular > 1e-7].square()
 
 

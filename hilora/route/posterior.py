@@ -73,7 +73,7 @@ class Posterior:
     def fit(self, known: Known) -> Posterior:
         """Fit the likelihoods, unless a pool keeps them; how to read them comes with it, or is worked out here."""
         pool = sampled(known)
-        if (epoch := pool.epoch) is not None:
+        if (epoch := pool.shared()) is not None:
             found: Calibration | None = epoch.calibration if self.terms else epoch.plain
         else:
             found = pool.calibration if self.terms else None

@@ -38,13 +38,12 @@ def regrown(router: Router, before: Sampled, now: Sampled) -> Router | None:
         None where it has to be fitted: what all adapters share is not known to be the same.
     """
     keys, one = before.sample_keys(), now.sample_keys()
-    epochs = [known.epoch.key if known.epoch else "" for known in (before, now)]
-    if len(set(epochs)) > 1 or type(router) not in GROW or not keys:
+    if before.epoch_key != now.epoch_key or type(router) not in GROW or not keys:
         return None
     if keys == one and (before.ridge, before.calibration) == (now.ridge, now.calibration):
         return router
     grow = GROW[type(router)]
-    if grow.shares and not epochs[0]:
+    if grow.shares and not now.epoch_key:
         return None
     origin = origins(keys, one)
     return grow.over(router, now.samples((origin < 0).nonzero()[:, 0].tolist()), origin)

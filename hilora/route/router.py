@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,8 +39,8 @@ class Known(Protocol):
     def ridge(self) -> float:
         """Of the own-covariance Gaussian, chosen on the samples."""
 
-    def volume(self, ridge: float) -> float | None:
-        """The median log determinant under a ridge where the pool has an epoch; None: that of its adapters."""
+    def shared(self) -> Any:
+        """What adapters share (`route.epoch`), learned once and for all; None where it is these adapters' own."""
 
     def __len__(self) -> int: ...
 
@@ -84,7 +84,8 @@ class Gaussian:
     def fit(self, known: Known) -> Gaussian:
         """Fit one Gaussian per adapter."""
         ridge = known.ridge if self.ridge is None else self.ridge
-        self.model_ = OwnGaussian(ridge).fit(known.embeddings(), known.volume(ridge))
+        epoch = known.shared()
+        self.model_ = OwnGaussian(ridge).fit(known.embeddings(), None if epoch is None else epoch.volume(ridge))
         return self
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:

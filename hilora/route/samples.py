@@ -25,8 +25,8 @@ class Sampled(Known, Protocol):
         ...
 
     @property
-    def epoch(self) -> Epoch | None:
-        """What adapters share, if that was learned once and for all; None where it is these adapters' own."""
+    def epoch_key(self) -> str:
+        """Names the epoch; "" where there is none."""
         ...
 
     def samples(self, some: Sequence[int] | None = None) -> Sequence[Features]:
@@ -51,6 +51,15 @@ class Held:
     def __len__(self) -> int:
         return len(self.held)
 
+    def shared(self) -> Epoch | None:
+        """The epoch."""
+        return self.epoch
+
+    @property
+    def epoch_key(self) -> str:
+        """The epoch's."""
+        return "" if self.epoch is None else self.epoch.key
+
     def samples(self, some: Sequence[int] | None = None) -> Sequence[Features]:
         """Each adapter's samples, or those of some, by position."""
         return self.held if some is None else [self.held[i] for i in some]
@@ -58,10 +67,6 @@ class Held:
     def sample_keys(self) -> list[str]:
         """Their content hashes."""
         return [own.content_hash() for own in self.held]
-
-    def volume(self, ridge: float) -> float | None:
-        """By the epoch, if there is one."""
-        return None if self.epoch is None else self.epoch.volume(ridge)
 
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """The embeddings of each adapter's samples."""

@@ -57,8 +57,9 @@ def experts(known: Sampled, weights: Mapping[str, float], terms: bool) -> Expert
 
 def grown(known: Sampled, weights: Mapping[str, float], terms: bool) -> GrownExperts:
     """Experts of these samples under their epoch; those that were kept are taken as they are, whoever the others."""
-    assert known.epoch is not None
-    found, keys = GrownExperts.of(known.epoch, weights, terms), known.sample_keys()
+    epoch = known.shared()
+    assert epoch is not None
+    found, keys = GrownExperts.of(epoch, weights, terms), known.sample_keys()
     kept = known.learned(RECIPE)
     origin = torch.full((len(keys),), -1)
     if kept is not None:

@@ -60,24 +60,25 @@ class TiedGaussian:
     def fit(self, embeddings: Sequence[Float[Tensor, "_ dim"]]) -> TiedGaussian:
         """Learn means and the pooled within-adapter covariance."""
         with one_thread(sum(map(len, embeddings))):
-            means = torch.stack([samples.double().mean(0) for samples in embeddings])
-            centred = torch.cat([s.double() - m for s, m in zip(embeddings, means, strict=True)])
-            freedom = max(1, len(centred) - len(means))
-            pooled = centred.T @ centred / freedom
-            dim = pooled.shape[0]
-            level = self.shrinkage * max(float(pooled.diagonal().mean()), 1e-6)  # samples may be all alike
-            pooled = (1 - self.shrinkage) * pooled + level * torch.eye(dim, dtype=torch.float64)
-            # any square root of the inverse whitens: with pooled = L L', z' L^-T has the identity for its covariance
-            lower = torch.linalg.cholesky(pooled)
-            whitening = torch.linalg.solve_triangular(lower, torch.eye(dim, dtype=torch.float64), upper=False).T
-            self.whitening_ = whitening.float()  # (dim, whitened)
-            self.mean_ = (means @ whitening).float()
-            self.log_det_ = 2 * float(lower.diagonal().log().sum())
-            for name in DERIVED:  # of an earlier fit
-                self.__dict__.pop(name, None)
-            within = dim - level * float(whitening.square().sum())  # (1 - shrinkage) trace(Sigma^-1 S)
-            self.spread_ = within / (1 - self.shrinkage) if self.shrinkage < 1 else float(dim)
+            means, pooled = means_and_covariance(embeddings)
+            self.mean_ = (means @ self.share(pooled)).float()
         return self
+
+    def share(self, pooled: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
+        """Learn what all share from the covariance within adapters; returns the whitening in fp64."""
+        dim = pooled.shape[0]
+        level = self.shrinkage * max(float(pooled.diagonal().mean()), 1e-6)  # samples may be all alike
+        pooled = (1 - self.shrinkage) * pooled + level * torch.eye(dim, dtype=torch.float64)
+        # any square root of the inverse whitens: with pooled = L L', z' L^-T has the identity for its covariance
+        lower = torch.linalg.cholesky(pooled)
+        whitening: Tensor = torch.linalg.solve_triangular(lower, torch.eye(dim, dtype=torch.float64), upper=False).T
+        self.whitening_ = whitening.float()  # (dim, whitened)
+        self.log_det_ = 2 * float(lower.diagonal().log().sum())
+        for name in DERIVED:  # of an earlier fit
+            self.__dict__.pop(name, None)
+        within = dim - level * float(whitening.square().sum())  # (1 - shrinkage) trace(Sigma^-1 S)
+        self.spread_ = within / (1 - self.shrinkage) if self.shrinkage < 1 else float(dim)
+        return whitening
 
     def top(
         self, query: Float[Tensor, "batch dim"], k: int, allowed: Bool[Tensor, "batch adapter"]
@@ -113,6 +114,15 @@ class TiedGaussian:
         return -0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)
 
 
+def means_and_covariance(
+    embeddings: Sequence[Float[Tensor, "_ dim"]],
+) -> tuple[Float[Tensor, "adapter dim"], Float[Tensor, "dim dim"]]:
+    """Each adapter's mean, and the covariance around them; fp64."""
+    means = torch.stack([samples.double().mean(0) for samples in embeddings])
+    centred = torch.cat([s.double() - m for s, m in zip(embeddings, means, strict=True)])
+    return means, centred.T @ centred / max(1, len(centred) - len(means))
+
+
 @dataclass
 class Tied:
     """The k likeliest adapters under Gaussians with one covariance, weighted by softmax.
@@ -139,8 +149,13 @@ class Tied:
 
     def fit(self, known: Known) -> Tied:
         """Fit one Gaussian per adapter."""
-        embeddings = known.embeddings()
-        self.model_ = self._fresh().fit(embeddings)
+        self.model_ = self._fresh()
+        epoch = known.shared()
+        if epoch is None:
+            self.model_.fit(known.embeddings())
+        else:
+            means = torch.stack([own.double().mean(0) for own in known.embeddings()])
+            self.model_.mean_ = (means @ self.model_.share(epoch.covariance)).float()
         _ = self.model_.nearest  # an index is built now, not at the first prompt
         return self
 

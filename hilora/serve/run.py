@@ -15,9 +15,12 @@ import uvicorn
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
 from hilora.methods.method import Method
+from hilora.serve.access import Doorkeeper, check_bind
 from hilora.serve.app import make_app
 from hilora.serve.desk import GROWING, PoolDesk
+from hilora.serve.journal import write_down
 from hilora.serve.limits import Limits
+from hilora.serve.state import State
 from hilora.serve.watch import Watch
 
 _log = logging.getLogger("hilora.serve")
@@ -56,6 +59,7 @@ class Settings:
                 f"{fixed[0]} touches the whole pool for every token, or was trained for the adapters of now, so it "
                 f"cannot serve beside uploads. Give --no-uploads, or one of: {', '.join(GROWING)}."
             )
+        check_bind(self.host, State(pool))
 
 
 def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None:
@@ -67,9 +71,13 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
         say: tells where it listens.
     """
     limits, pool = settings.limits, router.planner.pool
-    desk = PoolDesk(router, limits, GROWING if settings.methods is None else settings.methods)
+    state = State(Path(pool.path))
+    keeper = Doorkeeper(state, check_bind(settings.host, state), limits.requests_per_minute)
+    methods = GROWING if settings.methods is None else settings.methods
+    desk = PoolDesk(router, limits, methods, log_prompts=settings.log_prompts)
     watch = Watch(Path(pool.path), pool.version, desk.change)
-    app = make_app(desk, limits, lambda request: None, closed=[watch.close])
+    app = make_app(desk, limits, keeper, closed=[watch.close], local=keeper.is_open)
+    write_down()
     with bound(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         say(f"http://{host}:{port}  (API at /v1, documentation at /docs)")
@@ -79,7 +87,7 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=round(limits.drain) + 5,
-            h11_max_incomplete_event_size=limits.header,
+            h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
         )
         asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hilora.route import stored
 from hilora.types import Choice
 
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom", "hi", "1132 3211 123"]
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "hilora": {},
     "hilora-gs": {},
     "hilora-plus": {},
@@ -44,12 +44,18 @@ Told = list[tuple[Choice, ...]]
 Add = Callable[..., None]
 
 
+@pytest.fixture(scope="module")
+def made(shared_pool: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pool with an epoch of three of its adapters."""
+    path = tmp_path_factory.mktemp("made") / "pool"
+    Pool.open(shutil.copytree(shared_pool("llama")[1].path, path)).renew_epoch(only=["alpha", "beta", "gamma"])
+    return path
+
+
 @pytest.fixture
-def pool(shared_pool: Any, tmp_path: Path) -> Pool:
-    """A copy of the tiny pool with an epoch of three of its adapters, to be changed."""
-    opened = Pool.open(shutil.copytree(shared_pool("llama")[1].path, tmp_path / "pool"))
-    opened.renew_epoch(only=["alpha", "beta", "gamma"])
-    return opened
+def pool(made: Path, tmp_path: Path) -> Pool:
+    """A copy of it, to be changed."""
+    return Pool.open(shutil.copytree(made, tmp_path / "pool"))
 
 
 @pytest.fixture
@@ -72,7 +78,8 @@ def assert_alike(found: Told, want: Told) -> None:
     for row, other in zip(found, want, strict=True):
         assert [choice.name for choice in row] == [choice.name for choice in other]
         for one, two in zip(row, other, strict=True):
-            assert asdict(one) == pytest.approx(asdict(two), abs=1e-5)
+            assert [one.score, one.weight] == pytest.approx([two.score, two.weight], rel=1e-5, abs=1e-5)
+            assert replace(one, score=0.0, weight=0.0) == replace(two, score=0.0, weight=0.0)
 
 
 @pytest.mark.parametrize(("method", "options"), OPTIONS, ids=str)
@@ -120,8 +127,14 @@ def test_two_servers_with_and_without_anothers_adapters_answer_alike(
 def test_growing_reads_newcomers_only_and_shares_the_rest(
     pool: Pool, add: Add, tiny: Any, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    loaded, read = [], []
-    monkeypatch.setattr("hilora.base.embed.EmbedderInfo.load", lambda *_: loaded.append(1) or tiny.embedder())
+    loaded: list[int] = []
+    read: list[str] = []
+
+    def load(*_: Any) -> Any:
+        loaded.append(1)
+        return tiny.embedder()
+
+    monkeypatch.setattr("hilora.base.embed.EmbedderInfo.load", load)
     planner = Planner(Pool.open(pool.path), get_method(method))
     samples = PoolFolder._samples
 
@@ -133,17 +146,17 @@ def test_growing_reads_newcomers_only_and_shares_the_rest(
     monkeypatch.setattr(epochs, "read", None)  # nor is the epoch read again
     add("late", "beta", 8)
     grown = planner.over(Pool.open(pool.path))
-    assert read == ["late"]
+    assert read == ([] if method == "arrow" else ["late"])
     told(grown)
     told(planner)
-    assert loaded == [1]
+    assert loaded == ([] if method == "arrow" else [1])
     assert getattr(grown.source, "memory", None) is getattr(planner.source, "memory", None)
 
 
 def test_a_view_of_another_embedder_is_refused(pool: Pool, embedder: Any, tiny: Any) -> None:
     planner = Planner(Pool.open(pool.path), get_method("hilora-plus"), embedder)
 
-    class Other(tiny.embedder):  # type: ignore[misc, name-defined]
+    class Other(tiny.embedder):  # type: ignore[misc]
         fingerprint = "1111"
 
     found = Other()
@@ -164,7 +177,8 @@ def test_embedding_anew_drops_the_epoch_and_says_so(
 ) -> None:
     embedder = tiny.embedder()
     pool.reembed({name: tiny.texts(name, 9) for name in pool.names}, tiny_info(embedder), embedder)
-    assert pool.epoch_info is pool.epoch is None
+    assert pool.epoch_info is None
+    assert pool.epoch is None
     assert "has no epoch any more" in caplog.text
 
 
@@ -192,8 +206,7 @@ def test_the_same_samples_give_the_same_epoch(pool: Pool) -> None:
         pool.renew_epoch(["alhpa"])
     with pytest.raises(InputError, match="at least one"):
         pool.renew_epoch([])
-    assert pool.epoch_info == Pool.open(pool.path).epoch_info
-    assert pool.epoch_info.key == first.key
+    assert pool.epoch_key == Pool.open(pool.path).epoch_key == first.key
 
 
 def test_an_older_version_that_tunes_changes_nothing_under_the_epoch(pool: Pool, embedder: Any) -> None:
@@ -279,7 +292,12 @@ def test_kept_statistics_serve_a_pool_that_has_changed(
     want = told(Planner(pool, get_method("hilora-plus"), embedder))
     read: list[str] = []
     samples = PoolFolder._samples
-    monkeypatch.setattr(PoolFolder, "_samples", lambda self, entry: read.append(entry.name) or samples(self, entry))
+
+    def reading(self: PoolFolder, entry: Any) -> Any:
+        read.append(entry.name)
+        return samples(self, entry)
+
+    monkeypatch.setattr(PoolFolder, "_samples", reading)
     assert_alike(told(Planner(Pool.open(pool.path), get_method("hilora-plus"), embedder)), want)
     assert read == ["late"]
     assert pool.fit(always=True) == path  # one of four has gone, one has come: written again

@@ -111,7 +111,7 @@ def test_however_a_pool_came_about_it_routes_as_one_that_is_fitted_with_the_epoc
         if sizes:  # late parts are put together at once
             patch.setattr(parts, "LEAST", 0)
         pools = [sorted(members) for members in histories]
-        router = ROUTERS[name]().fit(pool_of(pools[0], epoch))
+        router: Any = ROUTERS[name]().fit(pool_of(pools[0], epoch))
         for before, now in pairwise(pools):
             old = routed(router, before)
             grown = regrown(router, pool_of(before, epoch), pool_of(now, epoch))
@@ -215,5 +215,5 @@ def test_what_may_not_hold_is_fitted_anew(epoch: Epoch) -> None:
         fitted = make().fit(pool_of([0, 1], None))
         grown = regrown(fitted, pool_of([0, 1], None), pool_of([0, 1, 2], None))
         assert (grown is not None) == (name == "cosine")
-        assert regrown(fitted, pool_of([0, 1], None), pool_of([0, 1], None)) is fitted
         assert regrown(fitted, pool_of([0, 1], None), pool_of([0, 1], epoch)) is None
+        assert regrown(fitted, pool_of([0, 1], None), pool_of([0, 1], None)) is fitted
