@@ -52,7 +52,7 @@ def prepare(
     name: str,
     folder: str | Path,
     samples: Sequence[str] | Features,
-    embed: Embed,
+    embed: Embed | None,
     *,
     any_base: bool = False,
     terms: bool = True,
@@ -63,7 +63,7 @@ def prepare(
     Args:
         pool: it is for.
         name, folder, embed, any_base, terms, origin: as for `Pool.add`.
-        samples: texts, or what is kept of them where somebody has looked at them already.
+        samples: texts, or what is kept of them where somebody has looked at them already: `embed` is not needed then.
 
     Raises:
         AdapterError: the adapter cannot be used on this base.
@@ -76,6 +76,7 @@ def prepare(
         pool.base.check_adapter(name, adapter.base_model)
     found = samples
     if not isinstance(found, Features):
+        assert embed is not None
         found = look_at(name, found, embed, pool.embedder, terms=terms and origin != DESCRIPTION)
     entry = Entry(
         name=name,

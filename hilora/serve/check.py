@@ -126,7 +126,7 @@ def _checked(task: Task) -> Mapping[str, Any]:
     else:
         given = _texts(folder, task)
         embed = pool.embedder.load(pool.path)
-    made = prepare(pool, task.name, folder, given, embed, any_base=task.any_base)  # type: ignore[arg-type]
+    made = prepare(pool, task.name, folder, given, embed, any_base=task.any_base)
     if made.entry.rank > task.rank:
         raise AdapterError(f"The adapter has rank {made.entry.rank}; at most {task.rank} is taken here.")
     found = captured(pool, made.features, task.inner, seen)

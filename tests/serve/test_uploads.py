@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from hilora.errors import PoolError
 from hilora.pool import Pool
@@ -45,7 +47,7 @@ def test_what_is_good_is_checked_in_another_process_and_then_live_and_served(ben
 def test_an_upload_is_the_adapter_that_pool_add_makes(bench: Any) -> None:
     bench.serve()
     sent = bench.send("new").json()
-    entry = bench.pool.add("same", bench.folder(7), bench.tiny.texts("delta", 12, 7), bench.embedder)
+    entry = bench.pool.add("same", bench.folder(7), bench.texts("delta", 7), bench.embedder)
     found = next(each for each in bench.view.entries if each.name == "new")
     assert (found.hash, found.samples, found.rank) == (entry.hash, entry.samples, entry.rank)
     assert sent["hash"] == entry.hash
@@ -201,10 +203,11 @@ def test_an_attack_is_refused_with_a_reason_and_the_server_goes_on(bench: Any, a
 
 @pytest.mark.parametrize(
     "name",
-    ["../up", "/etc/x", "a/b", "..", ".hidden", "auto", "base", "a" * 129, "x\0y", "f" * 64, f"x.{'a' * 20}"],
+    ["../up", "/etc/x", "a/b", "..", ".hidden", "auto", "base", "-" + "a" * 20, "x\0y", "f" * 64, f"x.{'a' * 20}"],
 )
 def test_names_are_no_paths_nor_what_the_service_calls_its_own(bench: Any, name: str) -> None:
     bench.serve()
+    bench.form()
     before = contents(bench.home)
     assert bench.send(name).status_code == 400
     assert contents(bench.home) == before
@@ -223,9 +226,9 @@ def test_file_names_are_not_looked_at(bench: Any, given: str) -> None:
 
 def test_bytes_fields_and_forms_have_bounds(bench: Any) -> None:
     whole = sum(len(content) for _, content in bench.form().values())
-    bench.serve(Limits(upload=whole + 10, rank=4, samples=30, sample_length=200))
-    assert bench.send("evil", bench.form(weights=bytes(whole + 11))).status_code == 413
-    assert bench.send("evil", bench.form(samples=b"a\n" * (whole // 2))).status_code == 413
+    bench.serve(Limits(upload=2 * whole, rank=4, samples=30, sample_length=200))
+    assert bench.send("evil", bench.form(weights=bytes(2 * whole + 1))).status_code == 413
+    assert bench.send("evil", bench.form(samples=b"a\n" * whole)).status_code == 413
     assert bench.send("evil", bench.form(samples=b"aa bb\n" * 31)).status_code == 400
     assert bench.send("evil", bench.form(samples=b"a" * 201 + b"\nb\n")).status_code == 400
     assert bench.send("evil", bench.form(other=b"x")).status_code == 400
@@ -290,8 +293,8 @@ def test_a_check_has_bounds_on_memory(bench: Any) -> None:
 
 def test_who_would_take_the_others_prompts_is_refused(bench: Any) -> None:
     bench.serve()
-    mixed = [text for task in ("alpha", "beta", "gamma") for text in bench.tiny.texts(task, 12, 50)]
-    sent = bench.send("evil", bench.form(samples="\n".join(mixed).encode()))
+    stolen = [text for seed, task in enumerate(("alpha", "beta", "gamma")) for text in bench.texts(task, seed)]
+    sent = bench.send("evil", bench.form(samples="\n".join(stolen).encode()))
     assert sent.status_code == 400, sent.text
     assert "other adapters' samples" in sent.json()["error"]["message"]
     assert not any(task in sent.text for task in ("alpha", "beta", "gamma"))
@@ -300,21 +303,19 @@ def test_who_would_take_the_others_prompts_is_refused(bench: Any) -> None:
 
 def test_another_version_of_one_task_is_not_refused(bench: Any) -> None:
     bench.serve()
-    texts = bench.tiny.texts("alpha", 12, 60)
+    texts = bench.texts("alpha", 60)
     assert bench.send("alpha2", bench.form(samples="\n".join(texts).encode())).status_code == 201
 
 
-def private(bench: Any, **changes: Any) -> bytes:
+def private(bench: Any, embedder: Any = None, **changes: Any) -> bytes:
     """Features of samples, made where the texts are, with something wrong."""
-    texts = bench.tiny.texts("delta", 12, 7)
-    tensors = Features(bench.embedder(texts).contiguous(), hash_terms(texts)).tensors()
-    tensors |= {name: change(tensors[name]) for name, change in changes.items() if name in tensors}
-    path = bench.home / "features.safetensors"
-
-    class Given:
-        tensors = staticmethod(lambda: tensors)
-
-    write_features(path, Given(), changes.get("embedder", bench.pool.embedder))  # type: ignore[arg-type]
+    texts, path = bench.texts("delta", 7), bench.home / "features.safetensors"
+    features = Features(bench.embedder(texts).contiguous(), hash_terms(texts))
+    write_features(path, features, embedder or bench.pool.embedder)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    tensors = {name: changes.get(name, torch.clone)(tensor) for name, tensor in load_file(path).items()}
+    save_file(tensors, path, about)
     return path.read_bytes()
 
 
@@ -322,7 +323,7 @@ def test_private_samples_give_what_the_texts_would(bench: Any) -> None:
     bench.serve()
     sent = bench.send("new", bench.form(samples=None, features=private(bench)))
     assert sent.status_code == 201, sent.text
-    entry = bench.pool.add("same", bench.folder(7), bench.tiny.texts("delta", 12, 7), bench.embedder)
+    entry = bench.pool.add("same", bench.folder(7), bench.texts("delta", 7), bench.embedder)
     assert bench.view.entries[bench.view.index("new")].samples == entry.samples
 
 
@@ -338,7 +339,7 @@ def test_private_samples_give_what_the_texts_would(bench: Any) -> None:
         ({"phrases": lambda x: x.flip(0)}, "terms"),
         ({"phrases_of_text": lambda x: x + 1}, "terms"),
         ({"phrases_of_text": lambda x: x[1:].clone()}, "shape"),
-        ({"characters": lambda x: torch.zeros_like(x)}, "terms"),
+        ({"characters": torch.zeros_like}, "terms"),
     ],
 )
 def test_features_that_are_none_of_texts_are_refused(bench: Any, changes: Any, word: str) -> None:
