@@ -15,22 +15,27 @@ CAPTURE = 0.5
 
 
 def captured(
-    pool: PoolFolder, newcomer: Features, name: str, seen: Bool[Tensor, " adapter"] | None = None
+    pool: PoolFolder,
+    newcomer: Features,
+    name: str,
+    seen: Bool[Tensor, " adapter"] | None = None,
+    most: int = MOST_ADAPTERS,
 ) -> Capture:
-    """What an adapter would take from the others of a pool; of large pools, `MOST_ADAPTERS` are asked, evenly taken.
+    """What an adapter would take from the others of a pool.
 
     Args:
         pool: the pool.
         newcomer: what is known of its samples.
         name: in the pool; one that has it gives way, and is not asked.
         seen: which others it competes with; default: those that are everybody's.
+        most: of larger pools so many adapters are asked, evenly taken.
 
     Raises:
         PoolError: samples of the pool cannot be read.
     """
     mask = pool.allowed() if seen is None else seen & pool.enabled
     some = [place for place in mask.nonzero()[:, 0].tolist() if pool.entries[place].name != name]
-    some = some[:: max(1, -(-len(some) // MOST_ADAPTERS))]
+    some = some[:: max(1, -(-len(some) // most))]
     return capture(newcomer, pool.samples(some), ridge=pool.ridge, calibration=pool.calibration, epoch=pool.epoch)
 
 

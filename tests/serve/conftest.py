@@ -10,21 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
 from hilora.base.embed import Embedder, describe_embedder
 from hilora.base.fingerprint import describe_model
-from hilora.errors import HiloraError
 from hilora.pool import Pool
 from hilora.serve.access import Doorkeeper
 from hilora.serve.api_adapters import adapter_routes
 from hilora.serve.check import Task, verdict
 from hilora.serve.checker import Checker, entry_of
-from hilora.serve.faults import ServiceError
 from hilora.serve.limits import Limits
+from hilora.serve.openai.errors import install_errors
+from hilora.serve.openai.guard import Guard
 from hilora.serve.publish import Publisher
 from hilora.serve.state import State
 from hilora.serve.uploads import Uploads
@@ -87,11 +86,8 @@ class Bench:
         self.uploads = Uploads(publisher, self.state, limits, checker or Inside())
         app = FastAPI()
 
-        async def refuse(request: Request, error: Exception) -> JSONResponse:
-            status = error.status if isinstance(error, ServiceError) else 400
-            return JSONResponse({"error": {"message": str(error), "code": getattr(error, "code", None)}}, status)
-
-        app.add_exception_handler(HiloraError, refuse)
+        install_errors(app)
+        app.add_middleware(Guard, limits=limits)
         app.include_router(adapter_routes(self.uploads, Doorkeeper(self.state, is_open, limits.requests_per_minute)))
         self.uploads.open()
         self.stack.callback(self.uploads.close)
