@@ -242,7 +242,7 @@ def measure(args: argparse.Namespace, known: Sequence[Line]) -> Iterator[Line]:
     for method in args.methods:
         mine = [line for line in alike if line["method"] == method]
         done = {(line["rate"], line["way"]) for line in mine}
-        wanted = [(rate, way) for rate in args.rates for way in WAYS if (rate, way) not in done]
+        wanted = [(rate, way) for rate in args.rates for way in args.ways if (rate, way) not in done]
         if wanted:
             router = HiLoRA.from_pretrained(pool=args.pool, method=method)
             dtype = str(router.model.dtype).removeprefix("torch.")
@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["hilora-plus", "hilora"])
     parser.add_argument("--requests", type=int, default=120)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 0.8, 1.1], help="of an offline batch's")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     pair = partial(parser.add_argument, type=int, nargs=2, metavar=("LEAST", "MOST"))
     pair("--words", default=[10, 60], help="of a made prompt")
     pair("--new-tokens", default=[8, 64], help="of an answer")

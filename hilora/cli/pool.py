@@ -13,6 +13,8 @@ from rich.markup import escape
 from hilora.cli.opened import open_pool
 from hilora.cli.options import AdapterName, PoolFolder, PoolName
 from hilora.cli.pool_add import EmbedderOption, add, add_all
+from hilora.cli.pool_push import push
+from hilora.cli.remote import Remote, TokenFile, is_url
 from hilora.cli.show import console, needs_care, show_adapters, show_check, status
 from hilora.cli.usage import Commands
 from hilora.errors import InputError, PoolError
@@ -20,25 +22,29 @@ from hilora.errors import InputError, PoolError
 app = typer.Typer(cls=Commands, help="Add, list, check and remove the adapters of a pool.", no_args_is_help=True)
 app.command()(add)
 app.command("add-all")(add_all)
+app.command()(push)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
-def list_adapters(pool: PoolName = None, as_json: Json = False) -> None:
-    """List the adapters of a pool."""
-    opened = open_pool(pool)
+def list_adapters(pool: PoolName = None, as_json: Json = False, token_file: TokenFile = None) -> None:
+    """List the adapters of a pool, or of a server (--pool http://...)."""
+    entries = list(Remote(str(pool), token_file).entries()) if is_url(pool) else open_pool(pool).entries
     if as_json:
-        print(json.dumps([asdict(entry) for entry in opened.entries], indent=1))
+        print(json.dumps([asdict(entry) for entry in entries], indent=1))
     else:
-        show_adapters(opened.entries)
+        show_adapters(entries)
 
 
 @app.command()
-def show(name: AdapterName, pool: PoolName = None, as_json: Json = False) -> None:
-    """All that a pool knows of one adapter."""
-    opened = open_pool(pool)
-    entry = asdict(opened.entries[opened.index(name)])
+def show(name: AdapterName, pool: PoolName = None, as_json: Json = False, token_file: TokenFile = None) -> None:
+    """All that a pool, or a server (--pool http://...), knows of one adapter."""
+    if is_url(pool):
+        entry = Remote(str(pool), token_file).adapter(name)
+    else:
+        opened = open_pool(pool)
+        entry = asdict(opened.entries[opened.index(name)])
     if as_json:
         print(json.dumps(entry, indent=1))
     else:
@@ -67,9 +73,20 @@ def remove(
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete its files now; no one may be using the pool.")
     ] = False,
+    token_file: TokenFile = None,
 ) -> None:
-    """Take an adapter out; its files stay for those who have the pool open."""
+    """Take an adapter out of a pool, or of a server's (--pool http://...); files stay for those who have it open."""
+    if is_url(pool):
+        if prune:
+            raise InputError("--prune deletes files, which a server needs while it runs. Leave it out.")
+        Remote(pool, token_file).remove(name)
+        console.print(f"{name}: removed")
+        return
+    from hilora.pool.lease import refuse_leased
+
     opened = open_pool(pool)
+    if prune:
+        refuse_leased(opened.path, "delete files")
     opened.remove(name)
     opened.tune()
     gone = opened.prune() if prune else []

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hilora.base.fingerprint import BaseInfo
 
 DEFAULT_BASE = "smollm2-135m"
+ASKED = 50
+"""Adapters of the pool whose samples a new one is tried on; more would take seconds."""
 Base = Annotated[
     str | None, typer.Option(help=f"Base model of a new pool: a name or a path; default: {DEFAULT_BASE}.")
 ]
@@ -41,6 +43,7 @@ def add(
     """Check an adapter and put it into a pool; the pool is made if there is none."""
     from hilora.pool.described import DESCRIPTION, description_texts
     from hilora.pool.manifest import check_name
+    from hilora.pool.newcomer import CAPTURE, captured, told
     from hilora.pool.peft_config import read_config
     from hilora.pool.source import adapter_folder, samples_for
     from hilora.route.gaussian import MIN_SAMPLES
@@ -59,7 +62,10 @@ def add(
         entry = opened.add(
             name, folder, texts, embed, replace=replace, any_base=any_base, terms=not no_terms, origin=origin
         )
+        taken = captured(opened, opened.samples([opened.index(name)])[0], name, most=ASKED)
         opened.tune()
+    if taken.share > CAPTURE:
+        errors.print(f"[yellow]{told(taken, CAPTURE)}[/]")
     if origin == DESCRIPTION:
         errors.print(
             f"[yellow]{name} is known by a description only, and will often be missed. "

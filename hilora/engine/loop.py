@@ -38,8 +38,9 @@ SLICE = 2048
 SHARE = 8
 """Rows that have ended leave when they are one in so many, or after so many steps: what they cost till then is less
 than binding the others' plan anew."""
-PATIENCE = 1
-"""Steps that a waiting request lets pass until there are others to be read with it."""
+PATIENCE = 8
+"""Steps that requests wait, where few rows are free, until more can be read at once: reading one costs nearly
+what reading several does."""
 
 
 class Loop:
@@ -103,7 +104,7 @@ class Loop:
         if self.reading or not self.waiting or room < 1:
             return
         self._patience += 1
-        if running and min(room, len(self.waiting)) * SHARE < self.most and self._patience <= PATIENCE:
+        if running and room * SHARE < self.most and self._patience <= PATIENCE:
             return
         self._patience = 0
         rows: list[Request] = []

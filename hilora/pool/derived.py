@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from hilora.merge.average import Merge
+from hilora.pool import store
 from hilora.pool.canonical import canonical_factors
 from hilora.pool.memory import Memory
 from hilora.pool.view import Entry, PoolView, Source
@@ -27,7 +28,13 @@ class Canonical(Source):
 
     def factors(self, content: str) -> Factors:
         """Canonical factors by derived hash."""
-        return self.memory.get(content, lambda: canonical_factors(self.pool.factors(content.split()[1])))
+        return self.memory.get(content, lambda: self._factors(content.split()[1]))
+
+    def _factors(self, content: str) -> Factors:
+        """As they are kept, or worked out now."""
+        if (self.pool.path / store.CANONICAL / f"{content}.safetensors").exists():
+            return store.map_factors(self.pool.path, store.CANONICAL, content)
+        return canonical_factors(self.pool.factors(content))
 
 
 class Merged(Source):

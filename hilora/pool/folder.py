@@ -125,13 +125,7 @@ class PoolFolder(PoolView):
 
     def factors(self, content: str) -> Factors:
         """An adapter's factors by content hash, memory-mapped."""
-        path = self.path / store.ADAPTERS / f"{content}.safetensors"
-        tensors = store.map_tensors(path)
-        sites = {key.rsplit("|", 1)[0] for key in tensors}
-        try:
-            return {site: (tensors[f"{site}|down"], tensors[f"{site}|up"]) for site in sorted(sites)}
-        except KeyError as error:
-            raise store.damaged(path, f"no tensor {error}") from error
+        return store.map_factors(self.path, store.ADAPTERS, content)
 
     def samples(self, some: Sequence[int] | None = None) -> list[Features]:
         """What is kept of all adapters' samples, or of some, by position; in the pool's order."""

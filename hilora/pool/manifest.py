@@ -17,6 +17,7 @@ from hilora.pool.view import Entry
 
 OPTIONAL: Mapping[str, str | dict[str, Any]] = {
     "tenant": "",  # whose own it is; "" for everybody's
+    "called": "",  # by those who see it, where names are unique for each tenant; "" for its name
     "state": "",  # in its owner's words; whether it may be routed to is said by `enabled` alone
     "note": "",  # for people
     "release": "",  # of its content, in its owner's words

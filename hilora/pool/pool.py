@@ -22,6 +22,7 @@ from hilora.pool import epochs, store
 from hilora.pool.draft import Draft
 from hilora.pool.epochs import EpochInfo
 from hilora.pool.folder import PoolFolder, in_order
+from hilora.pool.lease import refuse_leased
 from hilora.pool.looked import Embed, look_at
 from hilora.pool.manifest import OF_SAMPLES, check_name, inherit
 from hilora.pool.peft import content_hash
@@ -159,7 +160,8 @@ class Pool(PoolFolder):
             draft.entries[name] = replace(draft[name], enabled=enabled)
 
     def prune(self) -> list[Path]:
-        """Delete files that no adapter uses. Close other users of the pool before."""
+        """Delete files that no adapter uses; a PoolError if the pool is served. Close other users of it before."""
+        refuse_leased(self.path, "delete files")
         with self._edit():
             used = {entry.hash for entry in self.entries} | {entry.samples for entry in self.entries}
             epoch = set() if self.epoch_info is None else {self.epoch_info.key}
@@ -209,8 +211,9 @@ class Pool(PoolFolder):
         """Embed all adapters' samples anew, with another embedder; texts come from the caller.
 
         Raises:
-            InputError: an adapter's samples are missing; the pool stays as it was.
+            InputError, PoolError: an adapter's samples are missing; the pool is served. It stays as it was.
         """
+        refuse_leased(self.path, "embed anew")
         _need_all(self.names, samples)
         kept = {entry.name: own.terms is not None for entry, own in zip(self.entries, self.samples(), strict=True)}
         found = {name: look_at(name, samples[name], embed, embedder, terms=kept[name]) for name in self.names}

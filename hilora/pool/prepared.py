@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hilora.errors import UnknownNameError
 from hilora.pool import store
+from hilora.pool.canonical import canonical_factors
 from hilora.pool.described import DESCRIPTION
 from hilora.pool.looked import Embed, look_at
 from hilora.pool.peft import read_adapter
@@ -27,18 +28,22 @@ class Prepared:
     factors: Factors
     features: Features
 
+    def keep_canonical(self, pool: Path) -> None:
+        """Work out its canonical ROCs and keep them, so that whoever serves it need not.
+
+        Raises:
+            PoolError: the pool cannot be written.
+        """
+        with store.explained(f"write to {pool}"):
+            store.write_factors(pool, store.CANONICAL, self.entry.hash, canonical_factors(self.factors))
+
     def keep(self, pool: Path) -> None:
         """Write its files, which are named by their contents; nobody reads them before a manifest names them.
 
         Raises:
             PoolError: the pool cannot be written.
         """
-        tensors = {
-            f"{site}|{side}": tensor
-            for site, pair in self.factors.items()
-            for side, tensor in zip(("down", "up"), pair, strict=True)
-        }
-        store.write_tensors(pool / store.ADAPTERS / f"{self.entry.hash}.safetensors", tensors)
+        store.write_factors(pool, store.ADAPTERS, self.entry.hash, self.factors)
         store.write_tensors(pool / store.SAMPLES / f"{self.entry.samples}.safetensors", self.features.tensors())
 
 
@@ -47,7 +52,7 @@ def prepare(
     name: str,
     folder: str | Path,
     samples: Sequence[str] | Features,
-    embed: Embed,
+    embed: Embed | None,
     *,
     any_base: bool = False,
     terms: bool = True,
@@ -58,7 +63,7 @@ def prepare(
     Args:
         pool: it is for.
         name, folder, embed, any_base, terms, origin: as for `Pool.add`.
-        samples: texts, or what is kept of them where somebody has looked at them already.
+        samples: texts, or what is kept of them where somebody has looked at them already: `embed` is not needed then.
 
     Raises:
         AdapterError: the adapter cannot be used on this base.
@@ -71,6 +76,7 @@ def prepare(
         pool.base.check_adapter(name, adapter.base_model)
     found = samples
     if not isinstance(found, Features):
+        assert embed is not None
         found = look_at(name, found, embed, pool.embedder, terms=terms and origin != DESCRIPTION)
     entry = Entry(
         name=name,

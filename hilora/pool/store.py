@@ -4,9 +4,12 @@
     POOL/pool.json.format1            the last one that an older hilora could read, if it wrote one
     POOL/base.json                    the base model's modules and sketch, written when the pool is made
     POOL/adapters/<hash>.safetensors  one adapter's factors, named by content, never changed
+    POOL/canonical/<hash>.safetensors its canonical ROCs, if somebody has worked them out already
     POOL/samples/<hash>.safetensors   embeddings of one adapter's samples, likewise
     POOL/statistics/<key>.safetensors what was learned from all of them (`statistics`); may be missing
     POOL/epochs/<key>.safetensors     what they share, once and for all (`epochs`), if the manifest names one
+    POOL/leases/<id>.lock             held by those who serve the pool (`lease`)
+    POOL/serve/                       what a server keeps beside it: tokens, uploads (`serve.state`)
 
 A crash leaves at most files that no manifest names; `prune` deletes them.
 """
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from hilora.errors import MismatchError, PoolError
 from hilora.pool.view import Entry
+from hilora.types import Factors
 
 ENCODE = json.JSONEncoder().encode
 FORMAT = 2
@@ -38,6 +42,7 @@ ABILITIES = frozenset({"tenants"})
 MANIFEST = "pool.json"
 BASE = "base.json"
 ADAPTERS = "adapters"
+CANONICAL = "canonical"
 SAMPLES = "samples"
 STATISTICS = "statistics"
 EPOCHS = "epochs"
@@ -175,6 +180,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         write_whole(path, content)
 
 
+def write_factors(pool: Path, folder: str, content: str, factors: Factors) -> None:
+    """Keep an adapter's factors in one of the pool's folders, under its content hash."""
+    sides = (("down", 0), ("up", 1))
+    tensors = {f"{site}|{side}": pair[place] for site, pair in factors.items() for side, place in sides}
+    write_tensors(pool / folder / f"{content}.safetensors", tensors)
+
+
+def map_factors(pool: Path, folder: str, content: str) -> Factors:
+    """Inverse of `write_factors`, memory-mapped.
+
+    Raises:
+        PoolError: the file is missing or damaged.
+    """
+    path = pool / folder / f"{content}.safetensors"
+    tensors = map_tensors(path)
+    sites = {key.rsplit("|", 1)[0] for key in tensors}
+    try:
+        return {site: (tensors[f"{site}|down"], tensors[f"{site}|up"]) for site in sorted(sites)}
+    except KeyError as error:
+        raise damaged(path, f"no tensor {error}") from error
+
+
 def map_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, memory-mapped: pages are read from disk when they are used.
 
@@ -200,7 +227,7 @@ def damaged(path: Path, why: object) -> PoolError:
 def prune(pool: Path, used: set[str]) -> list[Path]:
     """Delete data files that the manifest does not name, and what a crash left; returns them."""
     gone = []
-    for folder in (ADAPTERS, SAMPLES, STATISTICS, EPOCHS):
+    for folder in (ADAPTERS, CANONICAL, SAMPLES, STATISTICS, EPOCHS):
         for path in sorted((pool / folder).glob("*")):
             if path.name.removesuffix(".safetensors") not in used:
                 path.unlink()

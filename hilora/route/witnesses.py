@@ -26,7 +26,6 @@ SPELLING_SHRINKAGE = 0.5
 
 
 @runtime_checkable
-@runtime_checkable
 class Witness(Protocol):
     """A likelihood for every adapter, up to a term that is the same for all."""
 

@@ -13,10 +13,12 @@ from fastapi.responses import JSONResponse
 from hilora import __version__
 from hilora.serve.asked import Caller
 from hilora.serve.desk import PoolDesk
+from hilora.serve.journal import Journal
 from hilora.serve.limits import Limits
 from hilora.serve.openai.errors import install_errors
 from hilora.serve.openai.guard import Guard
 from hilora.serve.openai.routes import routes
+from hilora.serve.origin import SameOrigin
 
 ABOUT = """Prompts without labels in, answers with reasons out, by the adapters that fit them.
 
@@ -32,6 +34,7 @@ def make_app(
     others: Sequence[APIRouter] = (),
     opened: Sequence[Callable[[], Any]] = (),
     closed: Sequence[Callable[[], Any]] = (),
+    local: bool = True,
 ) -> FastAPI:
     """The service.
 
@@ -41,6 +44,7 @@ def make_app(
         who: says who asks, or raises `faults.UnauthorizedError`.
         others: routes beside OpenAI's, as those of uploads.
         opened, closed: called when the server starts, and when it has ended everything.
+        local: it is for this machine alone (`origin.SameOrigin`).
     """
 
     @asynccontextmanager
@@ -55,6 +59,8 @@ def make_app(
     app = FastAPI(title="hilora", version=__version__, description=ABOUT, lifespan=life)
     install_errors(app)
     app.add_middleware(Guard, limits=limits)
+    app.add_middleware(SameOrigin, local=local)
+    app.add_middleware(Journal)  # the last one is the first to see a request
     app.include_router(routes(desk, limits, who))
     for each in others:
         app.include_router(each)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hilora.base.prompts import Prompt
 from hilora.pool.view import Entry
@@ -111,10 +111,14 @@ class Done:
     logs: tuple[TokenLog, ...] = ()  # of all its tokens
 
 
+@runtime_checkable
 class Answering(Protocol):
     """The answers to one prompt, as they come."""
 
-    why: Why
+    @property
+    def why(self) -> Why:
+        """How the prompt is served."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Piece | Done]:
         """Pieces, where they are wanted, and each answer's end; what fails is raised. Ends after the last `Done`."""
@@ -125,11 +129,19 @@ class Answering(Protocol):
         ...
 
 
+@runtime_checkable
 class Desk(Protocol):
     """What answers prompts (`desk.PoolDesk`)."""
 
-    methods: Sequence[str]  # that may be asked for, the default first
-    opened: int  # when, in seconds since 1970
+    @property
+    def methods(self) -> Sequence[str]:
+        """Those that may be asked for, the default first."""
+        ...
+
+    @property
+    def opened(self) -> int:
+        """When, in seconds since 1970."""
+        ...
 
     async def answer(self, ask: Ask) -> Answering:
         """Route a prompt and have it answered; returns when its first step may come.

@@ -44,10 +44,17 @@ class PoolDesk:
         limits: how much at once.
         methods: that may be asked for beside it.
         meters: counts what happens.
+        log_prompts: prompts and answers are written to the log.
     """
 
     def __init__(
-        self, router: HiLoRA, limits: Limits, methods: Sequence[str] = GROWING, meters: Meters | None = None
+        self,
+        router: HiLoRA,
+        limits: Limits,
+        methods: Sequence[str] = GROWING,
+        meters: Meters | None = None,
+        *,
+        log_prompts: bool = False,
     ) -> None:
         self.limits, self.meters = limits, meters or Meters()
         default = router.planner.method.name
@@ -57,7 +64,7 @@ class PoolDesk:
         self.engine = router.lanes.engine
         self.width = limits.running if router.batching is Batching.OPEN else TURNS
         self.engine.loop.most = limits.running
-        self._routing = Routing(self.methods, limits, self.meters, self._ended)
+        self._routing = Routing(self.methods, limits, self.meters, self._ended, log_prompts=log_prompts)
         self._turn = threading.Condition()
         self._outbox: Outbox | None = None
         self._new: list[Ticket] = []
@@ -147,11 +154,12 @@ class PoolDesk:
             if ticket in self._new:
                 self._new.remove(ticket)
             started: Started | None = ticket.work
-            if started is not None and not self._line.drop(started) and started in self._running:
-                works = set(started.works)
-                if not self.engine.give_up(works) & works - started.ended:
-                    self._running.discard(started)
+            runs = started is not None and not self._line.drop(started) and started in self._running
             self._turn.notify_all()
+        if started is not None and runs:  # the engine tells of ends under its own lock, so it is not asked under ours
+            taken = self.engine.give_up(set(started.works))
+            for work in set(started.works) - taken:
+                self._ended(started, work)
 
     @property
     def _may_start(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a server writes down: one JSON object a line, on standard error; never a prompt, an answer or a token."""
+"""What a server writes down: one JSON object a line, on standard error; prompts and answers only if it is told to."""
 
 from __future__ import annotations
 
@@ -10,20 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 LOG = logging.getLogger("hilora.serve")
-FIELDS = (
-    "request",
-    "method",
-    "path",
-    "status",
-    "ms",
-    "tenant",
-    "adapters",
-    "pool_version",
-    "subject",
-    "state",
-    "text",
-)
-"""What a line may hold beside its message."""
+FIELDS = ("request", "method", "path", "status", "ms", "tenant", "adapters", "pool_version", "subject", "state")
+TEXTS = ("prompt", "answer")
+"""What a line may hold beside its message, and what it holds only if that was asked for."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -40,7 +29,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        line |= {name: record.__dict__[name] for name in FIELDS if name in record.__dict__}
+        line |= {name: record.__dict__[name] for name in (*FIELDS, *TEXTS) if name in record.__dict__}
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)

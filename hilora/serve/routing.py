@@ -19,9 +19,10 @@ from hilora.engine.thread import Work
 from hilora.planner import Routed
 from hilora.pool.view import PoolView
 from hilora.serve.answers import Answers
-from hilora.serve.asked import AUTO, BASE, Done, Why
+from hilora.serve.asked import AUTO, BASE, Done, Piece, Why
 from hilora.serve.edition import Edition
 from hilora.serve.faults import ForbiddenError, ServiceError
+from hilora.serve.journal import LOG
 from hilora.serve.limits import Limits
 from hilora.serve.meters import Meters
 from hilora.serve.tenants import find, mask, outer
@@ -47,6 +48,7 @@ class Routing:
         limits: of requests.
         meters: counts what happens.
         ended: called in the engine's thread with what was started and one of its works, when that has ended.
+        log_prompts: prompts and answers are written to the log.
     """
 
     def __init__(
@@ -55,8 +57,11 @@ class Routing:
         limits: Limits,
         meters: Meters,
         ended: Callable[[Started, Any], None],
+        *,
+        log_prompts: bool,
     ) -> None:
         self.methods, self.limits, self.meters, self.ended = methods, limits, meters, ended
+        self.log_prompts = log_prompts
 
     def __call__(self, edition: Edition, tickets: Sequence[Ticket]) -> list[Started]:
         """Route tickets, and tell each how it is served, or why it is not; those that go on."""
@@ -150,7 +155,7 @@ class Routing:
             copies=copies,
             top=ask.top_logprobs,
             follow=ask.follow,
-            tell=ticket.tell,
+            tell=self._told(ticket),
             on_end=partial(self.ended, started),
         )
         if answers.is_open:
@@ -160,6 +165,26 @@ class Routing:
         started.works, started.first = answers.works, next(iter(why.hashes), "")
         ticket.tell_routed(why)
         return [] if ticket.only_route else [started]
+
+    def _told(self, ticket: Ticket) -> Callable[[Piece | Done | BaseException], None]:
+        """What takes a ticket's events: they are counted, and written down where that is wanted."""
+        first: list[float] = []
+        if self.log_prompts:
+            LOG.info("prompt", extra={"prompt": ticket.ask.prompt})
+
+        def tell(event: Piece | Done | BaseException) -> None:
+            if isinstance(event, BaseException):
+                self.meters.failed(event)
+            elif isinstance(event, Done):
+                began = first[0] if first else None
+                self.meters.answered(ticket.began, began, event.completion_tokens, event.finish_reason)
+                if self.log_prompts:
+                    LOG.info("answer", extra={"answer": event.text})
+            elif not first:
+                first.append(time.perf_counter())
+            ticket.tell(event)
+
+        return tell
 
 
 def _room(lanes: Lanes, prompt: int, asked: int | None, default: int) -> int:

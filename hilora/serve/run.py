@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import uvicorn
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
 from hilora.methods.method import Method
+from hilora.serve.access import Doorkeeper, check_bind
 from hilora.serve.app import make_app
 from hilora.serve.desk import GROWING, PoolDesk
+from hilora.serve.journal import write_down
 from hilora.serve.limits import Limits
+from hilora.serve.state import State
 from hilora.serve.watch import Watch
-
-_log = logging.getLogger("hilora.serve")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,21 @@ class Settings:
                 f"{fixed[0]} touches the whole pool for every token, or was trained for the adapters of now, so it "
                 f"cannot serve beside uploads. Give --no-uploads, or one of: {', '.join(GROWING)}."
             )
+        check_bind(self.host, State(pool))
+
+
+class Orderly(uvicorn.Server):
+    """A server that SIGTERM and Ctrl-C end, and that has ended well then."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Meanwhile they are this server's."""
+        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None:
@@ -67,9 +84,13 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
         say: tells where it listens.
     """
     limits, pool = settings.limits, router.planner.pool
-    desk = PoolDesk(router, limits, GROWING if settings.methods is None else settings.methods)
+    state = State(Path(pool.path))
+    keeper = Doorkeeper(state, check_bind(settings.host, state), limits.requests_per_minute)
+    methods = GROWING if settings.methods is None else settings.methods
+    desk = PoolDesk(router, limits, methods, log_prompts=settings.log_prompts)
     watch = Watch(Path(pool.path), pool.version, desk.change)
-    app = make_app(desk, limits, lambda request: None, closed=[watch.close])
+    app = make_app(desk, limits, keeper, closed=[watch.close], local=keeper.is_open)
+    write_down()
     with bound(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         say(f"http://{host}:{port}  (API at /v1, documentation at /docs)")
@@ -79,9 +100,9 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=round(limits.drain) + 5,
-            h11_max_incomplete_event_size=limits.header,
+            h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
         )
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+        asyncio.run(Orderly(config).serve(sockets=[listening]))
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -37,7 +37,7 @@ def router(request: Any, shared_pool: Any, tokenizer: Any, embedder: Any) -> HiL
 def desk(router: HiLoRA) -> Iterator[PoolDesk]:
     made = PoolDesk(router, Limits())
     yield made
-    made.close(0)
+    made.close(0.0)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("hilora desk")]
 
 
@@ -205,7 +205,7 @@ def test_a_full_line_refuses_and_says_when_to_come_again(router: HiLoRA) -> None
     assert all(error.after >= 1 for error in refused)
     assert all(ends(events) for events in found if not isinstance(events, BaseException))
     assert len(found) - len(refused) >= 2
-    desk.close(0)
+    desk.close(0.0)
 
 
 def test_a_deadline_ends_what_takes_too_long(router: HiLoRA) -> None:
@@ -215,7 +215,7 @@ def test_a_deadline_ends_what_takes_too_long(router: HiLoRA) -> None:
         run(said(desk, Ask(PROMPT, max_new_tokens=150, sampling=FREE)))
     hook.remove()
     until(lambda: desk.running == 0)
-    desk.close(0)
+    desk.close(0.0)
 
 
 def test_a_desk_that_closes_lets_what_runs_end_and_takes_nothing_new(router: HiLoRA) -> None:
@@ -223,7 +223,7 @@ def test_a_desk_that_closes_lets_what_runs_end_and_takes_nothing_new(router: HiL
 
     async def last() -> list[Any]:
         ticket = await desk.answer(Ask(PROMPT, max_new_tokens=20, sampling=FREE))
-        closing = asyncio.create_task(asyncio.to_thread(desk.close, 30))
+        closing = asyncio.create_task(asyncio.to_thread(desk.close, 30.0))
         await asyncio.sleep(0)
         events = [event async for event in ticket]
         await closing
