@@ -55,7 +55,7 @@ class GrownExperts:
             worded[~new] = self.worded_[origin[~new]]
         among = torch.where(new, -1, self.worded_.cumsum(0)[origin.clamp_min(0)] if len(self.worded_) else origin)
         some, witnesses = [own for own in newcomers if own.terms is not None], {}
-        with one_thread(sum(map(len, newcomers))):
+        with one_thread():  # most of it is searching; a pool grows beside a model that is at work
             for name, parts in self.witnesses_.items():
                 if name == "meaning":
                     witnesses[name] = parts.over(newcomers, _after_mean(torch.where(new, -1, origin + 1)))

@@ -21,8 +21,8 @@ from hilora.route.rows import KINDS
 
 M = TypeVar("M")
 
-LATE = 1 / 8
-"""Share of the main part that the late one may reach."""
+LATE = 1 / 4
+"""Share of the main part that the late one may reach; a new epoch is due before, and starts with one part."""
 LEAST = 64
 """Late adapters that are never too many."""
 

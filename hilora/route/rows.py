@@ -131,17 +131,33 @@ def _gather_phrases(parts: Sequence[Phrases], rows: Rows) -> Phrases:
     starts = torch.tensor([0, *(len(part.absent_) for part in parts)]).cumsum(0)
     moved = torch.full((int(starts[-1]),), -1)
     moved[rows] = torch.arange(len(rows))
-    owner = torch.cat([moved[part.adapter_ + start] for part, start in zip(parts, starts, strict=False)])
-    phrase = torch.cat([part.vocabulary_.repeat_interleave(part.start_.diff()) for part in parts])
-    kept = (owner >= 0).nonzero()[:, 0]
-    phrase, owner, gain = phrase[kept], owner[kept], torch.cat([part.gain_ for part in parts])[kept]
-    if len(parts) > 1:
-        phrase, order = torch.sort(phrase, stable=True)
-        owner, gain = owner[order], gain[order]
+    phrase = owner = torch.empty(0, dtype=torch.long)
+    gain = torch.empty(0)
+    for part, start in zip(parts, starts, strict=False):
+        columns = part.vocabulary_.repeat_interleave(part.start_.diff()), moved[part.adapter_ + start], part.gain_
+        if len(rows) < int(starts[-1]):
+            kept = (columns[1] >= 0).nonzero()[:, 0]
+            columns = columns[0][kept], columns[1][kept], columns[2][kept]
+        phrase, owner, gain = _merged((phrase, owner, gain), columns)
     made.vocabulary_, sizes = torch.unique_consecutive(phrase, return_counts=True)
     made.start_ = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
     made.adapter_, made.gain_ = owner, gain
     return made
+
+
+def _merged(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Columns of two tables in one, by the first, which ascends in both; without a sort, for one may be long."""
+    if not len(one[0]):
+        return tuple(other)
+    places = torch.searchsorted(one[0], other[0], right=True) + torch.arange(len(other[0]))
+    mine = torch.ones(len(one[0]) + len(other[0]), dtype=torch.bool)
+    mine[places] = False
+    found = []
+    for left, right in zip(one, other, strict=True):
+        column = left.new_empty(len(mine))
+        column[mine], column[places] = left, right
+        found.append(column)
+    return tuple(found)
 
 
 KINDS: Mapping[type, Kind] = {
