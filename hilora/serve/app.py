@@ -11,8 +11,10 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from hilora import __version__
+from hilora.serve.access import need
 from hilora.serve.asked import Caller
 from hilora.serve.desk import PoolDesk
+from hilora.serve.faults import ServiceError
 from hilora.serve.journal import Journal
 from hilora.serve.limits import Limits
 from hilora.serve.openai.errors import install_errors
@@ -75,13 +77,18 @@ def _seen_from_outside(desk: PoolDesk, who: Callable[[Request], Caller]) -> APIR
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="Whether it takes requests")
-    def ready() -> JSONResponse:
-        state = desk.state()
-        return JSONResponse(dict(state), 200 if state["status"] == "ready" else 503)
+    @router.get("/readyz", summary="Whether it takes requests; to administrators, what it holds, too")
+    def ready(request: Request) -> JSONResponse:
+        state = dict(desk.state())
+        try:
+            need(who(request), "admin")
+        except ServiceError:  # others are not told of adapters that they may not see
+            state = {name: state[name] for name in ("status", "base", "method", "lane", "epoch")}
+        return JSONResponse(state, 200 if state["status"] == "ready" else 503)
 
-    @router.get("/metrics", summary="For Prometheus", response_class=Response)
+    @router.get("/metrics", summary="For Prometheus; for administrators", response_class=Response)
     def metrics(caller: Caller = Depends(who)) -> Response:  # noqa: B008
+        need(caller, "admin")
         page, kind = desk.meters.page()
         return Response(page, media_type=kind)
 

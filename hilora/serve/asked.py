@@ -78,7 +78,7 @@ class Why:
     note: str  # what the caller should know; "" for nothing
     prompt_tokens: int
     epoch: str  # of what is learned of the pool; "" where nothing is
-    pool_version: int
+    pool: str  # short hash of the adapters that the caller sees
 
 
 @dataclass(frozen=True)

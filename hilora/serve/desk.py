@@ -224,6 +224,7 @@ class PoolDesk:
             "base": view.base.name,
             "method": self.methods[0],
             "lane": "joining" if batching is Batching.OPEN else f"closed ({batching.value})",
+            "epoch": self.edition.router.planner.epoch,
             "adapters": len(view),
             "pool_version": view.version,
             "waiting": self.waiting,

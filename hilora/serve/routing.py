@@ -25,7 +25,7 @@ from hilora.serve.faults import ForbiddenError, ServiceError
 from hilora.serve.journal import LOG
 from hilora.serve.limits import Limits
 from hilora.serve.meters import Meters
-from hilora.serve.tenants import find, mask, outer
+from hilora.serve.tenants import find, fingerprint, mask, outer
 from hilora.serve.ticket import Ticket
 from hilora.types import Choice
 
@@ -227,5 +227,5 @@ def _why(
         routed.notes[row],
         prompt_tokens,
         str(getattr(lanes.planner, "epoch", "") or ""),
-        view.version,
+        fingerprint(view, caller),
     )

@@ -74,6 +74,7 @@ class _Names:
     named: dict[str, dict[str, int]] = field(default_factory=dict)
     hashed: dict[str, dict[str, int]] = field(default_factory=dict)
     own: dict[str, list[int]] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
 
     def find(self, tenant: str, name: str) -> int | None:
         """Position of what a tenant means by a name or a hash."""
@@ -109,6 +110,15 @@ def visible(view: PoolView, caller: Caller) -> list[Entry]:
     names = _names(view)
     places = sorted(place for whose in {"", caller.tenant} for place in names.own.get(whose, ()))
     return [_outer_entry(view, names, caller, place) for place in places]
+
+
+def fingerprint(view: PoolView, caller: Caller) -> str:
+    """A short hash of the adapters that a caller sees: it stays while these do, whatever becomes of others."""
+    names = _names(view)
+    if caller.tenant not in names.seen:
+        told = [(e.name, e.hash, e.samples, e.enabled) for e in visible(view, caller)]
+        names.seen[caller.tenant] = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+    return names.seen[caller.tenant]
 
 
 def _outer_entry(view: PoolView, names: _Names, caller: Caller, place: int) -> Entry:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,7 @@ def test_what_the_command_line_does_to_a_served_pool_is_served_a_moment_later(se
         found = json.loads(served.get("/readyz"))
         if found["pool_version"] == pool.version:
             break
+        time.sleep(0.1)
     else:
         pytest.fail(str(found))
     assert all(each["name"] != "word_segment" for each in served.ask(SPACES).hilora["adapters"])

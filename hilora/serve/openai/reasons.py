@@ -40,7 +40,7 @@ def reasons_of(ask: Ask, why: Why, explain: bool) -> Reasons:
     if len(why.choices) > shown:
         found["more"] = len(why.choices) - shown
     if explain:
-        found |= {"epoch": why.epoch, "pool_version": why.pool_version}
+        found |= {"epoch": why.epoch, "pool": why.pool}
     return found
 
 
@@ -55,7 +55,7 @@ def headers_of(ask: Ask, why: Why) -> dict[str, str]:
 
 def fingerprint(why: Why) -> str:
     """OpenAI's system_fingerprint: as long as it stays the same, so do answers to the same prompt and seed."""
-    told = f"{__version__}\0{why.pool_version}\0{why.epoch}"
+    told = f"{__version__}\0{why.pool}\0{why.epoch}"
     return "fp_" + hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()[:12]
 
 

@@ -31,7 +31,7 @@ class Reasons(TypedDict):
     seed: Annotated[int, Field(description="yours, or the one that was drawn")]
     more: NotRequired[Annotated[int, Field(description="adapters that are not told here; see explain")]]
     epoch: NotRequired[Annotated[str, Field(description="of what is learned of the pool")]]
-    pool_version: NotRequired[Annotated[int, Field(description="counts the pool's changes")]]
+    pool: NotRequired[Annotated[str, Field(description="a short hash of the adapters that the caller sees")]]
     abstained: NotRequired[Annotated[bool, Field(description="no adapter fits, and the method leaves such prompts")]]
 
 

@@ -45,7 +45,7 @@ async def test_a_drawn_seed_is_told(client: Any, desk: Any, chat: Any) -> None:
 
 async def test_all_reasons_are_told_where_they_are_asked_for(client: Any, chat: Any) -> None:
     found = (await client.post("/v1/chat/completions", json=chat(hilora={"explain": True}))).json()["hilora"]
-    assert (found["epoch"], found["pool_version"]) == ("e1", 5)
+    assert (found["epoch"], found["pool"]) == ("e1", "5")
     assert found["adapters"][1] == {
         "name": "snli", "weight": 0.5, "score": None, "rocs": 3, "rank": 8, "hash": "ilns" * 4, "seen": True,
     }  # fmt: skip
