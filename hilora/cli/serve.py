@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hilora.cli import serve_tokens
 from hilora.cli.opened import choose_method, open_pool
 from hilora.cli.options import Base, Dtype, Method, PoolName, Quantize, Settings, quiet_transformers, split_names
 from hilora.cli.show import console, status
@@ -15,8 +16,7 @@ from hilora.errors import InputError
 from hilora.methods import DEFAULT_METHOD
 
 app = typer.Typer(cls=Commands, help="Serve a pool over HTTP.", invoke_without_command=True)
-
-Seconds = Annotated[float, typer.Option(min=0)]
+app.add_typer(serve_tokens.app, name="token")
 
 
 @app.callback()

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import APIRouter
 
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
 from hilora.methods.method import Method
+from hilora.pool.lease import leased
 from hilora.serve.access import Doorkeeper, check_bind
+from hilora.serve.api_adapters import adapter_routes
 from hilora.serve.app import make_app
 from hilora.serve.desk import GROWING, PoolDesk
 from hilora.serve.journal import write_down
 from hilora.serve.limits import Limits
+from hilora.serve.publish import Publisher
+from hilora.serve.renew import Renewal
 from hilora.serve.state import State
+from hilora.serve.uploads import Uploads
 from hilora.serve.watch import Watch
-
-_log = logging.getLogger("hilora.serve")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,20 @@ class Settings:
         check_bind(self.host, State(pool))
 
 
+class Orderly(uvicorn.Server):
+    """A server that SIGTERM and Ctrl-C end, and that has ended well then."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Meanwhile they are this server's."""
+        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
 def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None:
     """Serve until SIGTERM or Ctrl-C; then what runs may end.
 
@@ -71,14 +90,26 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
         say: tells where it listens.
     """
     limits, pool = settings.limits, router.planner.pool
-    state = State(Path(pool.path))
+    folder = Path(pool.path)
+    state = State(folder)
     keeper = Doorkeeper(state, check_bind(settings.host, state), limits.requests_per_minute)
     methods = GROWING if settings.methods is None else settings.methods
     desk = PoolDesk(router, limits, methods, log_prompts=settings.log_prompts)
-    watch = Watch(Path(pool.path), pool.version, desk.change)
-    app = make_app(desk, limits, keeper, closed=[watch.close], local=keeper.is_open)
+    watch = Watch(folder, pool.version, desk.change)
+    held, closed, others = ExitStack(), [watch.close], list[APIRouter]()
+    if settings.uploads:
+        renewal = Renewal(folder)
+        watch.seen = renewal.consider
+        uploads = Uploads(Publisher(folder, limits, watch.look, lambda: desk.edition.view), state, limits)
+        uploads.open()
+        closed = [uploads.close, *closed, renewal.close]
+        others.append(adapter_routes(uploads, keeper))
+        watch.look()
+    else:
+        held.enter_context(leased(folder))
+    app = make_app(desk, limits, keeper, others=others, closed=closed, local=keeper.is_open)
     write_down()
-    with bound(settings.host, settings.port) as listening:
+    with held, bound(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         say(f"http://{host}:{port}  (API at /v1, documentation at /docs)")
         config = uvicorn.Config(
@@ -89,7 +120,7 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
             timeout_graceful_shutdown=round(limits.drain) + 5,
             h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
         )
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+        asyncio.run(Orderly(config).serve(sockets=[listening]))
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -27,9 +27,10 @@ class Watch:
 
     def __init__(self, path: Path, version: int, changed: Callable[[PoolView], None]) -> None:
         self.path, self.version, self.changed = path, version, changed
+        self.seen: Callable[[PoolFolder], None] = lambda view: None  # called with each view that is there
         self.trouble = ""
         self._look, self._ended = threading.Event(), False
-        self._seen = self._sign()
+        self._sign_seen = self._sign()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="hilora pool watch", daemon=True)
         self._thread.start()
@@ -44,7 +45,8 @@ class Watch:
                     self.changed(view)
                     self.version = view.version
                     _log.info("pool changed", extra={"pool_version": view.version, "adapters": len(view)})
-                self._seen, self.trouble = sign, ""
+                self._sign_seen, self.trouble = sign, ""
+                self.seen(view)
             except HiloraError as error:  # what is served stays
                 if str(error) != self.trouble:
                     _log.error("the pool cannot be read; the last one is served: %s", error)
@@ -58,7 +60,7 @@ class Watch:
 
     def _work(self) -> None:
         while not self._look.wait(SECONDS) and not self._ended:
-            if self._sign() != self._seen:
+            if self._sign() != self._sign_seen:
                 self.look()
 
     def _sign(self) -> tuple[int, int, int]:
