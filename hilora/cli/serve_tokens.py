@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hilora.cli.options import PoolFolder, split_names
+from hilora.cli.options import PoolFolder
 from hilora.cli.show import console, errors
 from hilora.cli.usage import Commands
 from hilora.errors import InputError
@@ -24,11 +24,13 @@ def add(
     *,
     pool: PoolFolder = "./pool",
     tenant: Annotated[str, typer.Option(help="Whose own adapters it sees and uploads; default: nobody's.")] = "",
-    scopes: Annotated[str, typer.Option(help="What it is for: use, upload, admin, with commas between.")] = "use",
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What it is for: use, upload or admin (may be repeated); default: use.")
+    ] = None,
     note: Annotated[str, typer.Option(help="For people.")] = "",
 ) -> None:
     """Make a token. It is printed once, alone on standard output; only a hash of it is kept."""
-    secret, token = _state(pool).add_token(tenant, split_names(scopes), note)
+    secret, token = _state(pool).add_token(tenant, scope or ["use"], note)
     errors.print(f"token {token.id}, for {', '.join(sorted(token.scopes))}; it is shown this once:", highlight=False)
     print(secret)
 

@@ -48,6 +48,10 @@ def test_a_token_is_for_what_it_says(bench: Any) -> None:
     assert bench.send("new", who=upload).status_code == 201
     assert bench.client.delete("/v1/adapters/new", headers=use).status_code == 403
     assert "new" in bench.names(use)
+    nobodys, admin = bench.token("", "use", "upload"), bench.token("", "admin")
+    assert bench.send("other", who=nobodys).status_code == 403
+    assert bench.client.delete("/v1/adapters/beta", headers=nobodys).status_code == 403
+    assert bench.send("other", who=admin).status_code == 201
 
 
 def test_a_token_taken_back_is_refused_by_the_next_server(bench: Any) -> None:
@@ -93,7 +97,9 @@ def test_who_others_reach_needs_tokens(bench: Any) -> None:
 
 def test_tokens_from_the_command_line(bench: Any) -> None:
     run, pool = CliRunner(), ["--pool", str(bench.pool.path)]
-    made = run.invoke(app, ["add", *pool, "--tenant", "one", "--scopes", "use,upload", "--note", "for one"])
+    made = run.invoke(
+        app, ["add", *pool, "--tenant", "one", "--scope", "use", "--scope", "upload", "--note", "for one"]
+    )
     secret = made.stdout.strip()
     assert made.exit_code == 0
     assert re.fullmatch(r"hlr_[\w-]{43}", secret)
@@ -104,4 +110,4 @@ def test_tokens_from_the_command_line(bench: Any) -> None:
     assert (token.id in listed, "one" in listed, secret in listed) == (True, True, False)
     assert run.invoke(app, ["revoke", token.id, *pool]).exit_code == 0
     assert isinstance(run.invoke(app, ["revoke", token.id, *pool]).exception, InputError)
-    assert isinstance(run.invoke(app, ["add", *pool, "--scopes", "all"]).exception, InputError)
+    assert isinstance(run.invoke(app, ["add", *pool, "--scope", "all"]).exception, InputError)

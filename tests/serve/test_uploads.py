@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import stat
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -137,7 +139,17 @@ def test_canonical_rocs_are_kept_and_are_those_that_would_be_worked_out(bench: A
 
 # --- attacks: each row of what happened to others ----------------------------------------------------
 
-PICKLE = pickle.dumps({"base_model.model.x.lora_A.weight": 1})
+CANARY = Path(tempfile.gettempdir()) / f"hilora-canary-{os.getpid()}"
+
+
+class Code:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(CANARY),)
+
+
+PICKLE = pickle.dumps({"base_model.model.x.lora_A.weight": Code()})
 Files = Callable[[Any], dict[str, Any]]
 
 
@@ -198,6 +210,7 @@ def test_an_attack_is_refused_with_a_reason_and_the_server_goes_on(bench: Any, a
     assert contents(bench.pool.path) == before
     assert bench.view.version == version
     assert bench.names() == ["alpha", "beta", "gamma"]
+    assert not CANARY.exists()
     assert bench.is_well()
 
 
@@ -299,6 +312,18 @@ def test_who_would_take_the_others_prompts_is_refused(bench: Any) -> None:
     assert "other adapters' samples" in sent.json()["error"]["message"]
     assert not any(task in sent.text for task in ("alpha", "beta", "gamma"))
     assert bench.is_well()
+
+
+def test_under_an_epoch_it_is_the_same(bench: Any) -> None:
+    versions = [bench.texts("delta", seed) for seed in (50, 51, 52)]
+    for seed, texts in enumerate(versions):
+        bench.pool.add(f"delta{seed}", bench.folder(50 + seed), texts, bench.embedder)
+    bench.pool.renew_epoch()
+    bench.view = Pool.open(bench.pool.path)
+    bench.serve(Limits(capture=0.1))
+    stolen = "\n".join(text for texts in versions for text in texts)
+    assert bench.send("evil", bench.form(samples=stolen.encode())).status_code == 400
+    assert bench.send("good", bench.form(99, task="beta")).status_code == 201
 
 
 def test_another_version_of_one_task_is_not_refused(bench: Any) -> None:
