@@ -19,6 +19,8 @@ from typing import Any
 OWN = "checked"
 """Under this word a verdict tells of an adapter that is good; under REFUSED why it is not."""
 REFUSED = "refused"
+SLOWLY = 10
+"""How nice it is: beside a server that uses all cores it gets a tenth of one, and still ends."""
 HEADER = 16 << 20
 """Bytes of a weights file's header."""
 
@@ -63,7 +65,7 @@ def main() -> None:
 
 def _be_small(task: Task) -> None:
     with suppress(OSError, AttributeError):
-        os.nice(19)
+        os.nice(SLOWLY)
     import torch
 
     torch.set_num_threads(1)

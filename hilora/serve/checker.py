@@ -60,7 +60,7 @@ class Checker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=_environment(),
-                start_new_session=True,
+                process_group=0,  # to be killed as one; in a session of its own it would not be nice to this one
             )
         try:
             said, _ = process.communicate(json.dumps(asdict(task)).encode(), timeout=task.seconds)

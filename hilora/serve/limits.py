@@ -30,6 +30,6 @@ class Limits:
     adapters: int = 10_000  # of a tenant
     tenant_bytes: int = 64 << 30  # of a tenant
     capture: float = 0.5  # share of the other adapters' samples that a newcomer may take at most
-    check_seconds: float = 300.0  # for the check of an upload
+    check_seconds: float = 600.0  # for the check of an upload
     check_memory: int = 8 << 30  # bytes, likewise
     requests_per_minute: int = 0  # of a token; 0 for no bound
