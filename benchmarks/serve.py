@@ -55,7 +55,7 @@ class Got:
 def prompts_of(count: int, words: int, seed: int) -> list[str]:
     """Made prompts of made words, all different."""
     tasks = [str(i) for i in range(8)]
-    work = make_workload(tasks, adapters=8, share="zipf", batch=count, words=words, new_tokens=1, seed=seed)
+    work = make_workload(tasks, adapters=min(8, count), share="zipf", batch=count, words=words, new_tokens=1, seed=seed)
     return list(work.prompts)
 
 
