@@ -191,7 +191,7 @@ def measure(args: argparse.Namespace, known: Sequence[Line]) -> Iterator[Line]:
         if ("desk", args.batch, None, number) not in done:
             base, got = compared(), asyncio.run(at_desk(desk, prompts, most))
             yield line_of("desk", args.batch, number, {"tokens_per_s": round(got, 2)}, base)
-    desk.close(10)
+    desk.close(10.0)
     with server(args) as (url, process):
         asyncio.run(clients(url, prompts, args.batch, "auto", most, False))
         for way, model, stream in (("http", "auto", False), ("stream", "auto", True), ("base", "base", True)):
