@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import uvicorn
+from fastapi import Request
 
 from hilora import HiLoRA
 from hilora.serve.app import make_app
@@ -23,6 +24,10 @@ from hilora.serve.limits import Limits
 from hilora.serve.run import bound
 
 ROOT = Path(__file__).parents[2]
+
+
+def anybody(request: Request) -> Caller:
+    return Caller()
 
 
 def test_a_server_is_compared_with_an_offline_batch(
@@ -37,7 +42,7 @@ def test_a_server_is_compared_with_an_offline_batch(
     @contextlib.contextmanager
     def server(args: Any) -> Iterator[tuple[str, psutil.Process]]:
         desk = PoolDesk(router, Limits())
-        app = make_app(desk, Limits(), lambda request: Caller())
+        app = make_app(desk, Limits(), anybody)
         with bound("127.0.0.1", 0) as listening:
             running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
             thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
