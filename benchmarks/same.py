@@ -103,7 +103,9 @@ def main() -> None:
     known = [line for line in read_lines(args.json) if "prompt" in line] if args.json and args.json.exists() else []
     router = HiLoRA.from_pretrained(args.base, args.pool, args.method, dtype=torch.float32)
     many: dict[str, Any] = {"share": "zipf", "words": args.words, "new_tokens": 1}
-    work = make_workload([str(i) for i in range(8)], adapters=8, batch=args.answers, seed=args.seed, **many)
+    work = make_workload(
+        [str(i) for i in range(8)], adapters=min(8, args.answers), batch=args.answers, seed=args.seed, **many
+    )
     if not known:
         about = {name: getattr(args, name) for name in ("method", "answers", "words", "new_tokens", "batch", "group")}
         add(args.json, [setup("benchmarks/same.py", pool=args.pool.name, seed=args.seed, **about)])

@@ -55,7 +55,9 @@ class Got:
 def prompts_of(count: int, words: int, seed: int) -> list[str]:
     """Made prompts of made words, all different."""
     tasks = [str(i) for i in range(8)]
-    work = make_workload(tasks, adapters=8, share="zipf", batch=count, words=words, new_tokens=1, seed=seed)
+    work = make_workload(
+        tasks, adapters=min(8, count), share="zipf", batch=count, words=words, new_tokens=1, seed=seed
+    )
     return list(work.prompts)
 
 
@@ -71,7 +73,8 @@ async def post(client: httpx.AsyncClient, prompt: str, model: str, most: int, st
     began = time.perf_counter()
     if not stream:
         answer = await client.post("/v1/chat/completions", json=body)
-        answer.raise_for_status()
+        if answer.is_error:
+            raise SystemExit(f"The server refuses: {answer.text}")
         seconds = time.perf_counter() - began
         return Got(answer.json()["usage"]["completion_tokens"], seconds, seconds)
     body["stream_options"] = {"include_usage": True}
@@ -191,7 +194,7 @@ def measure(args: argparse.Namespace, known: Sequence[Line]) -> Iterator[Line]:
         if ("desk", args.batch, None, number) not in done:
             base, got = compared(), asyncio.run(at_desk(desk, prompts, most))
             yield line_of("desk", args.batch, number, {"tokens_per_s": round(got, 2)}, base)
-    desk.close(10)
+    desk.close(10.0)
     with server(args) as (url, process):
         asyncio.run(clients(url, prompts, args.batch, "auto", most, False))
         for way, model, stream in (("http", "auto", False), ("stream", "auto", True), ("base", "base", True)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, no_type_check
 
 import typer
 
@@ -20,6 +20,7 @@ app.add_typer(serve_tokens.app, name="token")
 
 
 @app.callback()
+@no_type_check  # typer hands over a context of another class than it asks for
 def serve(
     context: typer.Context,
     *,

@@ -76,9 +76,10 @@ class Pool(PoolFolder):
             draft = Draft({entry.name: entry for entry in self.entries}, dict(self._head))
             yield draft
             entries, written = in_order(draft.entries.values()), draft.head["format"]
-            needs = set(draft.head.get("needs", ())) - {TENANTS}
-            needs |= {TENANTS} if any(entry.extra.get("tenant") for entry in entries) else set()
-            head = draft.head | {"format": store.FORMAT, "version": self.version + 1, "needs": sorted(needs)}
+            needs = list(draft.head.get("needs", ()))
+            if TENANTS not in needs and any(entry.extra.get("tenant") for entry in entries):
+                needs.append(TENANTS)
+            head = draft.head | {"format": store.FORMAT, "version": self.version + 1, "needs": needs}
             if written < store.FORMAT:
                 store.keep_manifest(self.path, written, self._text)
             self._take(store.write_manifest(self.path, head, entries), head, entries)
@@ -133,8 +134,7 @@ class Pool(PoolFolder):
             replace: take the place of an adapter of that name.
 
         Raises:
-            InputError: the name is taken.
-            PoolError: its files are gone, or the pool cannot be written.
+            InputError, PoolError: the name is taken; its files are gone, or the pool cannot be written.
         """
         check_name(entry.name)
         with self._edit() as draft:

@@ -406,10 +406,10 @@ PROMPTS: dict[str, tuple[Any, str]] = {
 def test_a_prompt_that_is_no_text_or_chat_is_refused_before_anything_runs(case: str, build: Any) -> None:
     prompt, words = PROMPTS[case]
     router = build()
-    router.planner._embedder.calls = 0
+    router.planner.embedder.calls = 0
     with refused(InputError, words):
         router.generate(prompt, max_new_tokens=1)
-    assert router.planner._embedder.calls == 0
+    assert router.planner.embedder.calls == 0
 
 
 def test_of_several_prompts_the_one_that_is_refused_is_named(build: Any) -> None:
@@ -618,10 +618,10 @@ def test_generation_options_that_do_not_go_together_are_refused(options: Any, bu
 )
 def test_sampling_options_that_make_no_sense_are_refused(options: Any, build: Any) -> None:
     router = build()
-    router.planner._embedder.calls = 0
+    router.planner.embedder.calls = 0
     with refused(InputError, next(iter(options))):
         router.generate("abab", max_new_tokens=1, do_sample=True, **options)
-    assert router.planner._embedder.calls == 0
+    assert router.planner.embedder.calls == 0
 
 
 USELESS: list[tuple[dict[str, Any], str]] = [
@@ -658,11 +658,11 @@ def test_an_option_that_would_do_nothing_is_refused_before_anything_runs(
     options: Any, words: str, build: Any
 ) -> None:
     router = build()
-    router.planner._embedder.calls = 0
+    router.planner.embedder.calls = 0
     for ask in (router.generate, lambda *a, **k: next(router.stream(*a, **k))):
         with refused(InputError, words):
             ask("abab", max_new_tokens=8, **options)
-    assert router.planner._embedder.calls == 0
+    assert router.planner.embedder.calls == 0
 
 
 def test_temperature_0_takes_the_likeliest_token(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:

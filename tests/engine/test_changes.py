@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +13,14 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hilora import HiLoRA
 from hilora.base.prompts import encode_prompts
 from hilora.engine.call import Call
 from hilora.engine.joining import requests_of
 from hilora.engine.request import Request
+from hilora.planner import Routed
 from hilora.pool.folder import PoolFolder
 from hilora.pool.pool import Pool
 from tests.conftest import (
@@ -151,3 +154,41 @@ def test_a_plan_that_changes_after_the_first_step_changes_that_answer_from_there
     assert after == [before[0], alone, before[2]]
     assert alone[:at] == before[1][:at]
     assert alone != before[1]
+
+
+class Counted(TorchDispatchMode):
+    """Operations, counted by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_rows_of_the_base_model_cost_what_they_cost_without_a_pool(tmp_path: Path) -> None:
+    """The same operations, though adapters have been at work before, and lie in the bank."""
+    embedder, model = FakeEmbedder(), copy.deepcopy(MODEL)
+    full = make_pool(tmp_path / "full", "llama", model, embedder)
+    empty = Pool.create(tmp_path / "empty", full.base, full.embedder)
+    counts = []
+    for pool in (full, empty):
+        own = copy.deepcopy(MODEL)
+        router = HiLoRA.from_pretrained(own, pool, "hilora", tokenizer=TOKENIZER, embedder=embedder)
+        assert router.batching == "open"
+        router.generate(TEXTS[:3], max_new_tokens=3)
+        loop = router.lanes.engine.loop
+        for text in TEXTS[:4]:
+            (ids,) = encode_prompts([text], TOKENIZER)
+            routed = Routed([text], None, router.planner.source, [""])
+            call = Call(routed, {0: ids}, 0, (), {"max_new_tokens": 6, "eos_token_id": []})
+            loop.waiting.extend(next(requests_of(router.lanes, call, [0]))[2])
+        with torch.inference_mode(), Counted() as counted:
+            while loop.busy:
+                loop.step()
+        assert len(loop.take_ended()) == 4
+        counts.append(counted.count)
+    assert counts[0] == counts[1]
+    assert sum(counts[0].values()) > 100

@@ -94,7 +94,7 @@ def answers(reply: Any, streamed: bool) -> dict[int | str, dict[str, Any]]:
         found["description"] += "; with stream, the same in pieces"
         found["content"] = {
             "text/event-stream": {
-                "schema": {"type": "string"},
+                "schema": {"description": "events, each with a chunk as JSON; the last one is [DONE]"},
                 "example": 'data: {"object":"chat.completion.chunk", ...}\n\ndata: [DONE]\n\n',
             }
         }

@@ -96,7 +96,7 @@ class FakeDesk:
                 raise UnknownNameError("adapter", name, seen)
         used = [] if ask.model == BASE else seen
         choices = tuple(Choice(name, float("-inf"), 1 / (place + 1), 3, 8, True) for place, name in enumerate(used))
-        return Why(ask.method or self.methods[0], choices, tuple(name[::-1] * 4 for name in used), "", 7, "e1", 5)
+        return Why(ask.method or self.methods[0], choices, tuple(name[::-1] * 4 for name in used), "", 7, "e1", "5")
 
     def visible(self, caller: Caller) -> Sequence[Entry]:
         return [entry(name) for name in self.names]

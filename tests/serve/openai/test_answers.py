@@ -162,5 +162,5 @@ def test_a_fingerprint_depends_on_what_answers_depend_on() -> None:
     from hilora.serve.asked import Why
     from hilora.serve.openai.reasons import fingerprint
 
-    told = [fingerprint(Why("m", (), (), "", 1, epoch, version)) for epoch in ("", "e") for version in (1, 2)]
+    told = [fingerprint(Why("m", (), (), "", 1, epoch, version)) for epoch in ("", "e") for version in ("1", "2")]
     assert len(set(told)) == 4
