@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared_steps import checkouts_table, same_text, serve_table
+
 from hilora.bench.rounds import in_rounds, seconds_of
 from hilora.evaluate.goals import is_met, shown
 from hilora.evaluate.tables import markdown_table
@@ -38,6 +40,9 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/ending.py --json benchmarks/ending.jsonl --alone     # Ctrl-C, break, a closed pipe
     python benchmarks/arrivals.py --json benchmarks/arrivals.jsonl         # requests that arrive at random
     python benchmarks/changes.py --json benchmarks/changes.jsonl           # rows and adapters that come and go
+    python benchmarks/checkouts.py --before ../58000a8 --dtype fp32 --new-tokens 32 --json benchmarks/checkouts.jsonl
+    python benchmarks/same.py --json benchmarks/same.jsonl                 # answers together against each alone
+    python benchmarks/serve.py --json benchmarks/serve.jsonl               # a server under load
     python benchmarks/epochs.py --data FLAN_MINI/val --json benchmarks/epochs.jsonl    # pools that grow
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
@@ -419,6 +424,29 @@ def page(home: Path) -> str:
         about = "Until the model serves the rows after a change; steps are of the base alone, with as many rows."
         parts += ["## Changes of rows and adapters", "", f"{device(changes[0])}. {about}", ""]
         parts += [changes_table(changes[1:]), ""]
+    if checkouts := read(home, "checkouts"):
+        about = (
+            "Requests that join and leave at every step (`after`) against batches that start together: speed over "
+            "that of commit {before}, a batch of {batch}, {new_tokens} new tokens, {dtype}; `mixed` is twice as many "
+            "prompts with answers of very different lengths. Median and quartiles of the rounds."
+        ).format(before=checkouts[0]["commits"]["before"], **checkouts[0])
+        parts += [
+            "## Steps that are shared",
+            "",
+            f"{device(checkouts[0])}. {about}",
+            "",
+            checkouts_table(checkouts),
+            "",
+        ]
+        if same := read(home, "same"):
+            parts += [same_text(same), ""]
+    if serve := read(home, "serve"):
+        about = (
+            "{batch} prompts of {words} words, up to {new_tokens} new tokens, {method}, {dtype}; clients run on the "
+            "same cores. Tokens per second over those of one offline batch of the same prompts just before: median and "
+            "quartiles of the rounds."
+        ).format(**serve[0])
+        parts += ["## A server under load", "", f"{device(serve[0])}. {about}", "", serve_table(serve), ""]
     return "\n".join(parts)
 
 
