@@ -443,7 +443,7 @@ def page(home: Path) -> str:
     if serve := read(home, "serve"):
         about = (
             "{batch} prompts of {words} words, up to {new_tokens} new tokens, {method}, {dtype}; clients run on the "
-            "same cores. Tokens per second over those of one offline batch of the same prompts just before: median and "
+            "same cores. Tokens per second over those of an offline batch of these prompts just before: median and "
             "quartiles of the rounds."
         ).format(**serve[0])
         parts += ["## A server under load", "", f"{device(serve[0])}. {about}", "", serve_table(serve), ""]
