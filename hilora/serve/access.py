@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import time
 from collections import defaultdict, deque
@@ -55,15 +56,15 @@ class Doorkeeper:
         return caller
 
     def _caller(self, secret: str) -> Caller:
-        now = self.clock()
-        until, caller = self._known.get(secret, (0.0, None))
+        now, key = self.clock(), hashlib.sha256(secret.encode()).hexdigest()  # no secret stays in memory
+        until, caller = self._known.get(key, (0.0, None))
         if caller is None or now > until:
             token = self.state.token(secret)
             if token is None:
-                self._known.pop(secret, None)
+                self._known.pop(key, None)
                 raise UnauthorizedError("This token is not known here.", "invalid_api_key")
             caller = Caller(token.tenant, token.scopes, token.id)
-            self._known[secret] = now + KNOWN, caller
+            self._known[key] = now + KNOWN, caller
         return caller
 
     def _count(self, caller: Caller) -> None:

@@ -1,4 +1,6 @@
-"""Checks one upload, in a process of its own: python -m hilora.serve.check < job > verdict.
+"""Checks one upload, in a process of its own: python -m hilora.serve.check [POOL] < job > verdict.
+
+With a pool it makes itself ready before it reads the job: most of a check is Python and an embedder starting.
 
 The process is nice, has one thread, and bounds on its time and memory; whatever a hostile file does to it, the server
 goes on. It looks at everything, makes what routing keeps, asks whom the adapter would take prompts from, and then
@@ -10,9 +12,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +59,40 @@ class Task:
 
 def main() -> None:
     """Read a task from standard input, write the verdict to standard output."""
-    task = Task(**json.loads(sys.stdin.read()))
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no verdict
+    with suppress(OSError, AttributeError):
+        os.nice(SLOWLY)
+    embed = ready(Path(sys.argv[1])) if len(sys.argv) > 1 else None
+    told = sys.stdin.read()
+    if not told:  # the server has ended
+        return
+    task = Task(**json.loads(told))
     _be_small(task)
-    found = verdict(task)
+    found = verdict(task, embed)
     os.write(out, (json.dumps(found) + "\n").encode())
 
 
+def ready(path: Path) -> Any:
+    """The embedder of a pool, and all that a check imports, loaded; None if that fails, which the check will tell."""
+    import torch
+
+    from hilora.errors import HiloraError
+    from hilora.pool.folder import PoolFolder
+
+    torch.set_num_threads(1)
+    for name in ("newcomer", "prepared", "private"):
+        import_module(f"hilora.pool.{name}")
+    try:
+        pool = PoolFolder.open(path)
+        embed = pool.embedder.load(pool.path)
+        embed(["ready"])
+    except HiloraError:
+        return None
+    return embed
+
+
 def _be_small(task: Task) -> None:
-    with suppress(OSError, AttributeError):
-        os.nice(SLOWLY)
     import torch
 
     torch.set_num_threads(1)
@@ -74,16 +101,22 @@ def _be_small(task: Task) -> None:
 
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + task.memory, now + task.memory))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(task.seconds) + 1, int(task.seconds) + 2))
+        spent = int(time.process_time() + task.seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (spent + 1, spent + 2))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold texts
 
 
-def verdict(task: Task) -> dict[str, Any]:
-    """What is to be said of an upload."""
+def verdict(task: Task, embed: Any = None) -> dict[str, Any]:
+    """What is to be said of an upload.
+
+    Args:
+        task: the upload.
+        embed: the pool's embedder, if it is loaded already.
+    """
     from hilora.errors import HiloraError
 
     try:
-        return {OWN: _checked(task)}
+        return {OWN: _checked(task, embed)}
     except HiloraError as error:
         return {REFUSED: told(error, task)}
     except (MemoryError, RuntimeError) as error:
@@ -99,7 +132,7 @@ def told(error: Exception, task: Task) -> str:
     return text.replace(f"{task.folder}/", "").replace(task.folder, "the upload").replace(task.pool, "the pool")
 
 
-def _checked(task: Task) -> Mapping[str, Any]:
+def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
     """The adapter's entry, with its files kept.
 
     Raises:
@@ -127,7 +160,7 @@ def _checked(task: Task) -> Mapping[str, Any]:
         check_samples(given.embeddings, task.name)
     else:
         given = _texts(folder, task)
-        embed = pool.embedder.load(pool.path)
+        embed = pool.embedder.load(pool.path) if loaded is None else loaded
     made = prepare(pool, task.name, folder, given, embed, any_base=task.any_base)
     if made.entry.rank > task.rank:
         raise AdapterError(f"The adapter has rank {made.entry.rank}; at most {task.rank} is taken here.")

@@ -35,13 +35,15 @@ class Checker:
 
     Args:
         command: the process.
+        pool: for which the next process is held ready; default: each starts when it is needed.
 
     Attributes:
         ended: whether it takes no more.
     """
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
-        self.command = list(command)
+    def __init__(self, command: Sequence[str] = COMMAND, pool: Path | None = None) -> None:
+        self.command, self.is_ready = [*command, *([] if pool is None else [str(pool)])], pool is not None
+        self._next: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self.ended = False
@@ -55,13 +57,10 @@ class Checker:
         with self._lock:
             if self.ended:
                 raise RefusedError("interrupted")
-            self._process = process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=_environment(),
-                process_group=0,  # to be killed as one; in a session of its own it would not be nice to this one
-            )
+            process, self._next = self._next, None
+            if process is None or process.poll() is not None:
+                process = self._begun()
+            self._process = process
         try:
             said, _ = process.communicate(json.dumps(asdict(task)).encode(), timeout=task.seconds)
         except subprocess.TimeoutExpired as error:
@@ -70,14 +69,30 @@ class Checker:
             _kill(process)
             with self._lock:
                 self._process = None
+            self.prepare()
         return entry_of(said, process.returncode, task)
+
+    def prepare(self) -> None:
+        """Hold the next process ready, if that is wanted."""
+        with self._lock:
+            if self.is_ready and not self.ended and self._next is None:
+                self._next = self._begun()
+
+    def _begun(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+            process_group=0,  # to be killed as one; in a session of its own it would not be nice to this one
+        )
 
     def close(self) -> None:
         """End the check that runs, and run no others."""
         with self._lock:
             self.ended = True
-            if self._process is not None:
-                _kill(self._process)
+            for process in filter(None, (self._process, self._next)):
+                _kill(process)
 
 
 def entry_of(said: bytes, code: int | None, task: Task) -> Entry:

@@ -39,7 +39,7 @@ class Renewal:
     def consider(self, view: PoolFolder) -> None:
         """Begin a new epoch, if it is time and none is being made."""
         only = public_names(view)
-        if not only or not view.epoch_is_stale(only):
+        if not only or not (view.epoch_is_stale(only) or view.epoch_is_stale()):
             return
         with self._lock:
             if self._closed or (self._process is not None and self._process.poll() is None):

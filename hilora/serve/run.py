@@ -21,6 +21,7 @@ from hilora.pool.lease import leased
 from hilora.serve.access import Doorkeeper, check_bind
 from hilora.serve.api_adapters import adapter_routes
 from hilora.serve.app import make_app
+from hilora.serve.checker import Checker
 from hilora.serve.desk import GROWING, PoolDesk
 from hilora.serve.journal import write_down
 from hilora.serve.limits import Limits
@@ -100,7 +101,8 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
     if settings.uploads:
         renewal = Renewal(folder)
         watch.seen = renewal.consider
-        uploads = Uploads(Publisher(folder, limits, watch.look, lambda: desk.edition.view), state, limits)
+        publisher = Publisher(folder, limits, watch.look, lambda: desk.edition.view)
+        uploads = Uploads(publisher, state, limits, Checker(pool=folder))
         uploads.open()
         closed = [uploads.close, *closed, renewal.close]
         others.append(adapter_routes(uploads, keeper))

@@ -83,6 +83,7 @@ class Uploads:
         for upload in self.state.open_uploads():
             if upload.id not in there:
                 self.state.move(upload.id, "refused", reason=INTERRUPTED)
+        self.checker.prepare()
         self._thread.start()
 
     def close(self) -> None:

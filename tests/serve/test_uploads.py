@@ -458,3 +458,16 @@ def test_the_state_may_be_lost(bench: Any) -> None:
     assert "new" in bench.names()
     assert bench.client.get("/v1/adapters/new").json()["upload"] is None
     assert bench.client.delete("/v1/adapters/new").status_code == 200
+
+
+def test_a_process_that_is_held_ready_checks_as_others_do_and_goes_with_the_server(bench: Bench) -> None:
+    checker = Checker(pool=bench.pool.path)
+    bench.serve(checker=checker)
+    for seed, name in ((7, "one"), (8, "two")):
+        assert bench.send(name, bench.form(seed)).status_code == 201
+    assert bench.send("bad", bench.form(9, config=bench.config(peft_type="PICKLED"))).status_code == 400
+    held = checker._next
+    assert held is not None
+    bench.uploads.close()
+    assert held.poll() is not None
+    assert bench.names() == ["alpha", "beta", "gamma", "one", "two"]
