@@ -80,6 +80,7 @@ class PoolDesk:
             ("hilora_kv_bytes", "Keys and values in memory", lambda: self.engine.loop.num_bytes),
         ):
             self.meters.watch(name, about, read)
+        self.meters.watch_adapters(self._at_work, limits.running)
         self._thread = threading.Thread(target=self._work, name="hilora desk", daemon=True)
         self._thread.start()
 
@@ -214,6 +215,13 @@ class PoolDesk:
         """Requests that share the model's steps."""
         with self._turn:
             return len(self._running)
+
+    def _at_work(self) -> tuple[list[str], list[str]]:
+        """Names of adapters of requests that run, and of those that wait."""
+        with self._turn:
+            groups = list(self._running), list(self._line)
+        running, waiting = ([name for each in group for name in each.names] for group in groups)
+        return running, waiting
 
     def state(self) -> Mapping[str, Any]:
         """What `/readyz` says."""

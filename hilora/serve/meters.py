@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from hilora.serve.asked import Ask, Why
 
 NAMES = 100
 """Adapters that are counted by name; all others together as "other"."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class _AtWork(Collector):
+    """One number, when it was read, whose labels say it all."""
+
+    def __init__(self, read: Callable[[], tuple[Iterable[str], Iterable[str]]], most: int) -> None:
+        self.read, self.most = read, most
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """For Prometheus."""
+        labels = ["running_lora_adapters", "waiting_lora_adapters", "max_lora"]
+        found = GaugeMetricFamily("vllm:lora_requests_info", "Adapters at work, and waited for", labels=labels)
+        running, waiting = (",".join(sorted(set(names))[:NAMES]) for names in self.read())
+        found.add_metric([running, waiting, str(self.most)], time.time())
+        yield found
 
 
 class Meters:
@@ -44,6 +61,15 @@ class Meters:
     def watch(self, name: str, about: str, read: Callable[[], float]) -> None:
         """Show a number that is read when it is asked for."""
         Gauge(name, about, registry=self.registry).set_function(read)
+
+    def watch_adapters(self, read: Callable[[], tuple[Iterable[str], Iterable[str]]], most: int) -> None:
+        """Show which adapters are at work and which are waited for, in the form that fleet schedulers know of vLLM.
+
+        Args:
+            read: gives names of both, of adapters that are everybody's.
+            most: requests that share a step, and so adapters that may be at work at the least.
+        """
+        self.registry.register(_AtWork(read, most))
 
     def came(self, ask: Ask) -> None:
         """A request."""

@@ -29,6 +29,9 @@ from hilora.serve.tenants import find, fingerprint, mask, outer
 from hilora.serve.ticket import Ticket
 from hilora.types import Choice
 
+PRIVATE = "private"
+"""How adapters that are not everybody's are counted."""
+
 
 @dataclass(eq=False)
 class Started:
@@ -37,6 +40,7 @@ class Started:
     ticket: Ticket
     works: list[Work]
     first: str  # content hash of its best adapter; "" for the base model
+    names: Sequence[str] = ()  # of its adapters that are everybody's
     ended: set[Any] = field(default_factory=set)
 
 
@@ -161,7 +165,9 @@ class Routing:
         if answers.is_open:
             lanes.check_memory(call, [row])
         why = _why(edition, lanes, routed, row, answers.choices, len(ids), ticket)
-        self.meters.routed(why, [_public(view, choice) for choice in answers.choices])
+        names = [_public(view, choice) for choice in answers.choices]
+        self.meters.routed(why, names)
+        started.names = [name for name in names if name != PRIVATE]
         started.works, started.first = answers.works, next(iter(why.hashes), "")
         ticket.tell_routed(why)
         return [] if ticket.only_route else [started]
@@ -209,9 +215,9 @@ def _room(lanes: Lanes, prompt: int, asked: int | None, default: int) -> int:
 
 
 def _public(view: PoolView, choice: Choice) -> str:
-    """An adapter's name if it is everybody's, else "private"."""
+    """An adapter's name if it is everybody's, else one word for all others."""
     entry = view.entries[view.index(choice.name)]
-    return "private" if entry.extra.get("tenant") else entry.name
+    return PRIVATE if entry.extra.get("tenant") else entry.name
 
 
 def _why(

@@ -243,3 +243,17 @@ def test_a_failing_step_fails_those_that_share_it_and_the_desk_goes_on(router: H
         run(said(desk, Ask(PROMPT, max_new_tokens=3)))
     hook.remove()
     assert ends(run(said(desk, Ask(PROMPT, max_new_tokens=3, sampling=FREE))))
+
+
+def test_adapters_at_work_are_told_as_vllm_tells_them(router: HiLoRA, desk: PoolDesk) -> None:
+    async def page() -> str:
+        ticket = await desk.answer(Ask(PROMPT, model="alpha", max_new_tokens=60, sampling=FREE, follow=True))
+        async for _ in ticket:
+            return desk.meters.page()[0].decode()
+        raise AssertionError
+
+    assert 'vllm:lora_requests_info{max_lora="32",running_lora_adapters="alpha",waiting_lora_adapters=""}' in run(
+        page()
+    )
+    until(lambda: desk.running == 0)
+    assert 'running_lora_adapters=""' in desk.meters.page()[0].decode()
