@@ -32,6 +32,8 @@ from hilora.serve.ticket import Outbox, Ticket
 
 TOGETHER = 32
 """Prompts that are routed at once, at most."""
+MOMENT = 0.05
+"""Seconds that the first of several waits for the others at most; a fifth of it for the next one."""
 GROWING = ("hilora-plus", "hilora", "hilora-gs", "selection", "mixture", "fusion")
 """Methods to which a new adapter is an adapter like all others: beside uploads only these route."""
 
@@ -172,6 +174,7 @@ class PoolDesk:
             let_team_go()
             with self._turn:
                 self._turn.wait_for(lambda: self._closed or self._new or self._may_start)
+                self._gather()
                 if self._closed:
                     return
                 new, self._new = self._new[:TOGETHER], self._new[TOGETHER:]
@@ -184,6 +187,13 @@ class PoolDesk:
                             started.ticket.work = started
                             self._line.put(started, started.ticket.ask.caller.tenant, started.first)
             self._start()
+
+    def _gather(self) -> None:
+        """Wait a moment for others that come just now: together they are routed, read and laid out in one go."""
+        end, count = time.monotonic() + MOMENT, 0
+        while count < len(self._new) < TOGETHER and time.monotonic() < end and not self._closed:
+            count = len(self._new)
+            self._turn.wait(MOMENT / 5)
 
     def _start(self) -> None:
         works = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,12 @@ from hilora.engine.lanes import Lanes
 from hilora.methods.lookup import get_method
 from hilora.planner import Planner
 from hilora.pool.view import PoolView
+from hilora.serve.faults import BusyError
 
 KEPT = 8
-"""Methods with options, as alpha=0.1, that stay ready; the least used go."""
+"""Methods with options, as alpha=0.1, that stay ready; the least used go. Each takes a while to get ready, in which
+others wait, so no more of them are made within a minute."""
+MINUTE = 60.0
 Key = tuple[str, tuple[tuple[str, Any], ...]]
 """A method and its options."""
 
@@ -31,6 +35,7 @@ class Edition:
         self.router, self.view = router, router.planner.pool
         self._lanes: OrderedDict[Key, Lanes] = OrderedDict()
         self._before = dict(others)
+        self._made_at: deque[float] = deque(maxlen=KEPT)  # of those with options
         self._lock = threading.Lock()
 
     def lanes(self, method: str, options: Mapping[str, Any]) -> Lanes:
@@ -38,15 +43,28 @@ class Edition:
 
         Raises:
             InputError: the method has no such option.
+            BusyError: too many different options within a minute.
         """
         key: Key = (method, tuple(sorted(options.items())))
         with self._lock:
             if key not in self._lanes:
+                if options:
+                    get_method(method, **dict(options))  # refuses what does not exist
+                    self._count()
                 self._lanes[key] = self._made(key)
                 while len(self._lanes) > KEPT:
                     self._lanes.popitem(last=False)
             self._lanes.move_to_end(key)
             return self._lanes[key]
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if len(self._made_at) == KEPT and now - self._made_at[0] < MINUTE:
+            after = self._made_at[0] + MINUTE - now
+            raise BusyError(
+                f"More than {KEPT} different method options within a minute.", after, "rate_limit_exceeded"
+            )
+        self._made_at.append(now)
 
     def _made(self, key: Key) -> Lanes:
         method, options = key
@@ -63,4 +81,7 @@ class Edition:
     def over(self, view: PoolView) -> Edition:
         """The next edition, over a changed view of the pool."""
         with self._lock:
-            return Edition(self.router.over(view), {**self._before, **self._lanes})
+            last = list({**self._before, **self._lanes}.items())[-2 * KEPT :]
+            edition = Edition(self.router.over(view), dict(last))
+            edition._made_at = self._made_at
+            return edition

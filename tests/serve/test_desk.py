@@ -257,3 +257,12 @@ def test_adapters_at_work_are_told_as_vllm_tells_them(router: HiLoRA, desk: Pool
     )
     until(lambda: desk.running == 0)
     assert 'running_lora_adapters=""' in desk.meters.page()[0].decode()
+
+
+def test_nobody_keeps_all_others_waiting_by_ever_new_options(desk: PoolDesk) -> None:
+    for number in range(8):
+        run(desk.route(Ask(PROMPT, options={"gamma": 0.1 + number / 100})))
+    with pytest.raises(BusyError, match="options"):
+        run(desk.route(Ask(PROMPT, options={"gamma": 0.9})))
+    run(desk.route(Ask(PROMPT, options={"gamma": 0.1 + 7 / 100})))
+    run(desk.route(Ask(PROMPT)))
