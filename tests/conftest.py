@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import string
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import decoders
 from torch import Tensor
 
 from hilora.base.embed import Embedder, describe_embedder
@@ -251,6 +253,14 @@ def embedder() -> FakeEmbedder:
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return tiny_tokenizer()
+
+
+@pytest.fixture
+def joined(tokenizer: Any) -> Any:
+    """A tokenizer of the test's own whose tokens join without spaces: what is said grows piece by piece."""
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.decoder = decoders.Fuse()
+    return own
 
 
 @pytest.fixture(scope="session")

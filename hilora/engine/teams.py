@@ -2,8 +2,8 @@
 
 Each thread that computes has a team of threads that help it. Once the teams of all threads together are more than
 the cores, GNU's OpenMP makes every helper sleep as soon as it has nothing to do, even those of teams that work on,
-and each operation waits till they wake up: on two cores, a step of a batch took 1.28 times as long while the thread
-that waited for its answers still had a team. It gets a new one, in less than a millisecond, when it computes again.
+and each operation waits till they wake up: every step of a batch takes longer while the thread
+that waits for its answers still has a team. It gets a new one, in less than a millisecond, when it computes again.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from hilora.serve.asked import Caller
 from hilora.serve.faults import ConflictError, ForbiddenError, MissingError, ServiceError
 from hilora.serve.parts import FILES, WORDS, Form, receive
 from hilora.serve.publish import TAKEN
-from hilora.serve.state import Upload
+from hilora.serve.state import OPEN, Upload
 from hilora.serve.tenants import called, find, tenant_of, visible
-from hilora.serve.uploads import OPEN, Uploads
+from hilora.serve.uploads import Uploads
 
 UPLOAD, ADMIN = "upload", "admin"
 WAIT: Any = Query(0.0, ge=0, le=600, description="Seconds to wait until it is checked; 0 answers at once, with 202")

@@ -34,7 +34,6 @@ def make_app(
     who: Callable[[Request], Caller],
     *,
     others: Sequence[APIRouter] = (),
-    opened: Sequence[Callable[[], Any]] = (),
     closed: Sequence[Callable[[], Any]] = (),
     local: bool = True,
 ) -> FastAPI:
@@ -45,14 +44,12 @@ def make_app(
         limits: bounds on requests.
         who: says who asks, or raises `faults.UnauthorizedError`.
         others: routes beside OpenAI's, as those of uploads.
-        opened, closed: called when the server starts, and when it has ended everything.
+        closed: called when it has ended everything.
         local: it is for this machine alone (`origin.SameOrigin`).
     """
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        for call in opened:
-            call()
         yield
         await asyncio.to_thread(desk.close, limits.drain)
         for call in closed:

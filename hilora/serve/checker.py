@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -19,11 +18,11 @@ import hilora
 from hilora.pool.manifest import read_entry
 from hilora.pool.view import Entry
 from hilora.serve.check import OWN, REFUSED, Task
+from hilora.serve.journal import LOG
 
 COMMAND = (sys.executable, "-P", "-m", "hilora.serve.check")
 MOST_SAID = 1 << 20
 """Bytes of a verdict."""
-_log = logging.getLogger("hilora.serve")
 
 
 class RefusedError(Exception):
@@ -110,7 +109,7 @@ def entry_of(said: bytes, code: int | None, task: Task) -> Entry:
     with suppress(ValueError, RecursionError):
         verdict = json.loads(said[:MOST_SAID])
     if code or not isinstance(verdict, dict) or not verdict.keys() & {OWN, REFUSED}:
-        _log.error("The check of an upload ended with status %s.", code)
+        LOG.error("The check of an upload ended with status %s.", code)
         why = "it took too much time or memory" if code and code < 0 else "it failed"
         raise RefusedError(f"It could not be checked: {why}. Check that its files are whole.")
     if REFUSED in verdict:

@@ -54,7 +54,6 @@ class Meters:
         self._set = Histogram("hilora_candidates", "Adapters of a prompt", buckets=range(9), registry=own)
         self._unseen = Counter("hilora_unseen", "Prompts that no adapter knows", registry=own)
         self._served = Counter("hilora_adapter_prompts", "Prompts by adapter", ["adapter"], registry=own)
-        self._uploads = Counter("hilora_uploads", "Uploads by what became of them", ["state"], registry=own)
         self._named: set[str] = set()
         self._recent: deque[float] = deque(maxlen=64)
 
@@ -121,10 +120,6 @@ class Meters:
             self._first.observe(first - came)
             if tokens > 1:
                 self._more.observe((now - first) / (tokens - 1))
-
-    def uploaded(self, state: str) -> None:
-        """An upload comes into a state."""
-        self._uploads.labels(state).inc()
 
     @property
     def typical_seconds(self) -> float:

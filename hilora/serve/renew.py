@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from hilora.pool import Pool
 from hilora.pool.folder import PoolFolder
+from hilora.serve.journal import LOG
 from hilora.serve.tenants import tenant_of
 
-_log = logging.getLogger("hilora.serve")
 SLOWLY = 10
 """How nice it is."""
 
@@ -47,7 +46,7 @@ class Renewal:
             command = [sys.executable, "-m", "hilora.serve.renew", str(self.pool)]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
             self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        _log.info("a new epoch is made", extra={"pool_version": view.version, "adapters": len(view)})
+        LOG.info("a new epoch is made", extra={"pool_version": view.version, "adapters": len(view)})
 
     def close(self) -> None:
         """Give up the one that is being made."""

@@ -232,6 +232,6 @@ def _why(
         hashes,
         routed.notes[row],
         prompt_tokens,
-        str(getattr(lanes.planner, "epoch", "") or ""),
+        lanes.planner.epoch,
         fingerprint(view, caller),
     )

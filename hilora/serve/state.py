@@ -23,8 +23,9 @@ from hilora.pool.manifest import check_name
 from hilora.serve.asked import SCOPES
 
 FOLDER, FILE = "serve", "state.sqlite"
-STATES = ("received", "checking", "live", "refused", "removed")
-"""Of an upload; from "received" it can only go on."""
+OPEN = ("received", "checking")
+STATES = (*OPEN, "live", "refused", "removed")
+"""Of an upload; from "received" it can only go on. While it is open nothing is known of its fate."""
 PREFIX = "hlr_"
 """How tokens begin, so that people and scanners know them."""
 
@@ -199,7 +200,7 @@ class State:
 
     def open_uploads(self) -> list[Upload]:
         """Those that are neither live nor refused."""
-        waiting = _uploads.c.state.in_(("received", "checking"))
+        waiting = _uploads.c.state.in_(OPEN)
         return [Upload(**row) for row in self._read(sql.select(_uploads).where(waiting))]
 
     def note(self, action: str, subject: str, *, tenant: str = "", token: str = "", detail: str = "") -> None:

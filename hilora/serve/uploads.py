@@ -12,7 +12,6 @@ next start. Files of an adapter are named by their contents and never overwritte
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import shutil
 import tempfile
@@ -28,17 +27,16 @@ from hilora.serve.asked import Caller
 from hilora.serve.check import Task
 from hilora.serve.checker import Checker, RefusedError
 from hilora.serve.faults import BusyError, ServiceError
+from hilora.serve.journal import LOG
 from hilora.serve.limits import Limits
 from hilora.serve.parts import Form
 from hilora.serve.publish import Publisher
-from hilora.serve.state import FOLDER, State, Upload
+from hilora.serve.state import FOLDER, OPEN, State, Upload
 from hilora.serve.tenants import called, inner_name, tenant_of
 
 INCOMING = "incoming"
 INTERRUPTED = "interrupted: the server ended before it was checked. Send it again."
-OPEN = ("received", "checking")
 FAILED = "The server failed; its log says why."
-_log = logging.getLogger("hilora.serve")
 
 
 @dataclass(frozen=True)
@@ -197,10 +195,10 @@ class Uploads:
         except (RefusedError, ServiceError) as error:
             reason = INTERRUPTED if self.checker.ended else str(error)
         except HiloraError as error:
-            _log.error("An upload could not be published: %s", error, extra={"subject": job.upload.id})
+            LOG.error("An upload could not be published: %s", error, extra={"subject": job.upload.id})
             reason = FAILED
         except Exception:  # noqa: BLE001  others wait: the thread goes on
-            _log.exception("An upload failed.", extra={"subject": job.upload.id})
+            LOG.exception("An upload failed.", extra={"subject": job.upload.id})
             reason = FAILED
         shutil.rmtree(job.task.folder, ignore_errors=True)  # before anybody hears that it is done
         self._tell(job, state, content, reason)
@@ -211,5 +209,5 @@ class Uploads:
             self.state.move(upload.id, state, content=content, reason=reason)
             self.state.note(state, upload.name, tenant=upload.tenant, token=job.caller.token, detail=upload.id)
         except Exception:  # noqa: BLE001  likewise
-            _log.exception("The state cannot be written.", extra={"subject": upload.id})
-        _log.info("upload", extra={"subject": upload.id, "state": state, "tenant": upload.tenant})
+            LOG.exception("The state cannot be written.", extra={"subject": upload.id})
+        LOG.info("upload", extra={"subject": upload.id, "state": state, "tenant": upload.tenant})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from hilora.errors import HiloraError
 from hilora.pool.folder import PoolFolder
+from hilora.pool.store import MANIFEST
 from hilora.pool.view import PoolView
+from hilora.serve.journal import LOG
 
 SECONDS = 0.5
 """Between two looks."""
-_log = logging.getLogger("hilora.serve")
 
 
 class Watch:
@@ -29,7 +29,7 @@ class Watch:
         self.path, self.version, self.changed = path, version, changed
         self.seen: Callable[[PoolFolder], None] = lambda view: None  # called with each view that is there
         self.trouble = ""
-        self._look, self._ended = threading.Event(), False
+        self._closed = threading.Event()
         self._sign_seen = self._sign()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="hilora pool watch", daemon=True)
@@ -44,28 +44,27 @@ class Watch:
                 if view.version != self.version:
                     self.changed(view)
                     self.version = view.version
-                    _log.info("pool changed", extra={"pool_version": view.version, "adapters": len(view)})
+                    LOG.info("pool changed", extra={"pool_version": view.version, "adapters": len(view)})
                 self._sign_seen, self.trouble = sign, ""
                 self.seen(view)
             except HiloraError as error:  # what is served stays
                 if str(error) != self.trouble:
-                    _log.error("the pool cannot be read; the last one is served: %s", error)
+                    LOG.error("the pool cannot be read; the last one is served: %s", error)
                 self.trouble = str(error)
 
     def close(self) -> None:
         """Look no more."""
-        self._ended = True
-        self._look.set()
+        self._closed.set()
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._look.wait(SECONDS) and not self._ended:
+        while not self._closed.wait(SECONDS):
             if self._sign() != self._sign_seen:
                 self.look()
 
     def _sign(self) -> tuple[int, int, int]:
         try:
-            found = (self.path / "pool.json").stat()
+            found = (self.path / MANIFEST).stat()
         except OSError:
             return 0, 0, 0
         return found.st_mtime_ns, found.st_size, found.st_ino

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import decoders
 from transformers import StoppingCriteria
 
 from hilora import HiLoRA
@@ -32,11 +30,9 @@ class Collect:
 
 
 @pytest.fixture(params=["llama", "mistral", "t5"])
-def router(request: Any, shared_pool: Any, tokenizer: Any, embedder: Any) -> HiLoRA:
+def router(request: Any, shared_pool: Any, joined: Any, embedder: Any) -> HiLoRA:
     """A router whose tokens are joined without blanks, and whose "~" is a special token."""
     model, pool = shared_pool(request.param)
-    joined = copy.deepcopy(tokenizer)
-    joined.backend_tokenizer.decoder = decoders.Fuse()
     joined.add_special_tokens({"additional_special_tokens": ["~"]})
     return HiLoRA.from_pretrained(model, pool, "hilora-gs", tokenizer=joined, embedder=embedder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import signal
 import threading
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import decoders
 
 from hilora import HiLoRA
 from hilora.errors import InputError
@@ -35,10 +33,8 @@ class Steps:
 
 
 @pytest.fixture(params=["llama", "t5"])
-def router(request: Any, shared_pool: Any, tokenizer: Any, embedder: Any) -> HiLoRA:
+def router(request: Any, shared_pool: Any, joined: Any, embedder: Any) -> HiLoRA:
     model, pool = shared_pool(request.param)
-    joined = copy.deepcopy(tokenizer)
-    joined.backend_tokenizer.decoder = decoders.Fuse()
     return HiLoRA.from_pretrained(model, pool, "hilora-gs", tokenizer=joined, embedder=embedder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import decoders
 
 from hilora import HiLoRA
 from hilora.errors import InputError
@@ -26,10 +24,8 @@ FREE = {"eos_token_id": None}
 
 
 @pytest.fixture(params=["llama", "t5"])
-def router(request: Any, shared_pool: Any, tokenizer: Any, embedder: Any) -> HiLoRA:
+def router(request: Any, shared_pool: Any, joined: Any, embedder: Any) -> HiLoRA:
     model, pool = shared_pool(request.param)
-    joined = copy.deepcopy(tokenizer)
-    joined.backend_tokenizer.decoder = decoders.Fuse()
     return HiLoRA.from_pretrained(model, pool, "hilora", tokenizer=joined, embedder=embedder)
 
 

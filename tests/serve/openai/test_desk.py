@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
-from tokenizers import decoders
 
 from hilora import HiLoRA
 from hilora.serve.asked import Caller
@@ -27,10 +25,8 @@ def everybody() -> Caller:
 
 
 @pytest.fixture
-def router(shared_pool: Any, tokenizer: Any, embedder: Any) -> HiLoRA:
+def router(shared_pool: Any, joined: Any, embedder: Any) -> HiLoRA:
     model, pool = shared_pool("llama")
-    joined = copy.deepcopy(tokenizer)
-    joined.backend_tokenizer.decoder = decoders.Fuse()
     return HiLoRA.from_pretrained(model, pool, "hilora", tokenizer=joined, embedder=embedder)
 
 
