@@ -1,12 +1,17 @@
 """Selecting from very many adapters: time for one prompt, agreement with the exact best eight, memory.
 
-    python benchmarks/selection.py --adapters 5 100 1000 10000 1000000 --json benchmarks/selection.jsonl
+    python benchmarks/selection.py --adapters 5 100 1000 10000 1000000 --near 1000 10000 100000 \\
+        --json benchmarks/selection.jsonl
 
 Means are synthetic: drawn with the spectrum that the whitened means of the pool's adapters have, prompts with that of
 its samples around them (a pool of millions does not exist). Times are medians and 95th percentiles of the call from
 embedding to route, one prompt at a time, on a machine that does nothing else; embedding a prompt is timed beside.
 Own covariances, which need directions for each adapter, are measured up to 10,000, as is hilora-plus, on
 samples of the pool drawn again.
+
+--near: hilora-plus under an epoch, which is learned from the first --members of such adapters. Its short list is
+compared with the posterior among all of them, for prompts that are samples drawn again, too: how often the likeliest
+adapter is the same, how many of the eight likeliest are on the list, and which share of the posterior the list has.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +33,10 @@ from torch import Tensor
 from hilora import Pool
 from hilora.base.models import default_dtype
 from hilora.evaluate.setup import setup
-from hilora.route.features import Features
+from hilora.route.epoch import Epoch, learn_epoch
+from hilora.route.features import Features, join
+from hilora.route.grown import GrownExperts
+from hilora.route.near import judge_near, prepare
 from hilora.route.nearest import INDEX_FROM, Exact
 from hilora.route.posterior import Posterior
 from hilora.route.router import Gaussian, Query
@@ -40,6 +49,8 @@ BEST = 8
 SMALL = 10_000
 """Largest number of adapters for routers that need each adapter's samples."""
 CHUNK = 100_000
+AT_ONCE = 10_000
+"""Adapters that an epoch's pool grows by at once."""
 
 
 def spectrum(pool: Pool) -> tuple[np.ndarray, float]:
@@ -123,23 +134,21 @@ def tied(count: int, search: str, pool: Pool, rounds: int, prompts: int) -> dict
     return line
 
 
-def resampled(count: int, pool: Pool, seed: int = 0) -> list[Features]:
-    """Adapters with the samples of the pool's, each drawn again with some noise."""
+def resampled(pool: Pool, seed: int = 0) -> Iterator[Features]:
+    """Adapters without end, with the samples of the pool's, each drawn again with some noise."""
     stream = np.random.default_rng(seed)
     known = pool.samples()
-    found = []
-    for _ in range(count):
+    while True:
         own = known[int(stream.integers(len(known)))]
         took = own.take(torch.from_numpy(np.sort(stream.integers(len(own), size=len(own)))))
         scale = 0.3 / took.embeddings.shape[1] ** 0.5  # of embeddings of length 1
         noise = scale * stream.standard_normal(took.embeddings.shape).astype(np.float32)
-        found.append(Features(took.embeddings + torch.from_numpy(noise), took.terms))
-    return found
+        yield Features(took.embeddings + torch.from_numpy(noise), took.terms)
 
 
 def sampled(count: int, pool: Pool, texts: list[str], rounds: int) -> Iterator[dict[str, Any]]:
     """Lines of results of routers that learn from each adapter's samples."""
-    samples = resampled(count, pool)
+    samples = list(islice(resampled(pool), count))
     known = Collection(samples, pool.ridge, pool.calibration)
     asked = torch.cat([own.embeddings for own in samples])[: len(texts)]
     mask = torch.ones(1, count, dtype=torch.bool)
@@ -152,34 +161,105 @@ def sampled(count: int, pool: Pool, texts: list[str], rounds: int) -> Iterator[d
         yield {"what": name, "adapters": count, **timed(call, min(rounds, len(asked))), "fit_s": built}
 
 
+def near(
+    count: int, members: int, pool: Pool, texts: list[str], prompts: int, embedder: Callable[[list[str]], Tensor]
+) -> Line:
+    """One line of results: hilora-plus under an epoch."""
+    drawn, router = resampled(pool), Posterior()
+    first = list(islice(drawn, min(members, count)))
+    epoch, began = Epoch.of("", learn_epoch(first)), time.perf_counter()
+    router.fit(Collection(first, epoch.ridge, None, epoch))
+    assert isinstance(router.model_, GrownExperts)
+    held = len(first)
+    while held < count:  # so that never all the samples are in memory at once
+        more = list(islice(drawn, min(AT_ONCE, count - held)))
+        origin = torch.cat([torch.arange(held), torch.full((len(more),), -1)])
+        router.model_, held = router.model_.over(more, origin), held + len(more)
+    prepare(router.model_, router.near)
+    took = round(time.perf_counter() - began, 1)
+    mask = torch.ones(1, count, dtype=torch.bool)
+    asked = embedder(texts)
+    line: Line = {"what": "hilora-plus, an epoch's", "adapters": count, "members": len(first), "near": router.near}
+    line |= timed(lambda i: _route(router, texts, asked, mask, i), len(texts)) | {"fit_s": took}
+    return line | {"mb": round(held_bytes(router.model_) / 2**20)} | among_all(router, count, pool, prompts)
+
+
+def among_all(router: Posterior, count: int, pool: Pool, prompts: int) -> Line:
+    """How the short list stands to the posterior among all, with a 95 % interval over prompts."""
+    assert isinstance(router.model_, GrownExperts)
+    texts = join(list(islice(resampled(pool, seed=1), prompts)))
+    texts = texts.take(torch.arange(0, len(texts), -(-len(texts) // prompts)))
+    same, eight, share = [], [], []
+    for row in range(len(texts)):
+        text, everyone = texts.take(torch.tensor([row])), torch.ones(1, count, dtype=torch.bool)
+        (whole,), _ = router.model_.judge(text, everyone)
+        found = judge_near(router.model_, text, everyone, min(router.near, count))
+        (ids,), (posterior,) = found.ids, found.posterior
+        best = whole.sort(descending=True, stable=True).indices[:BEST]
+        same.append(float(ids[posterior.argmax()] == best[0]))
+        eight.append(float(torch.isin(best, ids).double().mean()))
+        share.append(float(whole[ids].double().exp().sum()))
+    half = 1.96 * float(np.std(eight)) / len(eight) ** 0.5
+    found_of = {"agreement": float(np.mean(eight)), "half_width": half, "top1": float(np.mean(same))}
+    kept = {name: round(value, 5) for name, value in found_of.items()}
+    return kept | {"share": round(float(np.mean(share)), 4), "prompts": len(texts)}
+
+
+def held_bytes(model: Any) -> int:
+    """Bytes of all numbers that a model holds, shared ones once."""
+    found: dict[int, int] = {}
+    todo, seen = [model], set()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, Tensor):
+            found[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
+        elif isinstance(each, np.ndarray):
+            if each.base is None:  # else it is of a tensor
+                found[id(each)] = each.nbytes
+        elif isinstance(each, dict):
+            todo += each.values()
+        elif hasattr(each, "__dict__"):
+            todo += vars(each).values()
+    return sum(found.values())
+
+
 def _route(router: Gaussian | Posterior, texts: list[str], asked: Tensor, mask: Tensor, i: int) -> Any:
     return router(Query(texts[i : i + 1], asked[i : i + 1]), mask)
 
 
-def measure(pool: Pool, adapters: list[int], rounds: int, prompts: int) -> Iterator[Line]:
+def measure(pool: Pool, args: argparse.Namespace) -> Iterator[Line]:
     """All lines of results."""
+    rounds, prompts = args.rounds, args.prompts
     yield setup("benchmarks/selection.py", rounds=rounds, best=BEST)
     embedder = pool.embedder.load(pool.path, default_dtype())
     texts = [f"Is the sentiment of this review positive or negative? Number {i} was a delight." for i in range(200)]
     yield {"what": "embedding one prompt of 20 tokens", **timed(lambda i: embedder(texts[i : i + 1]), len(texts))}
-    for count in adapters:
+    for count in args.adapters:
         for search in ("exact", "indexed"):
             if search == "exact" or count >= INDEX_FROM:
                 found = tied(count, search, pool, rounds, prompts)
                 yield {"what": f"tied, {search}", "adapters": count, **found}
         if count <= SMALL:
             yield from sampled(count, pool, texts, rounds)
+    for count in args.near:
+        yield near(count, args.members, pool, texts, args.compared, embedder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
-    parser.add_argument("--adapters", type=int, nargs="+", default=[5, 100, 1000, 10_000])
+    parser.add_argument("--adapters", type=int, nargs="*", default=[5, 100, 1000, 10_000])
+    parser.add_argument("--near", type=int, nargs="*", default=[1000, 10_000], help="adapters under an epoch")
+    parser.add_argument("--members", type=int, default=2000, help="adapters that an epoch is learned from")
+    parser.add_argument("--compared", type=int, default=200, help="prompts that a short list is compared for")
     parser.add_argument("--rounds", type=int, default=500)
     parser.add_argument("--prompts", type=int, default=5000, help="for the agreement")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    add(args.json, measure(Pool.open(args.pool), args.adapters, args.rounds, args.prompts))
+    add(args.json, measure(Pool.open(args.pool), args))
 
 
 if __name__ == "__main__":

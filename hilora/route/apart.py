@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hilora.route.candidates import joined
 from hilora.route.experts import Calibration, calibrate
 from hilora.route.ridge import choose_ridge
 from hilora.route.router import Known, Query, Router
@@ -68,16 +69,7 @@ def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor
             own = router if len(kept) == len(known) else copy(router).fit(Remaining(sampled(known), kept))
             route = own(some, torch.ones(len(rows), len(kept), dtype=torch.bool))
             parts.append((rows, Route(kept[route.ids], route.scores, route.weights, route.leads)))
-    width = max((route.ids.shape[1] for _, route in parts), default=1)
-    ids = torch.zeros(len(allowed), width, dtype=torch.long)
-    scores, weights = torch.zeros(len(allowed), width), torch.zeros(len(allowed), width)
-    leads = torch.zeros(len(allowed)) if any(route.leads is not None for _, route in parts) else None
-    for rows, route in parts:
-        size = route.ids.shape[1]
-        ids[rows, :size], scores[rows, :size], weights[rows, :size] = route.ids, route.scores, route.weights
-        if leads is not None and route.leads is not None:
-            leads[rows] = route.leads
-    return Route(ids, scores, weights, leads)
+    return joined(len(allowed), parts)
 
 
 @dataclass

@@ -160,8 +160,8 @@ def _held_out(
 
 
 def sum_scores(
-    scores: Mapping[str, Float[Tensor, "text adapter"]], weights: Mapping[str, float]
-) -> Float[Tensor, "text adapter"]:
+    scores: Mapping[str, Float[Tensor, "*text adapter"]], weights: Mapping[str, float]
+) -> Float[Tensor, "*text adapter"]:
     """The weighted sum of the witnesses' log-likelihoods."""
     return torch.stack([score * weights[name] for name, score in scores.items()]).sum(0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,7 @@ from hilora.route.epoch import Epoch
 from hilora.route.experts import sum_scores
 from hilora.route.features import Features
 from hilora.route.kept import tensors_of, witness_of
+from hilora.route.meaning import NearMeaning
 from hilora.route.parts import Parts
 from hilora.route.witnesses import Witness
 
@@ -38,6 +40,16 @@ class GrownExperts:
     worded_: Bool[Tensor, " adapter"]
     witnesses_: Mapping[str, Parts[Witness]]
 
+    @cached_property
+    def among(self) -> Int[Tensor, " adapter"]:
+        """Row of each worded adapter among the worded, the mean adapter being row 0."""
+        return self.worded_.cumsum(0)
+
+    @cached_property
+    def nearest(self) -> NearMeaning:
+        """The search by meaning, made when it is first needed."""
+        return NearMeaning(self.witnesses_["meaning"])
+
     @classmethod
     def of(cls, epoch: Epoch, weights: Mapping[str, float], terms: bool) -> GrownExperts:
         """An epoch's, without any adapter."""
@@ -53,7 +65,7 @@ class GrownExperts:
         if len(self.witnesses_) > 1:
             worded[new] = has
             worded[~new] = self.worded_[origin[~new]]
-        among = torch.where(new, -1, self.worded_.cumsum(0)[origin.clamp_min(0)] if len(self.worded_) else origin)
+        among = torch.where(new, -1, self.among[origin.clamp_min(0)] if len(self.worded_) else origin)
         some, witnesses = [own for own in newcomers if own.terms is not None], {}
         with one_thread():  # most of it is searching; a pool grows beside a model that is at work
             for name, parts in self.witnesses_.items():

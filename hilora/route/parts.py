@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hilora.route.features import Features
@@ -55,6 +55,17 @@ class Parts(Generic[M]):
         if self.late is not None:
             found = torch.cat([found, self.late.score(texts)], 1)  # type: ignore[attr-defined]
         return torch.index_select(found, 1, self.place)
+
+    def some(self, text: Any, adapters: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """The model's score of some of the pool's adapters, for one text, at a cost that follows their number."""
+        score, place, size = KINDS[type(self.main)].some, self.place[adapters], _size(self.main)
+        late = place >= size
+        if self.late is None or not late.any():
+            return score(self.main, text, place)
+        found = torch.empty(len(place))
+        found[~late] = score(self.main, text, place[~late])
+        found[late] = score(self.late, text, place[late] - size)
+        return found
 
     def over(self, newcomers: Sequence[Features], origin: Int[Tensor, " adapter"]) -> Parts[M]:
         """The model of a changed pool.

@@ -18,11 +18,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
-from hilora.route.candidates import select
+from hilora.route.candidates import joined, select
 from hilora.route.conformal import conformal_sizes, threshold
 from hilora.route.experts import Calibration, Experts, calibrate
 from hilora.route.features import Features, hash_terms
 from hilora.route.grown import GrownExperts
+from hilora.route.near import NEAR, judge_near, prepare
 from hilora.route.router import Known, Query
 from hilora.route.samples import sampled
 from hilora.route.stored import experts, grown
@@ -46,6 +47,7 @@ class Posterior:
         alpha: of conformal sets.
         fallback: what serves prompts that no adapter knows: "broad" (more adapters, weights nearer to each other),
             "base" (the base model alone), or "none" (they are served as any other prompt).
+        near: under an epoch, adapters that all witnesses look at: the likeliest by meaning.
     """
 
     k: int = 3
@@ -54,6 +56,7 @@ class Posterior:
     candidates: str = "top"
     alpha: float = 0.05
     fallback: str = "broad"
+    near: int = NEAR
     needs_embedding: bool = field(default=True, init=False)
     seen_above_: float | None = field(init=False, default=None)
     limit_: float = field(init=False, default=0.0)
@@ -62,6 +65,8 @@ class Posterior:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
+        if self.near < 2:
+            raise InputError(f"near is a number of adapters to choose from: got {self.near}, expected at least 2.")
         if not 0 <= self.floor <= 1:
             raise InputError(f"floor is a share of the best weight: got {self.floor}, expected 0 <= floor <= 1.")
         if self.candidates not in CANDIDATES:
@@ -81,17 +86,43 @@ class Posterior:
             found = calibrate(pool.samples(), self.terms)
         model = experts if epoch is None else grown
         self.model_ = model(pool, found.weights, self.terms)
+        if isinstance(self.model_, GrownExperts):
+            prepare(self.model_, self.near)
         self.seen_above_ = found.seen_above
         self.limit_ = threshold(found.surprises, self.alpha)
         return self
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
-        """Each row's likely adapters; scores are log posteriors over the pool, under an epoch among the allowed."""
+        """Each row's likely adapters.
+
+        Scores are log posteriors over the pool; under an epoch among the allowed, of many among the near (`near`).
+        """
         assert query.embedding is not None
         texts = Features(query.embedding, hash_terms(query.texts) if self.terms else None)
+        if not isinstance(self.model_, GrownExperts):
+            return self._among_all(texts, allowed)
+        alike = allowed.stride(0) == 0 and len(allowed) > 0  # one row that stands for all is looked at once
+        many = (allowed[:1] if alike else allowed).sum(1) > self.near
+        if bool(many.all()) and len(many):
+            return self._among_near(texts, allowed)
+        if not many.any():
+            return self._among_all(texts, allowed)
+        parts, ways = [(~many).nonzero()[:, 0], many.nonzero()[:, 0]], (self._among_all, self._among_near)
+        return joined(
+            len(texts),
+            [(rows, way(texts.take(rows), allowed[rows])) for rows, way in zip(parts, ways, strict=True)],
+        )
+
+    def _among_all(self, texts: Features, allowed: Bool[Tensor, "batch adapter"]) -> Route:
         posterior, lead = self.model_.judge(texts, allowed)
         route = self._route(posterior, lead, allowed)
         return Route(route.ids, posterior.gather(1, route.ids), route.weights, lead)
+
+    def _among_near(self, texts: Features, allowed: Bool[Tensor, "batch adapter"]) -> Route:
+        assert isinstance(self.model_, GrownExperts)
+        near = judge_near(self.model_, texts, allowed, self.near)
+        route = self._route(near.posterior, near.lead, torch.ones_like(near.ids, dtype=torch.bool))
+        return Route(near.ids.gather(1, route.ids), near.posterior.gather(1, route.ids), route.weights, near.lead)
 
     def _route(
         self, posterior: Float[Tensor, "batch adapter"], lead: Float[Tensor, " batch"], allowed: Tensor

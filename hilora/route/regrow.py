@@ -14,6 +14,7 @@ from torch import Tensor
 from hilora.base.threads import one_thread
 from hilora.route.features import Features
 from hilora.route.grown import GrownExperts
+from hilora.route.near import prepare
 from hilora.route.parts import Parts
 from hilora.route.posterior import Posterior
 from hilora.route.retriever import Retriever, Soup
@@ -89,6 +90,7 @@ def _posterior(router: Posterior, newcomers: Sequence[Features], origin: Int[Ten
     made, model = copy(router), router.model_
     assert isinstance(model, GrownExperts)
     made.model_ = model.over(newcomers, origin)
+    prepare(made.model_, router.near)
     return made
 
 

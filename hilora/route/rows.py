@@ -1,6 +1,7 @@
 """What a model knows of each adapter, as rows: made for newcomers under what all share, taken from several models.
 
-`of` gives the same model of other adapters; `gather` gives some rows of some models that share all else.
+`of` gives the same model of other adapters; `gather` gives some rows of some models that share all else; `some` gives
+the scores of some rows for one text, without a look at the others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -22,6 +24,10 @@ from hilora.route.tied import DERIVED, TiedGaussian
 from hilora.route.witnesses import Meaning, Phrases, Spelling, count_phrases, noise, terms_of
 
 Rows = Int[Tensor, " kept"]
+LONG = 8
+"""A list of so many times as many adapters as are asked for is not read, but searched."""
+FINE = 2.0**32
+"""Parts of 1 that gains of phrases are summed in; those of the longest text sum to what fp64 counts exactly."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Kind:
     size: Callable[[Any], int]
     of: Callable[[Any, Sequence[Features]], Any]
     gather: Callable[[Sequence[Any], Rows], Any]
+    some: Callable[[Any, Features, Rows], Tensor]
 
 
 def taken(parts: Sequence[Tensor], rows: Rows) -> Tensor:
@@ -107,6 +114,21 @@ def _gather_noisy(parts: Sequence[Any], rows: Rows) -> Any:
     return made
 
 
+def _some(model: Any, text: Features, rows: Rows) -> Tensor:
+    found: Tensor = _gather_noisy([model], rows).score(text)[0]
+    return found
+
+
+def _some_spellings(model: Spelling, text: Features, rows: Rows) -> Tensor:
+    """The text has few of the n-grams that there are: only their rows of the whitening are read."""
+    if not isinstance(model.model_, TiedGaussian):
+        return _some(model, text, rows)
+    (vector,) = model.vectors(terms_of(text).characters)
+    used = vector.nonzero()[:, 0]
+    white = vector[used] @ model.model_.whitening_[used]
+    return model.model_.near(white, rows) * len(vector) + model.noise_[rows]
+
+
 def _phrases_of(model: Phrases, samples: Sequence[Features]) -> Phrases:
     """Phrases of newcomers, as common as all know them to be, and at least as common as the newcomer makes them."""
     assert model.known_ is not None
@@ -160,10 +182,34 @@ def _merged(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[Tensor, ...
     return tuple(found)
 
 
+def _some_phrases(model: Phrases, text: Features, rows: Rows) -> Tensor:
+    """Of a phrase that few use, all who do are read; of another, each of the adapters is looked for."""
+    *bounds, number = model.lists(text)
+    starts, ends = (bound.numpy() for bound in bounds)
+    who, gains = model.adapter_.numpy(), model.gain_.numpy()
+    some, back = np.unique(rows.numpy(), return_inverse=True)
+    few = ends - starts <= LONG * len(some)
+    sizes = (ends - starts)[few]
+    entries = np.repeat(starts[few] - (sizes.cumsum() - sizes), sizes) + np.arange(sizes.sum())
+    places = np.searchsorted(some, who[entries])
+    hit = some[np.minimum(places, len(some) - 1)] == who[entries]
+    columns, found = [places[hit]], [entries[hit]]
+    for start, end in zip(starts[~few].tolist(), ends[~few].tolist(), strict=True):
+        at = start + np.searchsorted(who[start:end], some)
+        at[at == end] = start
+        hit = who[at] == some
+        columns.append(hit.nonzero()[0])
+        found.append(at[hit])
+    # whole numbers, so that sums are exact: they do not depend on the order, which depends on who else is there
+    parts = np.rint(gains[np.concatenate(found)].astype(np.float64) * FINE)
+    scores = np.bincount(np.concatenate(columns), parts, len(some)) / FINE
+    return torch.from_numpy(scores + number * model.absent_.numpy()[some])[torch.from_numpy(back)].float()
+
+
 KINDS: Mapping[type, Kind] = {
-    OwnGaussian: Kind(lambda model: len(model.mean_), own_of, own_gather),
-    Meaning: Kind(lambda model: len(model.noise_), _meaning_of, _gather_noisy),
-    Spelling: Kind(lambda model: len(model.noise_), _spelling_of, _gather_noisy),
-    Phrases: Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases),
+    OwnGaussian: Kind(lambda model: len(model.mean_), own_of, own_gather, _some),
+    Meaning: Kind(lambda model: len(model.noise_), _meaning_of, _gather_noisy, _some),
+    Spelling: Kind(lambda model: len(model.noise_), _spelling_of, _gather_noisy, _some_spellings),
+    Phrases: Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases, _some_phrases),
 }
 """Class of a model -> how its rows are made and taken."""

@@ -108,9 +108,15 @@ class TiedGaussian:
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
         """(1/dim) log p_i(query) for every adapter, fp32."""
-        dim = query.shape[1]
-        white = query.float() @ self.whitening_
-        distance = torch.cdist(white, self.mean_, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return self._scores(query.float() @ self.whitening_, self.mean_)
+
+    def near(self, white: Float[Tensor, " dim"], rows: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """The same of some adapters, for one query, whitened already."""
+        return self._scores(white[None], self.mean_[rows])[0]
+
+    def _scores(self, white: Float[Tensor, "batch dim"], means: Float[Tensor, "some dim"]) -> Tensor:
+        dim = white.shape[1]
+        distance = torch.cdist(white, means, compute_mode="donot_use_mm_for_euclid_dist").square()
         return -0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)
 
 

@@ -120,20 +120,28 @@ class Phrases:
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
         """Log-likelihoods, relative to the pool's."""
-        terms = terms_of(texts)
-        wanted = terms.phrases.long()
-        known = _contains(self.vocabulary_, wanted)
-        place, text = torch.searchsorted(self.vocabulary_, wanted[known]), terms.text[known]
+        place, text, number = self._asked(terms_of(texts), len(texts))
         starts = self.start_[place]
         sizes = self.start_[place + 1] - starts
         entries = spans(starts, sizes)
         cells = text.repeat_interleave(sizes) * len(self.absent_) + self.adapter_[entries]
         scores = torch.zeros(len(texts) * len(self.absent_), dtype=torch.float64)
         scores.index_add_(0, cells, self.gain_[entries].double())
-        if self.known_ is not None:  # what only some newcomers' samples use speaks for those, and for nobody else
-            text = terms.text[_contains(self.known_, wanted)]
-        number = torch.bincount(text, minlength=len(texts))  # known phrases of each text
         return (scores.view(len(texts), len(self.absent_)) + number[:, None] * self.absent_).float()
+
+    def lists(self, text: Features) -> tuple[Int[Tensor, " phrase"], Int[Tensor, " phrase"], int]:
+        """Of one text: first and last bounds of the entries of each of its phrases; how many all know of."""
+        place, _, number = self._asked(terms_of(text), 1)
+        return self.start_[place], self.start_[place + 1], int(number)
+
+    def _asked(self, terms: Terms, texts: int) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Tensor]:
+        """Phrases that somebody's samples use, and the texts that they are of; of each text, how many all know of."""
+        wanted = terms.phrases.long()
+        known = _contains(self.vocabulary_, wanted)
+        text = common = terms.text[known]
+        if self.known_ is not None:  # what only some newcomers' samples use speaks for those, and for nobody else
+            common = terms.text[_contains(self.known_, wanted)]
+        return torch.searchsorted(self.vocabulary_, wanted[known]), text, torch.bincount(common, minlength=texts)
 
 
 def terms_of(texts: Features) -> Terms:

@@ -371,11 +371,14 @@ def test_selection_agrees_with_the_exact_best(
     _, pool = shared_pool("llama")
     script = bench_scripts.load("benchmarks/selection.py")
     bench_scripts.monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, instruction, dtype: embedder)
-    bench_scripts.run(
-        script, "--pool", pool.path, "--adapters", 4, 20, "--prompts", 8, "--json", tmp_path / "s.jsonl"
-    )
+    bench_scripts.monkeypatch.setattr(script, "AT_ONCE", 70)
+    options = ["--adapters", 4, 20, "--prompts", 8, "--near", 150, "--members", 9, "--compared", 6]
+    bench_scripts.run(script, "--pool", pool.path, *options, "--json", tmp_path / "s.jsonl")
     found = lines(tmp_path / "s.jsonl")
     assert {line["adapters"] for line in found if "adapters" in line} >= {4, 20}
+    (near,) = [line for line in found if "near" in line]
+    assert near["members"] == 9
+    assert 0 < near["share"] <= near["agreement"] <= near["top1"] == 1
 
 
 def test_pools_of_any_size_are_opened_changed_and_timed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from hilora.errors import InputError
 from hilora.route import parts
 from hilora.route.epoch import Epoch, learn_epoch
-from hilora.route.experts import Experts, calibrate
+from hilora.route.experts import WEIGHTS, Experts, calibrate
 from hilora.route.features import Features, hash_terms
 from hilora.route.gaussian import OwnGaussian
 from hilora.route.grown import GrownExperts
+from hilora.route.near import judge_near
 from hilora.route.novelty import leads
 from hilora.route.posterior import Posterior
 from hilora.route.regrow import regrown
@@ -53,11 +55,20 @@ ROUTERS: dict[str, Make] = {
     "no terms": lambda: Posterior(terms=False),
     "base": lambda: Posterior(fallback="base", k=1),
     "conformal": lambda: Posterior(candidates="conformal", alpha=0.2),
+    "near": lambda: Posterior(near=3),
+    "near, no terms": lambda: Posterior(terms=False, near=2),
+    "near, conformal": lambda: Posterior(candidates="conformal", alpha=0.2, near=4),
 }
 
 
 def epoch_of(samples: Sequence[Features]) -> Epoch:
     return Epoch.of("key", learn_epoch(samples))
+
+
+@cache
+def learned(members: int) -> Epoch:
+    """Of so many."""
+    return epoch_of([adapter(i, count=14) for i in range(members)])
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +164,45 @@ def test_a_fit_from_nothing_is_the_epoch_of_exactly_these_adapters(mixed: bool) 
     for ridge in (1e-4, 1e-2):
         own = OwnGaussian(ridge).fit([each.embeddings for each in samples])
         assert epoch.volume(ridge) == pytest.approx(own.volume_)
+
+
+@pytest.mark.parametrize("members", [6, 90])  # spelling's Gaussian is the dual one, then the plain one
+@pytest.mark.parametrize("terms", [True, False])
+@laws
+@given(usable=st.lists(st.booleans(), min_size=ADAPTERS, max_size=ADAPTERS), late=st.integers(0, ADAPTERS))
+def test_those_near_a_text_are_judged_as_among_all(members: int, terms: bool, usable: list[bool], late: int) -> None:
+    """They are the best by meaning, and each has the share of the posterior that it has beside the others of them."""
+    model = GrownExperts.of(learned(members), WEIGHTS, terms)
+    new = torch.full((ADAPTERS,), -1)
+    first = ADAPTERS - late
+    model = model.over(EVERYONE[:first], new[:first])
+    model = model.over(EVERYONE[first:], torch.tensor([*range(first), *new[first:]]))
+    texts = Features(asked().embedding, hash_terms(TEXTS))  # type: ignore[arg-type]
+    allowed = torch.tensor(usable).expand(len(TEXTS), -1)
+    count = max(1, sum(usable) // 2)
+    if not any(usable):
+        return
+    near = judge_near(model, texts, allowed, count)
+    meaning = model.witnesses_["meaning"].score(texts)[:, 1:].masked_fill(~allowed, -torch.inf)
+    assert near.ids.tolist() == meaning.topk(count).indices.sort(1).values.tolist()
+    only = torch.zeros_like(allowed).scatter(1, near.ids, True)
+    posterior, lead = model.judge(texts, only)
+    torch.testing.assert_close(near.posterior, posterior.gather(1, near.ids), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(near.lead, lead, rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_that_may_use_few_is_routed_as_without_a_short_list(epoch: Epoch) -> None:
+    members = list(range(ADAPTERS))
+    pool, query = pool_of(members, epoch), asked()
+    allowed = torch.ones(len(TEXTS), ADAPTERS, dtype=torch.bool)
+    allowed[::2, 4:] = False
+    one, other = Posterior().fit(pool)(query, allowed), Posterior(near=4).fit(pool)(query, allowed)
+    for row in range(0, len(TEXTS), 2):
+        chosen = one.weights[row] > 0
+        size = int(chosen.sum())
+        assert one.ids[row, :size].tolist() == other.ids[row, :size].tolist()
+        assert one.weights[row, :size].tolist() == other.weights[row, :size].tolist()
+        assert not other.weights[row, size:].any()
 
 
 @pytest.mark.parametrize("adapters", [4, 90])  # spelling's Gaussian is the dual one, then the plain one

@@ -1,0 +1,74 @@
+"""The posterior among the adapters that are near a prompt: of very many, only these are looked at closely.
+
+They are so many of the adapters that the row may use, by meaning alone the likeliest, none missed (`route.exact`).
+The other witnesses, who know long lists of n-grams, judge those. So the cost hardly grows with the pool, and still
+nobody whom the row may not use changes anything. A row that may use no more than so many has the posterior among all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hilora.base.threads import one_thread
+from hilora.route.experts import sum_scores
+from hilora.route.features import Features
+from hilora.route.grown import GrownExperts
+
+NEAR = 128
+"""Adapters that are looked at closely, unless told otherwise."""
+
+
+class Near(NamedTuple):
+    """Adapters near some texts, and what is thought of them.
+
+    Attributes:
+        ids: their positions, ascending, so that of equal ones the pool's first comes first.
+        posterior: log posteriors among them; fp32.
+        lead: of the best of them over the mean adapter.
+    """
+
+    ids: Int[Tensor, "text near"]
+    posterior: Float[Tensor, "text near"]
+    lead: Float[Tensor, " text"]
+
+
+def prepare(model: GrownExperts, count: int) -> None:
+    """Make what `judge_near` needs now, not at the first prompt."""
+    if len(model.worded_) > count:
+        _ = model.nearest
+
+
+def judge_near(model: GrownExperts, texts: Features, allowed: Bool[Tensor, "text adapter"], count: int) -> Near:
+    """As `GrownExperts.judge`, among so many adapters near each text; each may use no fewer."""
+    weight = model.weights_["meaning"]
+    scores, ids, mean = model.nearest.top(texts.embeddings, count, allowed)
+    scores, mean = (scores * weight).float(), (mean * weight).float()
+    found = []
+    with one_thread():
+        for row in range(len(texts)):
+            own = Features(texts.embeddings[row : row + 1])
+            if texts.terms is not None:
+                own = texts.take(torch.tensor([row])) if len(texts) > 1 else texts
+            found.append(_judge(model, own, ids[row], scores[row], mean[row]))
+    posterior, lead = zip(*found, strict=True)
+    return Near(ids, torch.stack(posterior), torch.stack(lead))
+
+
+def _judge(
+    model: GrownExperts, text: Features, ids: Int[Tensor, " near"], scores: Float[Tensor, " near"], mean: Tensor
+) -> tuple[Float[Tensor, " near"], Tensor]:
+    if len(model.witnesses_) > 1 and text.terms is not None:
+        has = model.worded_[ids]
+        rows = torch.cat([torch.zeros(1, dtype=torch.long), model.among[ids[has]]])
+        said = {name: parts.some(text, rows) for name, parts in model.witnesses_.items() if name != "meaning"}
+        both = sum_scores(said, model.weights_)
+        near, wording = scores[has], both[1:]
+        expected = torch.logsumexp(torch.log_softmax(near, dim=0) + wording, dim=0) if len(near) else both[0]
+        scores = scores + expected
+        scores[has] = near + wording
+        mean = mean + model.share * both[0] + (1 - model.share) * expected
+    return torch.log_softmax(scores, dim=0), scores.max() - mean
