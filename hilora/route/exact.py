@@ -43,7 +43,10 @@ class Exact:
         """Put the best of each row into `scores` and `ids`."""
         k, count = scores.shape[1], min(scores.shape[1] + SLACK, len(self.scored))
         asked, means = white.astype(np.float32), self.scored.means
-        roughs = (means @ asked[0])[None] if len(asked) == 1 else asked @ means.T  # one row: half the time
+        if len(asked) == 1:  # half the time
+            roughs = torch.mv(self.scored.table, torch.from_numpy(asked[0])).numpy()[None]
+        else:
+            roughs = asked @ means.T
         roughs += self.rough_constant
         if not everyone(allowed):
             roughs[~allowed.numpy()] = -np.inf

@@ -7,19 +7,20 @@ nobody whom the row may not use changes anything. A row that may use no more tha
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hilora.base.threads import one_thread
 from hilora.route.experts import sum_scores
 from hilora.route.features import Features
 from hilora.route.grown import GrownExperts
+from hilora.route.phrases import Common
 
 NEAR = 128
 """Adapters that are looked at closely, unless told otherwise."""
+_MEAN = torch.zeros(1, dtype=torch.long)
 
 
 class Near(NamedTuple):
@@ -40,6 +41,9 @@ def prepare(model: GrownExperts, count: int) -> None:
     """Make what `judge_near` needs now, not at the first prompt."""
     if len(model.worded_) > count:
         _ = model.nearest
+        if (parts := model.witnesses_.get("phrases")) is not None:
+            phrases: Any = parts.main
+            phrases.common_ = phrases.common_ or Common.of(phrases)
 
 
 def judge_near(model: GrownExperts, texts: Features, allowed: Bool[Tensor, "text adapter"], count: int) -> Near:
@@ -48,12 +52,9 @@ def judge_near(model: GrownExperts, texts: Features, allowed: Bool[Tensor, "text
     scores, ids, mean = model.nearest.top(texts.embeddings, count, allowed)
     scores, mean = (scores * weight).float(), (mean * weight).float()
     found = []
-    with one_thread():
-        for row in range(len(texts)):
-            own = Features(texts.embeddings[row : row + 1])
-            if texts.terms is not None:
-                own = texts.take(torch.tensor([row])) if len(texts) > 1 else texts
-            found.append(_judge(model, own, ids[row], scores[row], mean[row]))
+    for row in range(len(texts)):
+        text = texts if len(texts) == 1 else texts.take(torch.tensor([row]))
+        found.append(_judge(model, text, ids[row], scores[row], mean[row]))
     posterior, lead = zip(*found, strict=True)
     return Near(ids, torch.stack(posterior), torch.stack(lead))
 
@@ -63,7 +64,7 @@ def _judge(
 ) -> tuple[Float[Tensor, " near"], Tensor]:
     if len(model.witnesses_) > 1 and text.terms is not None:
         has = model.worded_[ids]
-        rows = torch.cat([torch.zeros(1, dtype=torch.long), model.among[ids[has]]])
+        rows = torch.cat([_MEAN, model.among[ids[has]]])
         said = {name: parts.some(text, rows) for name, parts in model.witnesses_.items() if name != "meaning"}
         both = sum_scores(said, model.weights_)
         near, wording = scores[has], both[1:]

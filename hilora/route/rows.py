@@ -11,7 +11,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -20,14 +19,11 @@ from hilora.base.threads import one_thread
 from hilora.route.dual import DualGaussian
 from hilora.route.features import Features
 from hilora.route.gaussian import OwnGaussian
+from hilora.route.phrases import some_phrases
 from hilora.route.tied import DERIVED, TiedGaussian
 from hilora.route.witnesses import Meaning, Phrases, Spelling, count_phrases, noise, terms_of
 
 Rows = Int[Tensor, " kept"]
-LONG = 8
-"""A list of so many times as many adapters as are asked for is not read, but searched."""
-FINE = 2.0**32
-"""Parts of 1 that gains of phrases are summed in; those of the longest text sum to what fp64 counts exactly."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +116,10 @@ def _some(model: Any, text: Features, rows: Rows) -> Tensor:
 
 
 def _some_spellings(model: Spelling, text: Features, rows: Rows) -> Tensor:
-    """The text has few of the n-grams that there are: only their rows of the whitening are read."""
     if not isinstance(model.model_, TiedGaussian):
         return _some(model, text, rows)
     (vector,) = model.vectors(terms_of(text).characters)
-    used = vector.nonzero()[:, 0]
-    white = vector[used] @ model.model_.whitening_[used]
-    return model.model_.near(white, rows) * len(vector) + model.noise_[rows]
+    return model.model_.near(vector, rows) * len(vector) + model.noise_[rows]
 
 
 def _phrases_of(model: Phrases, samples: Sequence[Features]) -> Phrases:
@@ -144,6 +137,7 @@ def _phrases_of(model: Phrases, samples: Sequence[Features]) -> Phrases:
     share = (torch.maximum(total, used) + 0.5) / (count + 1)
     made.gain_ = torch.log1p(used / (model.strength * share))
     made.absent_ = torch.log(model.strength / (sizes + model.strength))
+    made.common_ = None
     return made
 
 
@@ -163,7 +157,7 @@ def _gather_phrases(parts: Sequence[Phrases], rows: Rows) -> Phrases:
         phrase, owner, gain = _merged((phrase, owner, gain), columns)
     made.vocabulary_, sizes = torch.unique_consecutive(phrase, return_counts=True)
     made.start_ = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
-    made.adapter_, made.gain_ = owner, gain
+    made.adapter_, made.gain_, made.common_ = owner, gain, None
     return made
 
 
@@ -182,34 +176,10 @@ def _merged(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[Tensor, ...
     return tuple(found)
 
 
-def _some_phrases(model: Phrases, text: Features, rows: Rows) -> Tensor:
-    """Of a phrase that few use, all who do are read; of another, each of the adapters is looked for."""
-    *bounds, number = model.lists(text)
-    starts, ends = (bound.numpy() for bound in bounds)
-    who, gains = model.adapter_.numpy(), model.gain_.numpy()
-    some, back = np.unique(rows.numpy(), return_inverse=True)
-    few = ends - starts <= LONG * len(some)
-    sizes = (ends - starts)[few]
-    entries = np.repeat(starts[few] - (sizes.cumsum() - sizes), sizes) + np.arange(sizes.sum())
-    places = np.searchsorted(some, who[entries])
-    hit = some[np.minimum(places, len(some) - 1)] == who[entries]
-    columns, found = [places[hit]], [entries[hit]]
-    for start, end in zip(starts[~few].tolist(), ends[~few].tolist(), strict=True):
-        at = start + np.searchsorted(who[start:end], some)
-        at[at == end] = start
-        hit = who[at] == some
-        columns.append(hit.nonzero()[0])
-        found.append(at[hit])
-    # whole numbers, so that sums are exact: they do not depend on the order, which depends on who else is there
-    parts = np.rint(gains[np.concatenate(found)].astype(np.float64) * FINE)
-    scores = np.bincount(np.concatenate(columns), parts, len(some)) / FINE
-    return torch.from_numpy(scores + number * model.absent_.numpy()[some])[torch.from_numpy(back)].float()
-
-
 KINDS: Mapping[type, Kind] = {
     OwnGaussian: Kind(lambda model: len(model.mean_), own_of, own_gather, _some),
     Meaning: Kind(lambda model: len(model.noise_), _meaning_of, _gather_noisy, _some),
     Spelling: Kind(lambda model: len(model.noise_), _spelling_of, _gather_noisy, _some_spellings),
-    Phrases: Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases, _some_phrases),
+    Phrases: Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases, some_phrases),
 }
 """Class of a model -> how its rows are made and taken."""

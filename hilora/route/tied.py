@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
@@ -108,15 +109,22 @@ class TiedGaussian:
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
         """(1/dim) log p_i(query) for every adapter, fp32."""
-        return self._scores(query.float() @ self.whitening_, self.mean_)
+        white = query.float() @ self.whitening_
+        distance = torch.cdist(white, self.mean_, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return self._density(distance)
 
-    def near(self, white: Float[Tensor, " dim"], rows: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
-        """The same of some adapters, for one query, whitened already."""
-        return self._scores(white[None], self.mean_[rows])[0]
+    def near(self, query: Float[Tensor, " dim"], rows: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """The same of some adapters, for one query; of one that is mostly zeros little is read."""
+        used = query.nonzero()[:, 0]
+        start, sparse = torch.zeros(1, dtype=torch.long), query[used].float()
+        white = embedding_bag(used, self.whitening_, start, mode="sum", per_sample_weights=sparse)
+        apart = self.mean_.index_select(0, rows)
+        apart -= white
+        apart *= apart
+        return self._density(apart.sum(1))
 
-    def _scores(self, white: Float[Tensor, "batch dim"], means: Float[Tensor, "some dim"]) -> Tensor:
-        dim = white.shape[1]
-        distance = torch.cdist(white, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+    def _density(self, distance: Float[Tensor, "*batch some"]) -> Float[Tensor, "*batch some"]:
+        dim = len(self.whitening_)
         return -0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)
 
 

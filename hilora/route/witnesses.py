@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -107,6 +107,7 @@ class Phrases:
     known_: Int[Tensor, " known"] | None = field(init=False, repr=False, default=None)  # an epoch's (`epoch`)
     total_: Float[Tensor, " known"] | None = field(init=False, repr=False, default=None)  # samples that use each
     count_: int = field(init=False, repr=False, default=0)  # of those samples
+    common_: Any = field(init=False, repr=False, default=None)  # what many use, once it is looked for (`phrases`)
 
     def fit(self, samples: Sequence[Features]) -> Phrases:
         """Count the samples that use each phrase, by adapter."""
@@ -120,7 +121,7 @@ class Phrases:
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
         """Log-likelihoods, relative to the pool's."""
-        place, text, number = self._asked(terms_of(texts), len(texts))
+        place, text, number = self.asked(terms_of(texts), len(texts))
         starts = self.start_[place]
         sizes = self.start_[place + 1] - starts
         entries = spans(starts, sizes)
@@ -129,12 +130,7 @@ class Phrases:
         scores.index_add_(0, cells, self.gain_[entries].double())
         return (scores.view(len(texts), len(self.absent_)) + number[:, None] * self.absent_).float()
 
-    def lists(self, text: Features) -> tuple[Int[Tensor, " phrase"], Int[Tensor, " phrase"], int]:
-        """Of one text: first and last bounds of the entries of each of its phrases; how many all know of."""
-        place, _, number = self._asked(terms_of(text), 1)
-        return self.start_[place], self.start_[place + 1], int(number)
-
-    def _asked(self, terms: Terms, texts: int) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Tensor]:
+    def asked(self, terms: Terms, texts: int) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Tensor]:
         """Phrases that somebody's samples use, and the texts that they are of; of each text, how many all know of."""
         wanted = terms.phrases.long()
         known = _contains(self.vocabulary_, wanted)
