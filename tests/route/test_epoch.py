@@ -187,8 +187,8 @@ def test_those_near_a_text_are_judged_as_among_all(members: int, terms: bool, us
     assert near.ids.tolist() == meaning.topk(count).indices.sort(1).values.tolist()
     only = torch.zeros_like(allowed).scatter(1, near.ids, True)
     posterior, lead = model.judge(texts, only)
-    torch.testing.assert_close(near.posterior, posterior.gather(1, near.ids), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(near.lead, lead, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(near.posterior, posterior.gather(1, near.ids), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(near.lead, lead, rtol=1e-3, atol=1e-3)
 
 
 def test_a_row_that_may_use_few_is_routed_as_without_a_short_list(epoch: Epoch) -> None:
