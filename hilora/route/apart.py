@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hilora.route.candidates import joined
 from hilora.route.experts import Calibration, calibrate
+from hilora.route.joined import joined
 from hilora.route.ridge import choose_ridge
 from hilora.route.router import Known, Query, Router
 from hilora.route.samples import Held, Sampled, sampled

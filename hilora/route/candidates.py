@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -50,17 +48,3 @@ def weigh(
     weights = torch.softmax(logits.masked_fill(~chosen, -torch.inf), dim=1).nan_to_num(0.0)
     weights = weights.clamp_min(torch.finfo(torch.float32).tiny) * chosen  # 0 means padding, not "unlikely"
     return Route(ids, scores, weights)
-
-
-def joined(rows: int, parts: Sequence[tuple[Int[Tensor, "_"], Route]]) -> Route:
-    """One route of several, and the rows that each is of; rows of none have weight 0 everywhere."""
-    width = max((route.ids.shape[1] for _, route in parts), default=1)
-    ids = torch.zeros(rows, width, dtype=torch.long)
-    scores, weights = torch.zeros(rows, width), torch.zeros(rows, width)
-    leads = torch.zeros(rows) if any(route.leads is not None for _, route in parts) else None
-    for own, route in parts:
-        size = route.ids.shape[1]
-        ids[own, :size], scores[own, :size], weights[own, :size] = route.ids, route.scores, route.weights
-        if leads is not None and route.leads is not None:
-            leads[own] = route.leads
-    return Route(ids, scores, weights, leads)

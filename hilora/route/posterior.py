@@ -18,11 +18,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hilora.errors import InputError, UnknownNameError
-from hilora.route.candidates import joined, select
+from hilora.route.candidates import select
 from hilora.route.conformal import conformal_sizes, threshold
 from hilora.route.experts import Calibration, Experts, calibrate
 from hilora.route.features import Features, hash_terms
 from hilora.route.grown import GrownExperts
+from hilora.route.joined import joined
 from hilora.route.near import NEAR, judge_near, prepare
 from hilora.route.router import Known, Query
 from hilora.route.samples import sampled
