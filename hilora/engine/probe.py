@@ -3,7 +3,8 @@
 Every new token is given, and the raw logits of each step are compared, so that no near tie decides. The batch is
 first run in stages, a longer row leaving after its first token; if that gives other logits, or a cache that cannot be
 cut by row, it is run to its end; if that gives other logits, too, rows run alone. They also do where a layer's cache
-is of a kind that is not known here: what it keeps of a long prompt does not show in a short one.
+is of a kind that is not known here: what it keeps of a long prompt does not show in a short one. Windows of attention
+are made so small meanwhile that it does (`narrow`).
 
 What a base's code does to a row does not depend on its precision, and in fp32 no rounding is large enough to hide it,
 or to pass for it: so a base in half precision is judged in fp32, all of its layers, with its own weights
@@ -29,6 +30,7 @@ from hilora.engine.attach import carrying
 from hilora.engine.batching import Batching
 from hilora.engine.heard import CUT_BY_ROW, RECURRENT, Alone, Endless, Given, Heard, Told, UnknownCache
 from hilora.engine.loop import Loop
+from hilora.engine.narrow import narrow
 from hilora.engine.request import Request
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2}
@@ -59,7 +61,7 @@ def batching_of(model: Any, fill: int) -> Batching:
     """
     known = _known.setdefault(model, {})
     if fill not in known:
-        with carrying(model):
+        with carrying(model), narrow(model):
             known[fill], why = _probe(model, fill)
         _log.info("%s: batches are %s, since %s", type(model).__name__, known[fill].value, why)
     return known[fill]

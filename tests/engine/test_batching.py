@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,15 @@ def test_rounding_does_not_change_the_class(kind: str, expected: str, dtype: tor
 def test_the_class_is_the_same_where_blocks_are_cast_one_at_a_time(kind: str, monkeypatch: Any) -> None:
     monkeypatch.setattr("hilora.base.upcast.ROOM", 0)
     assert batching_of(random_model(CONFIGS[kind](), torch.bfloat16), 0) == CLASSES[kind]
+
+
+def test_a_window_that_only_the_cache_knows_of_is_found_however_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(tf.MistralConfig(**ENDS, **WIDE, sliding_window=4000))
+    assert batching_of(model, 0) == "open"
+    assert model.config.sliding_window == 4000
+    module = sys.modules[type(model).__module__]
+    monkeypatch.setattr(module, "create_sliding_window_causal_mask", module.create_causal_mask)
+    assert batching_of(random_model(tf.MistralConfig(**ENDS, **WIDE, sliding_window=4000)), 0) != "open"
 
 
 def rough_model() -> Any:
