@@ -33,7 +33,8 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
 
     python benchmarks/throughput.py --json benchmarks/throughput.jsonl     # half an hour; `hilora bench` on yours
     python benchmarks/forms.py --json benchmarks/forms.jsonl               # a decoding step, piece by piece
-    python benchmarks/selection.py --adapters 5 100 1000 10000 1000000 --json benchmarks/selection.jsonl
+    python benchmarks/selection.py --adapters 5 100 1000 10000 1000000 --near 1000 10000 100000 \\
+        --json benchmarks/selection.jsonl
     python benchmarks/pool.py --json benchmarks/pool.jsonl
     python benchmarks/start.py --adapters 1000 10000 --json benchmarks/start.jsonl
     python benchmarks/embedding.py --data RAMOLE48 --json benchmarks/embedding.jsonl
@@ -43,6 +44,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/checkouts.py --before ../58000a8 --dtype fp32 --new-tokens 32 --json benchmarks/checkouts.jsonl
     python benchmarks/same.py --json benchmarks/same.jsonl                 # answers together against each alone
     python benchmarks/serve.py --json benchmarks/serve.jsonl               # a server under load
+    python benchmarks/uploads.py --json benchmarks/uploads.jsonl           # uploads to a server at work
     python benchmarks/epochs.py --data FLAN_MINI/val --json benchmarks/epochs.jsonl    # pools that grow
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
@@ -122,6 +124,8 @@ def selection_targets(lines: Sequence[Line]) -> list[Row]:
         ("tied, exact", 10_000, "<= 0.6 ms"),
         ("tied, indexed", 10_000, "<= 0.4 ms"),
         ("tied, indexed", 1_000_000, "<= 4 ms"),
+        ("hilora-plus, an epoch's", 10_000, "<= 1 ms"),
+        ("hilora-plus, an epoch's", 100_000, "<= 3 ms"),
     ):
         if line := pick(lines, what=what, adapters=count):
             told = f"{line['p50_ms']} ms (95 %: {line['p95_ms']})"
@@ -130,7 +134,10 @@ def selection_targets(lines: Sequence[Line]) -> list[Row]:
                 found, least = 100 * line["agreement"], ">= 99.9 %"
                 told = f"{shown(found, least, 2)} +- {100 * line['half_width']:.2f} %"
                 rows.append(("... the exact best eight", least, told, judged(found, least)))
-            if count > 10_000:
+            if "top1" in line:
+                rows.append(("... the likeliest of all is first", NONE, f"{100 * line['top1']:.1f} %", ""))
+                rows.append(("... memory of the model", NONE, f"{line['mb']} MB", ""))
+            elif count > 10_000:
                 size, room = float(line["means_mb"] + line["search_mb"]), "< 2000 MB"
                 rows.append(("... memory: means and index", room, f"{shown(size, room, 0)} MB", judged(size, room)))
     return rows
@@ -218,6 +225,7 @@ def selection_table(lines: Sequence[Line]) -> str:
     for line in lines:
         if "p50_ms" in line:
             kept = "-" if "means_mb" not in line else str(line["means_mb"] + line["search_mb"])
+            kept = str(line.get("mb", kept))
             fit = line.get("fit_s", line.get("build_s", "-"))
             same = f"{100 * line['agreement']:.2f}" if "agreement" in line else "-"
             cells = (line["what"], f"{line.get('adapters', 0):,}", str(line["p50_ms"]), str(line["p95_ms"]))
@@ -440,6 +448,7 @@ def page(home: Path) -> str:
         ]
         if same := read(home, "same"):
             parts += [same_text(same), ""]
+    parts += growing(home)
     if serve := read(home, "serve"):
         about = (
             "{batch} prompts of {words} words, up to {new_tokens} new tokens, {method}, {dtype}; clients run on the "
@@ -448,6 +457,24 @@ def page(home: Path) -> str:
         ).format(**serve[0])
         parts += ["## A server under load", "", f"{device(serve[0])}. {about}", "", serve_table(serve), ""]
     return "\n".join(parts)
+
+
+def growing(home: Path) -> list[str]:
+    """On pools that grow."""
+    parts, epochs, uploads = [], read(home, "epochs"), read(home, "uploads")
+    if ends := [line for line in epochs if line.get("what") == "end of an epoch"]:
+        about = (
+            "Learned from some adapters of flan-mini, drawn {draws} times, with all routed to, beside a fresh one of "
+            "all: hilora-plus on {prompts} prompts, sets for alpha {alpha}. Means over the draws."
+        ).format(**epochs[0] | ends[0])
+        parts += ["## The end of an epoch", "", about, "", ends_table(ends), ""]
+    if grown := [line for line in epochs if line.get("what") == "upload"]:
+        about = "In process, median and range: an adapter that was checked is added, and prompts are routed to it."
+        parts += ["## A pool grows by one", "", f"{device(epochs[0])}. {about}", "", grown_table(grown), ""]
+    if sent := [line for line in uploads if "what" in line]:
+        about = "Over HTTP, from the request, median and range; the clients share the cores with the server."
+        parts += ["## Uploads to a server", "", f"{device(uploads[0])}. {about}", "", uploads_table(sent), ""]
+    return parts
 
 
 def main() -> None:

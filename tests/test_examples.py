@@ -17,7 +17,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def test_examples_are_short_and_the_documentation_leads_to_each() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     for page in ("README.md", "docs/index.md"):
         linked = re.findall(r"\]\((?:\.\./)?(examples/\w+\.py)\)", (ROOT / page).read_text())
         assert sorted(linked) == [f"examples/{path.name}" for path in EXAMPLES], page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,6 +12,7 @@ import pytest
 
 from hilora.serve import faults
 
+ROOT = Path(__file__).parents[3]
 TEXT = "A tale\u2028of wörds 🙂"
 HI: Any = [{"role": "user", "content": "Hi"}]
 
@@ -101,3 +103,19 @@ def test_a_client_that_gives_up_waiting_ends_the_answer(api: openai.OpenAI, desk
     with pytest.raises(openai.APITimeoutError):
         api.with_options(timeout=0.2).chat.completions.create(model="auto", messages=HI)
     assert closed(desk)
+
+
+def test_the_session_of_the_docs_is_what_the_example_asks(
+    server: str, scripts: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers differ, for another service gives them here; all that is asked is served, but for the last."""
+
+    def asked(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith((">>> ", "... ")) and "OpenAI(" not in line]
+
+    monkeypatch.setenv("HILORA_TOKEN", "sesame")
+    scripts.load("examples/openai_client.py").main(f"{server}/v1")
+    printed = capsys.readouterr().out
+    assert asked(printed) == asked((ROOT / "docs" / "serving-transcript.md").read_text())
+    assert [line for line in printed.splitlines() if "Error" in line] == [printed.splitlines()[-1]]
+    assert printed.splitlines()[-1].startswith("NotFoundError: Error code: 404")
