@@ -25,7 +25,7 @@ CALLS = (
     model="sst2", prompt="A joy to see. Positive or negative? Answer:", max_tokens=4, temperature=0, stream=True
 )""",
     "''.join(chunk.choices[0].text for chunk in stream)",
-    """route = client.post("/route", cast_to=object, body={"input": "Translate to German: Good morning, everybody."})""",
+    """route = client.post("/route", cast_to=object, body={"input": "Translate to German: Good morning, all."})""",
     "[(each['name'], round(each['weight'], 3), each['seen']) for each in route['hilora']['adapters']]",
     """client.chat.completions.create(model="no-such-adapter", messages=[{"role": "user", "content": "Hello?"}])""",
 )
