@@ -10,6 +10,8 @@ prefill     a batch, one new token
 whole       the same batch, all answers of --new-tokens
 mixed       twice as many prompts as a batch holds; answers of up to four times that length, most of which end before
 
+A file that there is gets the lines of another run.
+
 Beside the wall clock it tells the processor's seconds, which others on the machine
 disturb less.
 """
@@ -95,7 +97,7 @@ def measure(
     }
     for name, counts in turns(list(checkouts), args.rounds):
         line: dict[str, Any] = {"checkout": name, "round": done[name]}
-        for part in PARTS:
+        for part in args.parts:
             texts, options = asked[part]
             began = {clock: read() for clock, read in CLOCKS.items()}
             with checkouts[name]():
@@ -107,10 +109,10 @@ def measure(
             yield line
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
+def table(lines: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> str:
     """Seconds of both, and the speed of the second over the first, round by round: median and quartiles."""
     rows = []
-    for part in PARTS:
+    for part in parts:
         for clock in CLOCKS:
             before, after = (
                 [line[part][clock] for line in lines if line["checkout"] == name] for name in ("before", "after")
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.rounds < 2:
@@ -147,13 +150,14 @@ def main() -> None:
     for line in measure(checkouts, routers, work.prompts, args):
         print(line, flush=True)
         lines.append(line)
-    print(table(lines))
+    print(table(lines, args.parts))
     if args.json:
         commits = {name: commit_of(each.folder) for name, each in checkouts.items()}
         header = setup(
             "benchmarks/checkouts.py", dtype=args.dtype, new_tokens=args.new_tokens, commits=commits, **sizes
         )
-        args.json.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
+        with args.json.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in [header, *lines])
 
 
 if __name__ == "__main__":

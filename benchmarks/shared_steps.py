@@ -31,9 +31,9 @@ def checkouts_table(lines: Sequence[Line]) -> str:
     of = {name: [line for line in lines if line.get("checkout") == name] for name in ("before", "after")}
     rows = []
     for part in ("prefill", "whole", "mixed"):
-        pairs = [(b[part], a[part]) for b, a in zip(of["before"], of["after"], strict=True)]
-        rows.append((part, *(ratio([b[clock] / a[clock] for b, a in pairs]) for clock in ("wall", "processor"))))
-    return markdown_table(["part", "by the clock", "by processor seconds"], rows)
+        pairs = [(b[part], a[part]) for b, a in zip(of["before"], of["after"], strict=True) if part in b]
+        rows.append((part, str(len(pairs)), *(ratio([b[clock] / a[clock] for b, a in pairs]) for clock in ("wall", "processor"))))
+    return markdown_table(["part", "rounds", "by the clock", "by processor seconds"], rows)
 
 
 def same_text(lines: Sequence[Line]) -> str:
