@@ -37,7 +37,7 @@ COMING = {"one": "delta", "two": "alpha", "three": "gamma"}
 """Adapters that come and go, each with the task of its samples."""
 REFUSALS = {(404, "model_not_found"), (403, "insufficient_permissions"), (400, "invalid_value")}
 """Of an adapter that is gone, one that is disabled, and a list with one that is gone."""
-ASKING, ROUNDS, LIMITS = 16, 4, Limits(capture=1.0)
+ASKING, ROUNDS, LIMITS = 16, 3, Limits(capture=1.0)
 Views = dict[tuple[str, str], PoolView]
 """By the hashes that an answer tells, of adapters and of epoch."""
 
