@@ -41,6 +41,7 @@ class Task:
         any_base: its config may name another base.
         rank, samples, sample_length, capture: as in `limits.Limits`.
         memory: bytes that the check may take; `seconds`: of the processor.
+        server: the process that waits for the verdict.
     """
 
     pool: str
@@ -55,6 +56,7 @@ class Task:
     capture: float
     memory: int
     seconds: float
+    server: int
 
 
 def main() -> None:
@@ -169,6 +171,8 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
         raise InputError(told_of(found, task.capture))
     extra = {"tenant": task.tenant, "called": task.name} if task.tenant else {}
     made = replace(made, entry=replace(made.entry, name=task.inner, extra=extra))
+    if task.server not in (os.getpid(), os.getppid()):
+        raise InputError("The server has ended.")  # nobody would name these files, nor delete them
     made.keep(pool.path)
     made.keep_canonical(pool.path)
     return asdict(made.entry)

@@ -5,13 +5,15 @@
     live       the manifest names it, and it is served: only then is it called so
     refused    with the reason; nothing of it is left
 
-Whatever becomes of it, its files are deleted, the samples' texts first of all; what a crash left is deleted at the
-next start. Files of an adapter are named by their contents and never overwritten: requests keep what they began with.
+Whatever becomes of it, its files are deleted, the samples' texts first of all. What a crash left is deleted at the
+next start, and an upload that was under way then is live if the pool has it, else refused. Files of an adapter are
+named by their contents and never overwritten: requests keep what they began with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import shutil
 import tempfile
@@ -37,6 +39,8 @@ from hilora.serve.tenants import called, inner_name, tenant_of
 INCOMING = "incoming"
 INTERRUPTED = "interrupted: the server ended before it was checked. Send it again."
 FAILED = "The server failed; its log says why."
+SECOND = len("2026-01-02T03:04:05")
+"""Characters of a time, without parts of a second."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,20 @@ class Uploads:
                 shutil.rmtree(path, ignore_errors=True)
         there = {path.name for each in home.iterdir() for path in each.iterdir()}
         for upload in self.state.open_uploads():
-            if upload.id not in there:
+            if upload.id not in there and self._is_published(upload):
+                self.state.move(upload.id, "live")
+            elif upload.id not in there:
                 self.state.move(upload.id, "refused", reason=INTERRUPTED)
         self.checker.prepare()
         self._thread.start()
+
+    def _is_published(self, upload: Upload) -> bool:
+        """Whether the pool has it, of which a server that was killed could tell nobody any more."""
+        name = inner_name(upload.tenant, upload.name)
+        return any(
+            (each.name, each.hash) == (name, upload.hash) and each.added >= upload.created[:SECOND]
+            for each in self.publisher.served().entries
+        )
 
     def close(self) -> None:
         """End the check that runs; what waits is refused."""
@@ -154,6 +168,7 @@ class Uploads:
             capture=limits.capture,
             memory=limits.check_memory,
             seconds=limits.check_seconds,
+            server=os.getpid(),
         )
         self.state.note("upload", name, tenant=tenant, token=caller.token, detail=upload.id)
         self._jobs.put(_Job(upload, task, replace, caller))
@@ -186,10 +201,11 @@ class Uploads:
                 self._free(job.caller)
 
     def _check(self, job: _Job) -> None:
-        state, content, reason = "refused", None, ""
+        state, content, reason = "refused", "", ""
         try:
             self.state.move(job.upload.id, "checking")
             entry = self.checker(job.task)
+            self.state.move(job.upload.id, "checking", content=entry.hash)  # for `open`, if this server is killed now
             self.publisher.publish(entry, job.upload.bytes, replace=job.replace)
             state, content = "live", entry.hash
         except (RefusedError, ServiceError) as error:
@@ -203,7 +219,7 @@ class Uploads:
         shutil.rmtree(job.task.folder, ignore_errors=True)  # before anybody hears that it is done
         self._tell(job, state, content, reason)
 
-    def _tell(self, job: _Job, state: str, content: str | None, reason: str) -> None:
+    def _tell(self, job: _Job, state: str, content: str, reason: str) -> None:
         upload = job.upload
         try:
             self.state.move(upload.id, state, content=content, reason=reason)
