@@ -99,10 +99,10 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
     watch = Watch(folder, pool.version, desk.change)
     held, closed, others = ExitStack(), [watch.close], list[APIRouter]()
     if settings.uploads:
-        renewal = Renewal(folder)
+        renewal = Renewal(folder, desk.meters)
         watch.seen = renewal.consider
         publisher = Publisher(folder, limits, watch.look, lambda: desk.edition.view)
-        uploads = Uploads(publisher, state, limits, Checker(pool=folder))
+        uploads = Uploads(publisher, state, limits, Checker(pool=folder), desk.meters)
         uploads.open()
         closed = [uploads.close, *closed, renewal.close]
         others.append(adapter_routes(uploads, keeper))
