@@ -32,7 +32,13 @@ def checkouts_table(lines: Sequence[Line]) -> str:
     rows = []
     for part in ("prefill", "whole", "mixed"):
         pairs = [(b[part], a[part]) for b, a in zip(of["before"], of["after"], strict=True) if part in b]
-        rows.append((part, str(len(pairs)), *(ratio([b[clock] / a[clock] for b, a in pairs]) for clock in ("wall", "processor"))))
+        rows.append(
+            (
+                part,
+                str(len(pairs)),
+                *(ratio([b[clock] / a[clock] for b, a in pairs]) for clock in ("wall", "processor")),
+            )
+        )
     return markdown_table(["part", "rounds", "by the clock", "by processor seconds"], rows)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_steps import checkouts_table, same_text, serve_table
+from strangers import capture_parts
 
 from hilora.bench.rounds import in_rounds, seconds_of
 from hilora.evaluate.goals import is_met, shown
@@ -46,6 +47,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/serve.py --json benchmarks/serve.jsonl               # a server under load
     python benchmarks/uploads.py --json benchmarks/uploads.jsonl           # uploads to a server at work
     python benchmarks/epochs.py --data FLAN_MINI/val --json benchmarks/epochs.jsonl    # pools that grow
+    python benchmarks/capture.py --json benchmarks/capture.jsonl           # whom the bound on uploads refuses
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
@@ -456,6 +458,7 @@ def page(home: Path) -> str:
             "quartiles of the rounds."
         ).format(**serve[0])
         parts += ["## A server under load", "", f"{device(serve[0])}. {about}", "", serve_table(serve), ""]
+    parts += capture_parts(read(home, "capture"))
     return "\n".join(parts)
 
 

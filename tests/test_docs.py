@@ -237,3 +237,22 @@ def test_a_quoted_table_is_the_first_under_its_heading(scripts: Any, tmp_path: P
     for heading in ("Two", "Four"):
         with pytest.raises(ValueError, match=heading):
             script.quoted(f"<!-- from page.md: {heading} -->\n<!-- end -->", tmp_path)
+
+
+def test_what_uploads_are_said_to_take_is_what_was_measured() -> None:
+    page = (ROOT / "docs" / "serving-uploads.md").read_text()
+    told = page.split("## What the bound on others' prompts stops")[1].split("\n## ")[0]
+    rows = read_lines(ROOT / "benchmarks/capture.jsonl")
+    found = {(row["what"], row["samples"]): row for row in rows if "samples" in row and row["what"] != "newcomer"}
+    summary = rows[-1]
+    shares = [found[key]["share"] for key in (("copies", 20), ("copies", 80), ("copies", 100), ("mixed", 50))]
+    shares += [found[key]["share"] for key in (("mixed", 75), ("mixed", 100), ("generic", 100), ("mean", 200))]
+    shares += [found["mixed", 100]["shares"]["posterior"], summary["highest"]]
+    assert sorted(f"{share:.1%}".replace("%", " %") for share in shares) == sorted(
+        re.findall(r"[0-9]+[.][0-9] %", told)
+    )
+    assert (summary["newcomers"], summary["refused"], summary["highest_worst"]) == (52, 0, 0.5)
+    assert (found["mixed", 50]["worst"], found["copies", 20]["worst"]) == (0.8, 1)
+    refused = [key for key, row in found.items() if row["refused"]]
+    assert min(samples for what, samples in refused if what == "mixed") == 75
+    assert min(found[key]["adapters"] for key in refused if key[0] == "copies") == 5

@@ -69,7 +69,7 @@ def serve(
         limits=limits,
         log_prompts=log_prompts,
     )
-    asked.check(Path(opened.path), built)
+    state = asked.check(Path(opened.path), built)
     quiet_transformers()
     with status(f"Loading {base or opened.base.name} and {len(opened)} adapters"):
         loading: dict[str, Any] = {"dtype": dtype, "quantization_config": quantize}
@@ -78,4 +78,4 @@ def serve(
         )
         router.planner.embedder  # noqa: B018  # loaded now, not with the first request
         router.batching  # noqa: B018
-    run(router, asked, console.print)
+    run(router, asked, state, console.print)

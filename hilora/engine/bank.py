@@ -23,7 +23,7 @@ from hilora.engine.batching import ServeRows
 from hilora.engine.plans import RowPlan, one_plan
 from hilora.engine.request import Request
 from hilora.engine.slots import Placements, Shape, Slots, shape_of
-from hilora.pool.memory import Memory
+from hilora.pool.memory import Memory, num_bytes
 from hilora.pool.view import Source
 from hilora.types import Factors, Plan, Site
 
@@ -67,8 +67,10 @@ class Bank:
 
     def begin(self, request: Request) -> None:
         """A request takes steps from now on; its adapters stay."""
+        contents = request.plan.contents if request.plan else ()
         with self._lock:
-            self.pins.update(request.plan.contents if request.plan else ())
+            self.memory.use(contents, {*self.pins, *(self.slots.of if self.slots else ())})
+            self.pins.update(contents)
 
     def end(self, request: Request) -> None:
         """It takes no more."""
@@ -163,10 +165,19 @@ class Bank:
     def sites_of(self, plan: Plan, source: Source) -> dict[str, Site]:
         """The adapters of a plan of one source, stacked site by site; kept for the next batch that uses the same."""
         contents = [source.entries[i].hash for i in plan.ids]
+        key = f"stack {' '.join(contents)}"
+        self.memory.use(contents, contents if key in self.memory else ())
         return self.memory.get(
-            f"stack {' '.join(contents)}",
+            key,
             lambda: stack_sites([self._load(content, source) for content in contents], self.placements),
+            stack=True,
         )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the adapters that are laid out, and of the room for others."""
+        slots = self.slots
+        return 0 if slots is None else num_bytes(slots.form.sites)
 
     def bind(self, sites: Mapping[str, Site], plan: Plan) -> ServeRows:
         """What makes the model serve some of a plan's rows."""

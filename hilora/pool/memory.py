@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from torch import Tensor
@@ -53,32 +53,65 @@ class Memory:
 
     Args:
         limit: bytes, as for `parse_bytes`. Memory-mapped tensors count as if they had been read.
+
+    Attributes:
+        used: bytes of what is kept.
+        loads: adapters that were loaded, or made of others; `evicted`: given up since. Stacks are not counted.
+        hits: adapters that were there when a request came for them (`use`).
     """
 
     def __init__(self, limit: int | str = LIMIT) -> None:
         self.limit = parse_bytes(limit)
-        self.used = 0
-        self._kept: OrderedDict[str, tuple[object, int]] = OrderedDict()
+        self.used = self.loads = self.hits = self.evicted = 0
+        self._kept: OrderedDict[str, tuple[object, int, bool]] = OrderedDict()
         self._lock = threading.Lock()
+        self._making = threading.local()
 
-    def get(self, key: str, make: Callable[[], T]) -> T:
+    def get(self, key: str, make: Callable[[], T], *, stack: bool = False) -> T:
         """The value under a key, made if it is not there; the least recently used go where the limit is passed.
 
-        A value that is larger than the limit is not kept. Two threads may make one value, neither waits.
+        A value that is larger than the limit is not kept. Two threads may make one value, neither waits. Where making
+        it asks for the same key again, as of a source that keeps what it makes, that is no second value.
+
+        Args:
+            key: of the value.
+            make: gives it.
+            stack: it is of several adapters that are, or were, here.
         """
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return cast(T, self._kept[key][0])
-        value = make()
+        making: set[str] = vars(self._making).setdefault("keys", set())
+        if key in making:
+            return make()
+        making.add(key)
+        try:
+            value = make()
+        finally:
+            making.discard(key)
         size = num_bytes(value)
         with self._lock:
-            self.used += size - self._kept.pop(key, (None, 0))[1]
-            self._kept[key] = (value, size)
+            self.loads += not stack
+            _, before, was_stack = self._kept.pop(key, (None, 0, True))  # of another thread
+            self.evicted += not was_stack
+            self.used += size - before
+            self._kept[key] = (value, size, stack)
             while self.used > self.limit:
-                _, (_, gone) = self._kept.popitem(last=False)
+                _, (_, gone, was_stack) = self._kept.popitem(last=False)
                 self.used -= gone
+                self.evicted += not was_stack
         return value
+
+    def use(self, keys: Iterable[str], there: Container[str] = ()) -> None:
+        """A request comes for adapters: those that are here, or anywhere else in memory, are counted as hits.
+
+        Args:
+            keys: of the adapters.
+            there: those that are laid out already, or will be before it is served.
+        """
+        with self._lock:
+            self.hits += sum(key in self._kept or key in there for key in keys)
 
     def __contains__(self, key: str) -> bool:
         return key in self._kept

@@ -41,12 +41,14 @@ class Capture:
         by: the way of scoring by which it is that many.
         held: samples that were looked at, the neighbour's left out.
         neighbour: position of the adapter that it takes most from; None where it takes nothing.
+        neighbour_share: of the neighbour's samples; what the bound does not look at.
     """
 
     share: float
     by: str = ""
     held: int = 0
     neighbour: int | None = None
+    neighbour_share: float = 0.0
 
 
 def capture(
@@ -57,7 +59,7 @@ def capture(
     calibration: Calibration | None = None,
     epoch: Epoch | None = None,
 ) -> Capture:
-    """How much a newcomer takes of the other adapters' samples.
+    """How much a newcomer takes of the other adapters' samples, by the way of scoring by which it is most.
 
     Args:
         newcomer: what is known of its samples.
@@ -66,6 +68,19 @@ def capture(
         calibration: of the pool, for the witnesses' weights.
         epoch: what adapters share, if the pool has one.
     """
+    found = captures(newcomer, others, ridge=ridge, calibration=calibration, epoch=epoch)
+    return max(found, key=lambda each: each.share)
+
+
+def captures(
+    newcomer: Features,
+    others: Sequence[Features],
+    *,
+    ridge: float,
+    calibration: Calibration | None = None,
+    epoch: Epoch | None = None,
+) -> list[Capture]:
+    """The same by each way of scoring; one that says nothing where no sample could be held out."""
     weights = (epoch.calibration if epoch else calibration or Calibration(WEIGHTS)).weights
 
     def posterior(samples: Sequence[Features], texts: Features) -> Float[Tensor, "text adapter"]:
@@ -92,10 +107,9 @@ def capture(
             for name, scores in ways.items():
                 taken[name].append(scores(kept, held).argmax(1) == len(others))
     if not owners:
-        return Capture(0.0)
+        return [Capture(0.0)]
     owner = torch.cat(owners)
-    found = [_share(torch.cat(rows), owner, len(others), name) for name, rows in taken.items()]
-    return max(found, key=lambda each: each.share)
+    return [_share(torch.cat(rows), owner, len(others), name) for name, rows in taken.items()]
 
 
 def _share(taken: Tensor, owner: Int[Tensor, " held"], others: int, by: str) -> Capture:
@@ -106,4 +120,5 @@ def _share(taken: Tensor, owner: Int[Tensor, " held"], others: int, by: str) -> 
     neighbour = int(most.argmax())
     rest = owner != neighbour
     held = int(rest.sum())
-    return Capture(float(taken[rest].double().mean()) if held else 0.0, by, held, neighbour)
+    of_neighbour = float(taken[~rest].double().mean())
+    return Capture(float(taken[rest].double().mean()) if held else 0.0, by, held, neighbour, of_neighbour)

@@ -11,10 +11,12 @@ from typing import Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
+from hilora.errors import HiloraError
 from hilora.pool.view import Entry
 from hilora.serve.access import need
 from hilora.serve.asked import Caller
 from hilora.serve.faults import ConflictError, ForbiddenError, MissingError, ServiceError
+from hilora.serve.meters import reason_of
 from hilora.serve.parts import FILES, WORDS, Form, receive
 from hilora.serve.publish import TAKEN
 from hilora.serve.state import OPEN, Upload
@@ -125,7 +127,11 @@ async def _take(uploads: Uploads, request: Request, caller: Caller, name: str | 
     """Receive a form, and have it checked."""
     if ADMIN not in caller.scopes:
         need(caller, UPLOAD)
-    folder = await asyncio.to_thread(uploads.reserve, caller)
+    try:
+        folder = await asyncio.to_thread(uploads.reserve, caller)
+    except ServiceError as error:
+        _count(uploads, error)
+        raise
     try:
         given = request.headers.get("content-type", "")
         form = await receive(request.stream(), given, folder, uploads.limits)
@@ -134,7 +140,8 @@ async def _take(uploads: Uploads, request: Request, caller: Caller, name: str | 
         upload = await asyncio.to_thread(
             lambda: uploads.submit(caller, tenant, called_so, form, replace=name is not None)
         )
-    except BaseException:
+    except BaseException as error:
+        _count(uploads, error)
         await asyncio.shield(asyncio.to_thread(uploads.release, caller, folder))
         raise
     found = await uploads.wait(upload.id, wait) if wait else upload
@@ -143,6 +150,14 @@ async def _take(uploads: Uploads, request: Request, caller: Caller, name: str | 
         raise kind(found.reason, "already_exists" if found.reason == TAKEN else "adapter_refused")
     place = f"/v1/adapters/{called_so}"
     return JSONResponse(upload_reply(found), 202 if found.state in OPEN else 201, {"Location": place})
+
+
+def _count(uploads: Uploads, error: BaseException) -> None:
+    """An upload ends before it is one: it is refused, its sender has left, or it cannot be written."""
+    if isinstance(error, HiloraError):
+        uploads.meters.uploaded("refused", reason_of(error))
+    elif isinstance(error, Exception):  # else the server ends, and it may have been received
+        uploads.meters.uploaded("failed", "not_received")
 
 
 def _looked(uploads: Uploads, caller: Caller, name: str) -> dict[str, Any]:

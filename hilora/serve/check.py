@@ -20,13 +20,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hilora.errors import AdapterError, HiloraError, InputError, PoolError
+
 OWN = "checked"
-"""Under this word a verdict tells of an adapter that is good; under REFUSED why it is not."""
-REFUSED = "refused"
+"""Under this word a verdict tells of an adapter that is good; under REFUSED why it is not, in a word under REASON."""
+REFUSED, REASON, OTHER = "refused", "reason", "other"
 SLOWLY = 10
 """How nice it is: beside a server that uses all cores it gets a tenth of one, and still ends."""
 HEADER = 16 << 20
 """Bytes of a weights file's header."""
+
+
+class CaptureError(InputError):
+    """It would take too many of the others' prompts."""
+
+
+REASONS: dict[type[Exception], str] = {
+    CaptureError: "capture",
+    InputError: "samples",
+    AdapterError: "adapter",
+    PoolError: "pool",
+    MemoryError: "memory",
+}
+"""The one word, by what was raised; the first that fits."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,7 @@ class Task:
         any_base: its config may name another base.
         rank, samples, sample_length, capture: as in `limits.Limits`.
         memory: bytes that the check may take; `seconds`: of the processor.
+        server: the process that waits for the verdict.
     """
 
     pool: str
@@ -55,6 +72,7 @@ class Task:
     capture: float
     memory: int
     seconds: float
+    server: int
 
 
 def main() -> None:
@@ -77,7 +95,6 @@ def ready(path: Path) -> Any:
     """The embedder of a pool, and all that a check imports, loaded; None if that fails, which the check will tell."""
     import torch
 
-    from hilora.errors import HiloraError
     from hilora.pool.folder import PoolFolder
 
     torch.set_num_threads(1)
@@ -113,16 +130,20 @@ def verdict(task: Task, embed: Any = None) -> dict[str, Any]:
         task: the upload.
         embed: the pool's embedder, if it is loaded already.
     """
-    from hilora.errors import HiloraError
-
     try:
         return {OWN: _checked(task, embed)}
     except HiloraError as error:
-        return {REFUSED: told(error, task)}
+        return {REFUSED: told(error, task), REASON: word_for(error)}
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
-            return {REFUSED: f"Checking it takes more than {task.memory} bytes of memory."}
+            why = f"Checking it takes more than {task.memory} bytes of memory."
+            return {REFUSED: why, REASON: REASONS[MemoryError]}
         raise
+
+
+def word_for(error: Exception) -> str:
+    """Why an upload was refused, in one word."""
+    return next((word for kind, word in REASONS.items() if isinstance(error, kind)), OTHER)
 
 
 def told(error: Exception, task: Task) -> str:
@@ -138,7 +159,6 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
     Raises:
         HiloraError: it is not good.
     """
-    from hilora.errors import AdapterError, InputError
     from hilora.pool.folder import PoolFolder
     from hilora.pool.newcomer import captured
     from hilora.pool.newcomer import told as told_of
@@ -166,9 +186,11 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
         raise AdapterError(f"The adapter has rank {made.entry.rank}; at most {task.rank} is taken here.")
     found = captured(pool, made.features, task.inner, seen)
     if found.share > task.capture:
-        raise InputError(told_of(found, task.capture))
+        raise CaptureError(told_of(found, task.capture))
     extra = {"tenant": task.tenant, "called": task.name} if task.tenant else {}
     made = replace(made, entry=replace(made.entry, name=task.inner, extra=extra))
+    if task.server not in (os.getpid(), os.getppid()):
+        raise InputError("The server has ended.")  # nobody would name these files, nor delete them
     made.keep(pool.path)
     made.keep_canonical(pool.path)
     return asdict(made.entry)
@@ -180,8 +202,6 @@ def check_header(path: Path) -> None:
     Raises:
         AdapterError: it is, or there is none.
     """
-    from hilora.errors import AdapterError
-
     with path.open("rb") as file:
         start = file.read(8)
     size = int.from_bytes(start, "little")

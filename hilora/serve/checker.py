@@ -17,7 +17,7 @@ from typing import Any
 import hilora
 from hilora.pool.manifest import read_entry
 from hilora.pool.view import Entry
-from hilora.serve.check import OWN, REFUSED, Task
+from hilora.serve.check import OTHER, OWN, REASON, REASONS, REFUSED, Task
 from hilora.serve.journal import LOG
 
 COMMAND = (sys.executable, "-P", "-m", "hilora.serve.check")
@@ -26,7 +26,16 @@ MOST_SAID = 1 << 20
 
 
 class RefusedError(Exception):
-    """An upload is not good; the message says why, to whoever sent it."""
+    """An upload is not good.
+
+    Args:
+        message: says why, to whoever sent it.
+        code: says it in one word, of a few.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Checker:
@@ -55,7 +64,7 @@ class Checker:
         """
         with self._lock:
             if self.ended:
-                raise RefusedError("interrupted")
+                raise RefusedError("interrupted", "interrupted")
             process, self._next = self._next, None
             if process is None or process.poll() is not None:
                 process = self._begun()
@@ -63,7 +72,7 @@ class Checker:
         try:
             said, _ = process.communicate(json.dumps(asdict(task)).encode(), timeout=task.seconds)
         except subprocess.TimeoutExpired as error:
-            raise RefusedError(f"Its check did not end within {task.seconds:g} seconds.") from error
+            raise RefusedError(f"Its check did not end within {task.seconds:g} seconds.", "time") from error
         finally:
             _kill(process)
             with self._lock:
@@ -110,14 +119,18 @@ def entry_of(said: bytes, code: int | None, task: Task) -> Entry:
         verdict = json.loads(said[:MOST_SAID])
     if code or not isinstance(verdict, dict) or not verdict.keys() & {OWN, REFUSED}:
         LOG.error("The check of an upload ended with status %s.", code)
-        why = "it took too much time or memory" if code and code < 0 else "it failed"
-        raise RefusedError(f"It could not be checked: {why}. Check that its files are whole.")
+        killed = (code or 0) < 0
+        why = "it took too much time or memory" if killed else "it failed"
+        raise RefusedError(
+            f"It could not be checked: {why}. Check that its files are whole.", "killed" if killed else "broken"
+        )
     if REFUSED in verdict:
-        raise RefusedError(str(verdict[REFUSED]))
+        word = str(verdict.get(REASON))
+        raise RefusedError(str(verdict[REFUSED]), word if word in REASONS.values() else OTHER)
     found = verdict[OWN]
     entry = read_entry({key: value for key, value in found.items() if key != "extra"} | found["extra"])
     if entry.name != task.inner or entry.extra.get("tenant", "") != task.tenant:
-        raise RefusedError("It could not be checked: it failed.")
+        raise RefusedError("It could not be checked: it failed.", "broken")
     return entry
 
 

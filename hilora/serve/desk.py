@@ -23,6 +23,7 @@ from hilora.pool.view import Entry, PoolView
 from hilora.serve.asked import Ask, Caller, Why
 from hilora.serve.edition import Edition
 from hilora.serve.faults import BusyError, ClosingError, LateError
+from hilora.serve.gauges import watch
 from hilora.serve.limits import Limits
 from hilora.serve.line import Line
 from hilora.serve.meters import Meters
@@ -74,15 +75,7 @@ class PoolDesk:
         self._running: set[Started] = set()
         self._tickets: set[Ticket] = set()
         self._closing = self._closed = False
-        for name, about, read in (
-            ("hilora_waiting", "Requests in the line", lambda: self.waiting),
-            ("hilora_running", "Requests that share the model's steps", lambda: self.running),
-            ("hilora_adapters", "Adapters in the pool", lambda: len(self.edition.view)),
-            ("hilora_pool_version", "The pool's version", lambda: self.edition.view.version),
-            ("hilora_kv_bytes", "Keys and values in memory", lambda: self.engine.loop.num_bytes),
-        ):
-            self.meters.watch(name, about, read)
-        self.meters.watch_adapters(self._at_work, limits.running)
+        watch(self.meters, self, limits.running)
         self._thread = threading.Thread(target=self._work, name="hilora desk", daemon=True)
         self._thread.start()
 
@@ -226,7 +219,8 @@ class PoolDesk:
         with self._turn:
             return len(self._running)
 
-    def _at_work(self) -> tuple[list[str], list[str]]:
+    @property
+    def at_work(self) -> tuple[list[str], list[str]]:
         """Names of adapters of requests that run, and of those that wait."""
         with self._turn:
             groups = list(self._running), list(self._line)

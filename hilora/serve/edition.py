@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any
 
+from hilora.engine.bank import Bank
 from hilora.engine.generate import HiLoRA
 from hilora.engine.lanes import Lanes
 from hilora.methods.lookup import get_method
@@ -29,6 +30,9 @@ class Edition:
     Args:
         router: what serves the default method over this pool.
         others: lanes of other methods, over it or one before.
+
+    Attributes:
+        banks: where adapters are laid out, each once.
     """
 
     def __init__(self, router: HiLoRA, others: Mapping[Key, Lanes]) -> None:
@@ -37,6 +41,11 @@ class Edition:
         self._before = dict(others)
         self._made_at: deque[float] = deque(maxlen=KEPT)  # of those with options
         self._lock = threading.Lock()
+        self._count_banks()
+
+    def _count_banks(self) -> None:
+        lanes = (self.router.lanes, *self._before.values(), *self._lanes.values())
+        self.banks: tuple[Bank, ...] = tuple({id(each.bank): each.bank for each in lanes}.values())
 
     def lanes(self, method: str, options: Mapping[str, Any]) -> Lanes:
         """The lanes of a method, made when it is first asked for.
@@ -54,6 +63,7 @@ class Edition:
                 self._lanes[key] = self._made(key)
                 while len(self._lanes) > KEPT:
                     self._lanes.popitem(last=False)
+                self._count_banks()
             self._lanes.move_to_end(key)
             return self._lanes[key]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from hilora.serve.asked import Ask, Why
@@ -15,6 +15,20 @@ from hilora.serve.asked import Ask, Why
 NAMES = 100
 """Adapters that are counted by name; all others together as "other"."""
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class _Counts(Collector):
+    """Numbers that only grow, counted elsewhere, by a label; read when they are asked for."""
+
+    def __init__(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
+        self.name, self.about, self.label, self.read = name, about, label, read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """For Prometheus."""
+        found = CounterMetricFamily(self.name, self.about, labels=[self.label] if self.label else [])
+        for value, count in self.read().items():
+            found.add_metric([value] if self.label else [], count)
+        yield found
 
 
 class _AtWork(Collector):
@@ -54,12 +68,23 @@ class Meters:
         self._set = Histogram("hilora_candidates", "Adapters of a prompt", buckets=range(9), registry=own)
         self._unseen = Counter("hilora_unseen", "Prompts that no adapter knows", registry=own)
         self._served = Counter("hilora_adapter_prompts", "Prompts by adapter", ["adapter"], registry=own)
+        self._uploads = Counter("hilora_uploads", "Uploads by their fate", ["state", "reason"], registry=own)
+        self._check = Histogram("hilora_check_seconds", "Checking an upload", buckets=SECONDS, registry=own)
+        self._removed = Counter("hilora_removals", "Adapters taken out over HTTP", ["whose"], registry=own)
         self._named: set[str] = set()
         self._recent: deque[float] = deque(maxlen=64)
 
     def watch(self, name: str, about: str, read: Callable[[], float]) -> None:
         """Show a number that is read when it is asked for."""
         Gauge(name, about, registry=self.registry).set_function(read)
+
+    def watch_count(self, name: str, about: str, read: Callable[[], int]) -> None:
+        """Show a number that only grows, likewise."""
+        self.registry.register(_Counts(name, about, "", lambda: {"": read()}))
+
+    def watch_counts(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
+        """Show several such, by a label."""
+        self.registry.register(_Counts(name, about, label, read))
 
     def watch_adapters(self, read: Callable[[], tuple[Iterable[str], Iterable[str]]], most: int) -> None:
         """Show which adapters are at work and which are waited for, in the form that fleet schedulers know of vLLM.
@@ -80,7 +105,19 @@ class Meters:
 
     def failed(self, error: BaseException) -> None:
         """The same, by what was raised."""
-        self.refused(getattr(error, "code", None) or type(error).__name__)
+        self.refused(reason_of(error))
+
+    def uploaded(self, state: str, reason: str = "") -> None:
+        """The fate of an upload is known: live, refused or failed, and why by one word."""
+        self._uploads.labels(state, reason).inc()
+
+    def checked(self, seconds: float) -> None:
+        """A check has ended, whatever it said."""
+        self._check.observe(seconds)
+
+    def removed(self, tenant: str) -> None:
+        """An adapter was taken out; whose it was is told only as far as it was everybody's or not."""
+        self._removed.labels("tenant" if tenant else "everybody").inc()
 
     def selected(self, seconds: float, prompts: int) -> None:
         """Some prompts were routed together."""
@@ -130,3 +167,8 @@ class Meters:
         """What `/metrics` answers, and its type."""
 
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def reason_of(error: BaseException) -> str:
+    """One word for what was raised."""
+    return getattr(error, "code", None) or type(error).__name__

@@ -11,6 +11,7 @@ from pathlib import Path
 from hilora.pool import Pool
 from hilora.pool.folder import PoolFolder
 from hilora.serve.journal import LOG
+from hilora.serve.meters import Meters
 from hilora.serve.tenants import tenant_of
 
 SLOWLY = 10
@@ -27,13 +28,16 @@ class Renewal:
 
     Args:
         pool: the pool's folder.
+        meters: show how many.
     """
 
-    def __init__(self, pool: Path) -> None:
+    def __init__(self, pool: Path, meters: Meters) -> None:
         self.pool = pool
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
+        self._ends = {"made": 0, "failed": 0}
+        meters.watch_counts("hilora_epochs", "New epochs", "end", self.ends)
 
     def consider(self, view: PoolFolder) -> None:
         """Begin a new epoch, if it is time and none is being made."""
@@ -41,20 +45,35 @@ class Renewal:
         if not only or not (view.epoch_is_stale(only) or view.epoch_is_stale()):
             return
         with self._lock:
-            if self._closed or (self._process is not None and self._process.poll() is None):
+            self._look()
+            if self._closed or self._process is not None:
                 return
             command = [sys.executable, "-m", "hilora.serve.renew", str(self.pool)]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
             self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         LOG.info("a new epoch is made", extra={"pool_version": view.version, "adapters": len(view)})
 
+    def ends(self) -> dict[str, int]:
+        """How many epochs were made so far, and how many failed."""
+        with self._lock:
+            self._look()
+            return dict(self._ends)
+
+    def _look(self) -> None:
+        """Count the process that has ended, if one has."""
+        if self._process is not None and (code := self._process.poll()) is not None:
+            self._ends["failed" if code else "made"] += 1
+            self._process = None
+
     def close(self) -> None:
         """Give up the one that is being made."""
         with self._lock:
             self._closed = True
-            if self._process is not None and self._process.poll() is None:
+            self._look()
+            if self._process is not None:
                 self._process.kill()
                 self._process.wait()
+                self._process = None
 
 
 def main() -> None:

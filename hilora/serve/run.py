@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +24,19 @@ from hilora.serve.api_adapters import adapter_routes
 from hilora.serve.app import make_app
 from hilora.serve.checker import Checker
 from hilora.serve.desk import GROWING, PoolDesk
-from hilora.serve.journal import write_down
+from hilora.serve.journal import LOG, write_down
 from hilora.serve.limits import Limits
 from hilora.serve.publish import Publisher
 from hilora.serve.renew import Renewal
 from hilora.serve.state import State
+from hilora.serve.state_read import ReadState
 from hilora.serve.uploads import Uploads
 from hilora.serve.watch import Watch
+
+READ_ONLY = (
+    "The pool's folder cannot be written. It is served as it is; nobody who may write there is kept from deleting "
+    "files of it meanwhile, and who did what is in this log alone."
+)
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,13 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     log_prompts: bool = False
 
-    def check(self, pool: Path, method: Method) -> None:
-        """Refuse what does not go together, before anything is loaded.
+    def check(self, pool: Path, method: Method) -> State:
+        """Refuse what does not go together, before anything is loaded; what is kept beside a pool.
 
         Raises:
             InputError: a method that does not know adapters that come later, beside uploads; an address that others
                 reach, without tokens.
+            PoolError: the state cannot be read, or, beside uploads, not be written.
         """
         asked = [method.name, *(self.methods or ())]
         fixed = [name for name in asked if name not in (*GROWING, "oracle", "base")]
@@ -65,7 +73,9 @@ class Settings:
                 f"{fixed[0]} touches the whole pool for every token, or was trained for the adapters of now, so it "
                 f"cannot serve beside uploads. Give --no-uploads, or one of: {', '.join(GROWING)}."
             )
-        check_bind(self.host, State(pool))
+        state = State(pool) if self.uploads else ReadState(pool)
+        check_bind(self.host, state)
+        return state
 
 
 class Orderly(uvicorn.Server):
@@ -82,27 +92,26 @@ class Orderly(uvicorn.Server):
                 signal.signal(each, handler)
 
 
-def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None:
+def serve(router: HiLoRA, settings: Settings, state: State, say: Callable[[str], Any]) -> None:
     """Serve until SIGTERM or Ctrl-C; then what runs may end.
 
     Args:
         router: the model and the pool.
-        settings: the rest.
+        settings: the rest; `state`: as they gave it for this pool.
         say: tells where it listens.
     """
     limits, pool = settings.limits, router.planner.pool
     folder = Path(pool.path)
-    state = State(folder)
     keeper = Doorkeeper(state, check_bind(settings.host, state), limits.requests_per_minute)
     methods = GROWING if settings.methods is None else settings.methods
     desk = PoolDesk(router, limits, methods, log_prompts=settings.log_prompts)
     watch = Watch(folder, pool.version, desk.change)
     held, closed, others = ExitStack(), [watch.close], list[APIRouter]()
     if settings.uploads:
-        renewal = Renewal(folder)
+        renewal = Renewal(folder, desk.meters)
         watch.seen = renewal.consider
         publisher = Publisher(folder, limits, watch.look, lambda: desk.edition.view)
-        uploads = Uploads(publisher, state, limits, Checker(pool=folder))
+        uploads = Uploads(publisher, state, limits, Checker(pool=folder), desk.meters)
         uploads.open()
         closed = [uploads.close, *closed, renewal.close]
         others.append(adapter_routes(uploads, keeper))
@@ -111,6 +120,8 @@ def serve(router: HiLoRA, settings: Settings, say: Callable[[str], Any]) -> None
         held.enter_context(leased(folder))
     app = make_app(desk, limits, keeper, others=others, closed=closed, local=keeper.is_open)
     write_down()
+    if not os.access(folder, os.W_OK):
+        LOG.warning(READ_ONLY, extra={"pool": str(folder)})
     with held, bound(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         say(f"http://{host}:{port}  (API at /v1, documentation at /docs)")

@@ -115,7 +115,10 @@ class State:
             sql.event.listen(self._engine, "connect", _prepare)
             _meta.create_all(self._engine)
         except (OSError, sql.exc.SQLAlchemyError) as error:
-            raise PoolError(f"A server keeps its state in {path}, which cannot be written: {error}") from error
+            raise PoolError(
+                f"A server keeps its state in {path}, which cannot be written: {error}. "
+                "Where adapters are not to be uploaded, --no-uploads serves the pool without."
+            ) from error
 
     def add_token(self, tenant: str, scopes: Iterable[str], note: str = "") -> tuple[str, Token]:
         """A new token: its secret, which is shown once, and what is kept.

@@ -5,17 +5,20 @@
     live       the manifest names it, and it is served: only then is it called so
     refused    with the reason; nothing of it is left
 
-Whatever becomes of it, its files are deleted, the samples' texts first of all; what a crash left is deleted at the
-next start. Files of an adapter are named by their contents and never overwritten: requests keep what they began with.
+Whatever becomes of it, its files are deleted, the samples' texts first of all. What a crash left is deleted at the
+next start, and an upload that was under way then is live if the pool has it, else refused. Files of an adapter are
+named by their contents and never overwritten: requests keep what they began with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import shutil
 import tempfile
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +32,14 @@ from hilora.serve.checker import Checker, RefusedError
 from hilora.serve.faults import BusyError, ServiceError
 from hilora.serve.journal import LOG
 from hilora.serve.limits import Limits
+from hilora.serve.meters import Meters, reason_of
 from hilora.serve.parts import Form
 from hilora.serve.publish import Publisher
+from hilora.serve.settle import INTERRUPTED, settle
 from hilora.serve.state import FOLDER, OPEN, State, Upload
 from hilora.serve.tenants import called, inner_name, tenant_of
 
 INCOMING = "incoming"
-INTERRUPTED = "interrupted: the server ended before it was checked. Send it again."
 FAILED = "The server failed; its log says why."
 
 
@@ -55,11 +59,19 @@ class Uploads:
         state: remembers them.
         limits: bounds.
         checker: checks them.
+        meters: counts what becomes of them.
     """
 
-    def __init__(self, publisher: Publisher, state: State, limits: Limits, checker: Checker | None = None) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        state: State,
+        limits: Limits,
+        checker: Checker | None = None,
+        meters: Meters | None = None,
+    ) -> None:
         self.publisher, self.state, self.limits = publisher, state, limits
-        self.checker = checker or Checker()
+        self.checker, self.meters = checker or Checker(), meters or Meters()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -78,9 +90,7 @@ class Uploads:
             if path.name not in alive:
                 shutil.rmtree(path, ignore_errors=True)
         there = {path.name for each in home.iterdir() for path in each.iterdir()}
-        for upload in self.state.open_uploads():
-            if upload.id not in there:
-                self.state.move(upload.id, "refused", reason=INTERRUPTED)
+        settle(self.state, self.publisher.served(), there, self.meters)
         self.checker.prepare()
         self._thread.start()
 
@@ -154,6 +164,7 @@ class Uploads:
             capture=limits.capture,
             memory=limits.check_memory,
             seconds=limits.check_seconds,
+            server=os.getpid(),
         )
         self.state.note("upload", name, tenant=tenant, token=caller.token, detail=upload.id)
         self._jobs.put(_Job(upload, task, replace, caller))
@@ -173,6 +184,7 @@ class Uploads:
     def remove(self, caller: Caller, entry: Entry) -> None:
         """Take an adapter out of the pool; returns when it is served no more."""
         self.publisher.remove(entry)
+        self.meters.removed(tenant_of(entry))
         tenant, name = tenant_of(entry), called(entry)
         if (last := self.state.last(tenant, name)) is not None and last.state == "live":
             self.state.move(last.id, "removed")
@@ -186,14 +198,20 @@ class Uploads:
                 self._free(job.caller)
 
     def _check(self, job: _Job) -> None:
-        state, content, reason = "refused", None, ""
+        state, content, reason = "refused", "", ""
+        fate = "failed", "error"
         try:
             self.state.move(job.upload.id, "checking")
-            entry = self.checker(job.task)
+            entry = self._checked(job.task)
+            self.state.move(
+                job.upload.id, "checking", content=entry.hash
+            )  # for `settle`, if this server is killed now
             self.publisher.publish(entry, job.upload.bytes, replace=job.replace)
-            state, content = "live", entry.hash
+            state, content, fate = "live", entry.hash, ("live", "")
         except (RefusedError, ServiceError) as error:
-            reason = INTERRUPTED if self.checker.ended else str(error)
+            ended = self.checker.ended
+            reason = INTERRUPTED if ended else str(error)
+            fate = "refused", "interrupted" if ended else reason_of(error)
         except HiloraError as error:
             LOG.error("An upload could not be published: %s", error, extra={"subject": job.upload.id})
             reason = FAILED
@@ -201,9 +219,17 @@ class Uploads:
             LOG.exception("An upload failed.", extra={"subject": job.upload.id})
             reason = FAILED
         shutil.rmtree(job.task.folder, ignore_errors=True)  # before anybody hears that it is done
+        self.meters.uploaded(*fate)
         self._tell(job, state, content, reason)
 
-    def _tell(self, job: _Job, state: str, content: str | None, reason: str) -> None:
+    def _checked(self, task: Task) -> Entry:
+        began = time.perf_counter()
+        try:
+            return self.checker(task)
+        finally:
+            self.meters.checked(time.perf_counter() - began)
+
+    def _tell(self, job: _Job, state: str, content: str, reason: str) -> None:
         upload = job.upload
         try:
             self.state.move(upload.id, state, content=content, reason=reason)

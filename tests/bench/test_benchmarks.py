@@ -581,3 +581,31 @@ def test_epochs_end_beside_fresh_ones_uploads_are_timed_and_the_run_resumes(
     bench_scripts.run(script, *small, "--adapters", 4)
     again = lines(out)[len(first) - 1 :]
     assert [line.get("method", line.get("what")) for line in again] == [None, "epoch", "fusion"]
+
+
+def test_honest_newcomers_and_attacks_meet_the_bound(
+    bench_scripts: Any, shared_pool: Any, embedder: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    pool = Pool.open(shared_pool("llama")[1].path)
+    monkeypatch.setattr("hilora.base.embed.EmbedderInfo.load", lambda *_: embedder)
+    script, out = bench_scripts.load("benchmarks/capture.py"), tmp_path / "capture.jsonl"
+    monkeypatch.setattr(script, "CAPTURE", 0.06)
+    small = ("--copies", 1, len(pool), "--mixed", 8, "--bare", 8, "--generic", 5, "--mean", 5)
+    bench_scripts.run(script, "--pool", pool.path, *small, "--json", out)
+    header, *found, summed = lines(out)
+    assert (header["adapters"], header["bound"]) == (len(pool), 0.06)
+    assert [line["adapter"] for line in found if line["what"] == "newcomer"] == list(pool.names)
+    assert [line["what"] for line in found[len(pool) :]] == ["copies", "copies", "mixed", "bare", "generic", "mean"]
+    for line in found:
+        assert line["share"] == max(line["shares"].values())
+        assert line["refused"] == (line["share"] > 0.06)
+        assert line["worst_hit"] is None or line["worst_hit"] != line.get("adapter")
+        assert (line["worst"] > 0) == (line["worst_hit"] is not None)
+    one, every = found[len(pool) : len(pool) + 2]
+    assert (one["worst"], one["worst_hit"]) == (1, pool.names[0])  # who has an adapter's very samples takes them
+    assert every["refused"]
+    assert not one["refused"]
+    assert summed["refused_from"]["copies"] == every["samples"]
+    assert summed["refused"] == sum(line["refused"] for line in found[: len(pool)])
+    table = bench_scripts.load("benchmarks/targets.py").page(tmp_path).split("## What an upload may take")[1]
+    assert table.count("\n| ") == 2 + 1 + 6

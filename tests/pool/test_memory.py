@@ -66,3 +66,31 @@ def test_answers_do_not_depend_on_how_much_is_kept(
         assert (len(planner.memory) > 0) == (limit != 0)
         assert planner.memory.used <= planner.memory.limit
     assert answers[0] == answers[1]
+
+
+@given(st.integers(0, 40), st.lists(st.tuples(st.integers(0, 6), st.integers(0, 12), st.booleans()), max_size=30))
+def test_what_was_loaded_is_there_or_was_given_up_and_stacks_are_no_adapters(
+    limit: int, asked: list[tuple[int, int, bool]]
+) -> None:
+    memory, made, stacks = Memory(limit), 0, set()
+    for key, size, stack in asked:
+        name = f"{key} {stack}"
+        stacks.add(name) if stack else None
+        made += not stack and name not in memory
+        memory.get(name, lambda size=size: filled(size), stack=stack)  # type: ignore[misc]
+        there = sum(f"{each} False" in memory for each in range(7))
+        assert memory.loads == made == memory.evicted + there
+
+
+def test_a_source_that_keeps_what_it_makes_loads_once() -> None:
+    for limit in ("1kB", 0):  # also where nothing is kept
+        memory = Memory(limit)
+        memory.get("a", lambda memory=memory: memory.get("a", lambda: filled(9)))  # type: ignore[misc]
+        assert (memory.loads, memory.evicted) == (1, int(limit == 0))
+
+
+def test_a_hit_is_there_in_memory_or_laid_out() -> None:
+    memory = Memory("1kB")
+    memory.get("a", lambda: filled(9))
+    memory.use(["a", "b", "c"], {"b"})
+    assert (memory.hits, memory.loads) == (2, 1)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
+import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -64,3 +67,23 @@ def test_a_server_is_compared_with_an_offline_batch(
     )
     assert all(line["of_offline"] > 0 for line in found)
     assert all(0 <= line["client_share"] <= 1 for line in found if line["way"] != "desk")
+
+
+@pytest.mark.default
+def test_uploads_to_a_server_are_timed_idle_and_at_work(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = scripts.load("benchmarks/uploads.py")
+    monkeypatch.setattr(script, "QUIET", 0.5)
+    pool, out = tmp_path / "pool", tmp_path / "uploads.jsonl"
+    shutil.copytree(ROOT / "pools" / "flan-mini", pool, copy_function=os.link, ignore=shutil.ignore_patterns("serve"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    small = ["--adapters", 4, "--rows", 2, "--new-tokens", 8, "--times", 1, "--port", port]
+    for _ in range(2):  # what is there is not measured again
+        scripts.run(script, "--pool", pool, *small, "--json", out)
+    _, *found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["what"] for line in found] == ["idle", "at work"]
+    assert all(line["routable_s"]["median"] > line["live_s"]["median"] > 0 for line in found)
+    assert found[1]["step_ratio"]["median"] > 0

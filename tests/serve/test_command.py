@@ -14,11 +14,16 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from openai import BadRequestError, OpenAI
+from typer.testing import CliRunner
 
+from hilora import HiLoRA
+from hilora.cli.serve import app
 from hilora.pool.pool import Pool
+from hilora.serve.state import State
 
 ROOT = Path(__file__).parents[2]
 SPACES = "Please add spaces between words: Thechildrenwalkedtoschoolintherain."
@@ -121,6 +126,52 @@ def test_it_is_seen_from_outside_and_ends_in_order(served: Served) -> None:
     lines = [json.loads(line) for line in served.logged().splitlines() if line.startswith("{")]
     assert any(line.get("path") == "/v1/chat/completions" and line["status"] == 200 for line in lines)
     assert "childrenwalked" not in served.logged()  # no prompts
+
+
+def test_without_uploads_nothing_of_the_pool_is_made_or_changed(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(ROOT / "pools" / "flan-mini", pool)
+
+    def seen() -> dict[Path, tuple[int, int]]:
+        return {
+            path: (path.stat().st_mtime_ns, path.stat().st_size)
+            for path in pool.rglob("*")
+            if path.is_file() and path.parent.name != "leases"
+        }
+
+    before = seen()
+    served = Served(pool, "--no-uploads", "--new-tokens", "24")
+    try:
+        assert served.ask(SPACES).hilora["adapters"][0]["name"] == "word_segment"
+        assert "hilora_uploads_total" in served.get("/metrics")
+        assert seen() == before
+    finally:
+        code = served.end()
+        served.log.close()
+    assert code == 0
+    assert seen() == before
+    assert not (pool / "serve").exists()
+    assert not (pool / "leases").exists()
+
+
+def test_a_server_opens_its_state_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, opened = tmp_path / "pool", []
+    shutil.copytree(ROOT / "pools" / "flan-mini", pool, copy_function=os.link)
+
+    class Once(State):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            opened.append(self)
+
+    def stop(router: Any, settings: Any, state: State, say: Any) -> None:
+        assert opened == [state]
+        assert settings.uploads
+
+    monkeypatch.setattr("hilora.serve.run.State", Once)
+    monkeypatch.setattr("hilora.serve.run.serve", stop)
+    monkeypatch.setattr(HiLoRA, "from_pretrained", Mock())
+    done = CliRunner().invoke(app, ["--pool", str(pool)])
+    assert (done.exit_code, len(opened)) == (0, 1), done.output
 
 
 @pytest.mark.parametrize(

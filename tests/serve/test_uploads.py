@@ -6,9 +6,12 @@ import json
 import os
 import pickle
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -376,8 +379,6 @@ def test_features_that_are_none_of_texts_are_refused(bench: Any, changes: Any, w
 
 
 def test_features_of_another_embedder_are_refused(bench: Any) -> None:
-    from dataclasses import replace
-
     bench.serve()
     other = replace(bench.pool.embedder, fingerprint="0")
     sent = bench.send("evil", bench.form(samples=None, features=private(bench, embedder=other)))
@@ -399,6 +400,44 @@ def test_what_a_crash_left_is_deleted_at_the_next_start_and_its_uploads_are_refu
     assert found.state == "refused"
     assert "interrupted" in found.reason
     assert bench.is_well()
+
+
+def test_what_a_crash_left_in_the_pool_is_live_at_the_next_start(bench: Any) -> None:
+    state = State(bench.pool.path)
+    old = bench.pool.entries[bench.pool.index("alpha")]
+    late, other, same = (state.receive("", name, 10) for name in ("late", "other", "alpha"))
+    entry = bench.pool.add("late", bench.folder(7), bench.texts("delta", 7), bench.embedder)
+    with_time = replace(bench.pool.entries[bench.pool.index("alpha")], added="2026-01-01T00:00:00+00:00")
+    bench.pool.publish(with_time, replace=True)
+    for upload, content in ((late, entry.hash), (other, entry.hash), (same, old.hash)):
+        state.move(upload.id, "checking", content=content)
+    bench.view = Pool.open(bench.pool.path)
+    bench.serve()
+    states = [state.upload(upload.id).state for upload in (late, other, same)]
+    assert states == ["live", "refused", "refused"]  # of the last one only an older upload is there
+    assert bench.client.get("/v1/adapters/late").json()["upload"]["hash"] == entry.hash
+
+
+def test_what_is_refused_at_its_publication_has_no_hash(bench: Any) -> None:
+    bench.serve()
+    bench.send("new")
+    assert bench.send("new", bench.form(8)).status_code == 409
+    told = bench.client.get("/v1/adapters/new").json()
+    assert (told["upload"]["state"], told["upload"]["hash"]) == ("refused", None)
+
+
+def test_a_check_whose_server_has_ended_keeps_nothing(bench: Any) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+
+    class Orphan(type(bench).inside):  # type: ignore[misc]
+        def __call__(self, task: Any) -> Any:
+            return super().__call__(replace(task, server=ended.pid))
+
+    bench.serve(checker=Orphan())
+    before = contents(bench.pool.path)
+    assert bench.send("new").status_code == 400
+    assert contents(bench.pool.path) == before
 
 
 def test_what_waits_when_the_server_ends_is_refused_and_its_texts_are_gone(bench: Any) -> None:

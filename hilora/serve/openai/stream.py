@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
@@ -16,8 +17,13 @@ from hilora.serve.openai.answered import GoneError, answered, while_there
 from hilora.serve.openai.errors import error_of, id_of
 from hilora.serve.openai.forms import ABSTAIN, Form, Reply, ends_as
 from hilora.serve.openai.reasons import headers_of, reasons_of
+from hilora.serve.openai.silence import with_silences
 
 DONE = b"data: [DONE]\n\n"
+SILENCE = 15.0
+"""Seconds without an event after which a comment says that the stream lives: proxies end idle connections."""
+COMMENT = b": no token yet\n\n"
+"""Passed over by whoever reads events."""
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +33,7 @@ def event(data: Any, name: str = "") -> bytes:
     return f"{head}data: {json.dumps(data, separators=(',', ':'), allow_nan=False)}\n\n".encode()
 
 
-async def chunks(reply: Reply, answering: Answering) -> AsyncIterator[dict[str, Any]]:
+async def chunks(reply: Reply, answering: Answering) -> AsyncGenerator[dict[str, Any], None]:
     """The chunks of a stream; what fails is raised."""
     asked, form = reply.ask, reply.form
     head = reply.head(form.chunk) | ({"usage": None} if reply.usage else {})
@@ -86,15 +92,20 @@ class Streamed(Response):
         async with answered(self.desk, self.ask) as answering:
             self.headers.update(headers_of(self.ask, answering.why))
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for sent in self._events(answering, request):
-                await send({"type": "http.response.body", "body": sent, "more_body": True})
+            async with aclosing(self._events(answering, request)) as events:
+                async for sent in events:
+                    await send({"type": "http.response.body", "body": sent, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _events(self, answering: Answering, request: str) -> AsyncIterator[bytes]:
+    async def _events(self, answering: Answering, request: str) -> AsyncGenerator[bytes, None]:
         reply = Reply(self.form, self.ask, answering.why, self.explain, self.usage)
         try:
-            async for chunk in chunks(reply, answering):
-                yield event(chunk)
+            async with (
+                aclosing(chunks(reply, answering)) as made,
+                aclosing(with_silences(made, SILENCE)) as coming,
+            ):
+                async for chunk in coming:
+                    yield COMMENT if chunk is None else event(chunk)
         except Exception as error:  # noqa: BLE001  # the status is sent already: the client gets it as an event
             yield event(error_of(error, request).body, "error")
         else:

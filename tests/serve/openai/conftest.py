@@ -41,8 +41,8 @@ class FakeAnswering:
     async def __aiter__(self) -> AsyncIterator[Piece | Done]:
         for answer in range(self.ask.answers):
             for word in self.desk.words if self.ask.follow else ():
+                await asyncio.sleep(self.desk.pause)
                 yield Piece(answer, word, self.logs([word]))
-                await asyncio.sleep(0)
             if self.desk.stuck:
                 await asyncio.Event().wait()
             if self.desk.fails:
@@ -67,6 +67,7 @@ class FakeDesk:
     words: Sequence[str] = WORDS
     finish: str = "stop"
     names: Sequence[str] = ("sst2", "snli")
+    pause: float = 0.0
     stuck: bool = False
     waits: bool = False
     refuses: Exception | None = None

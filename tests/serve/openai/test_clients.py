@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from hilora.serve import faults
+from hilora.serve.openai import stream as streams
 
 ROOT = Path(__file__).parents[3]
 TEXT = "A tale\u2028of wörds 🙂"
@@ -51,6 +52,16 @@ def test_streams(api: openai.OpenAI) -> None:
     assert chunks[0].hilora["adapters"][0]["name"] == "sst2"  # type: ignore[attr-defined]
     with api.chat.completions.stream(model="auto", messages=HI) as stream:
         assert stream.get_final_completion().choices[0].message.content == TEXT
+
+
+def test_streams_with_silences(api: openai.OpenAI, desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "SILENCE", 0.005)
+    desk.pause = 0.02
+    assert (
+        streams.COMMENT
+        in api.chat.completions.with_raw_response.create(model="auto", messages=HI, stream=True).http_response.read()
+    )
+    test_streams(api)
 
 
 def test_completions_and_models(api: openai.OpenAI) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hilora.serve.openai import stream as streams
 from hilora.serve.openai.answered import GoneError, while_there
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +54,18 @@ async def test_who_leaves_before_anything_came_ends_it(app: Any, desk: Any, chat
     desk.stuck, desk.words = True, ()
     await leave(app, chat(stream=stream), after=0)
     assert desk.closed == 1
+
+
+async def test_who_leaves_during_silence_ends_it(
+    app: Any, desk: Any, chat: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "SILENCE", 0.005)
+    desk.stuck, desk.words = True, ()
+    before = asyncio.all_tasks()
+    sent = await leave(app, chat(stream=True), after=4)
+    assert [message["body"] for message in sent[2:4]] == [streams.COMMENT] * 2
+    assert desk.closed == 1
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.parametrize("stream", [False, True])

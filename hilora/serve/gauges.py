@@ -1,0 +1,67 @@
+"""Numbers of a desk that are read when `/metrics` is asked for; who counts them knows nothing of that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from hilora.engine.thread import Engine
+from hilora.serve.edition import Edition
+from hilora.serve.meters import Meters
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What a desk lets see."""
+
+    edition: Edition
+    engine: Engine
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not started."""
+        ...
+
+    @property
+    def running(self) -> int:
+        """Requests that share the model's steps."""
+        ...
+
+    @property
+    def at_work(self) -> tuple[Sequence[str], Sequence[str]]:
+        """Names of adapters of requests that run, and of those that wait."""
+        ...
+
+
+def watch(meters: Meters, desk: Watched, most: int) -> None:
+    """Have meters show what a desk lets see.
+
+    Args:
+        meters: of the server.
+        desk: its memory of adapters is one and the same, whatever becomes of the pool.
+        most: requests that share a step.
+    """
+    memory = desk.edition.router.memory
+    for name, about, read in (
+        ("hilora_waiting", "Requests in the line", lambda: desk.waiting),
+        ("hilora_running", "Requests that share the model's steps", lambda: desk.running),
+        ("hilora_adapters", "Adapters in the pool", lambda: len(desk.edition.view)),
+        ("hilora_pool_version", "The pool's version", lambda: desk.edition.view.version),
+        ("hilora_kv_bytes", "Keys and values in memory", lambda: desk.engine.loop.num_bytes),
+        ("hilora_adapter_memory_bytes", "Adapters in memory, and stacks of them", lambda: memory.used),
+        ("hilora_adapter_memory_limit_bytes", "What they may take", lambda: memory.limit),
+        ("hilora_adapter_slots_bytes", "Adapters laid out for the model's steps", lambda: _laid_out(desk.edition)),
+    ):
+        meters.watch(name, about, read)
+    for name, about, read in (
+        ("hilora_adapter_loads", "Adapters loaded into memory", lambda: memory.loads),
+        ("hilora_adapter_hits", "Adapters that were in memory when a request came for them", lambda: memory.hits),
+        ("hilora_adapter_evictions", "Adapters given up for others", lambda: memory.evicted),
+    ):
+        meters.watch_count(name, about, read)
+    meters.watch_adapters(lambda: desk.at_work, most)
+
+
+def _laid_out(edition: Edition) -> int:
+    """Bytes of the adapters that lie in slots, of every method that is ready."""
+    return sum(bank.num_bytes for bank in edition.banks)
