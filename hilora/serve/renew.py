@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from hilora.pool import Pool
@@ -16,6 +17,8 @@ from hilora.serve.tenants import tenant_of
 
 SLOWLY = 10
 """How nice it is."""
+MOMENT = 0.5
+"""Seconds between two looks whether the server is there."""
 
 
 def public_names(view: PoolFolder) -> list[str]:
@@ -48,7 +51,7 @@ class Renewal:
             self._look()
             if self._closed or self._process is not None:
                 return
-            command = [sys.executable, "-m", "hilora.serve.renew", str(self.pool)]
+            command = [sys.executable, "-m", "hilora.serve.renew", str(self.pool), str(os.getpid())]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
             self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         LOG.info("a new epoch is made", extra={"pool_version": view.version, "adapters": len(view)})
@@ -77,11 +80,20 @@ class Renewal:
 
 
 def main() -> None:
-    """The process: the pool's folder is its argument."""
+    """The process: its arguments are the pool's folder and the server, with which it ends."""
+    folder, server = sys.argv[1:]
+    threading.Thread(target=_end_with, args=(int(server),), daemon=True).start()
     os.nice(SLOWLY)
-    pool = Pool.open(Path(sys.argv[1]))
+    pool = Pool.open(Path(folder))
     pool.renew_epoch(public_names(pool))
     pool.fit()
+
+
+def _end_with(server: int) -> None:
+    """End this process when its server has: the next one makes an epoch of its own."""
+    while os.getppid() == server:
+        time.sleep(MOMENT)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -329,6 +329,17 @@ def test_under_an_epoch_it_is_the_same(bench: Any) -> None:
     assert bench.send("good", bench.form(99, task="beta")).status_code == 201
 
 
+def test_an_epoch_is_made_for_a_server_that_is_there(bench: Any) -> None:
+    def made_for(server: int) -> int:
+        command = [sys.executable, "-m", "hilora.serve.renew", str(bench.pool.path), str(server)]
+        return subprocess.run(command, check=False, capture_output=True).returncode
+
+    assert made_for(1) != 0
+    assert not Pool.open(bench.pool.path).epoch_key
+    assert made_for(os.getpid()) == 0
+    assert Pool.open(bench.pool.path).epoch_key
+
+
 def test_another_version_of_one_task_is_not_refused(bench: Any) -> None:
     bench.serve()
     texts = bench.texts("alpha", 60)
