@@ -3,7 +3,7 @@
     received   its files lie in POOL/serve/incoming/<lease>/<upload>/, waiting
     checking   another process looks at it (`check`)
     live       the manifest names it, and it is served: only then is it called so
-    refused    with the reason; nothing of it is left
+    refused    with the reason; once it has passed its check, its files stay, named by nobody, until they are pruned
 
 Whatever becomes of it, its files are deleted, the samples' texts first of all. What a crash left is deleted at the
 next start, and an upload that was under way then is live if the pool has it, else refused. Files of an adapter are
