@@ -9,7 +9,8 @@ embedding to route, one prompt at a time, on a machine that does nothing else; e
 Own covariances, which need directions for each adapter, are measured up to 10,000, as is hilora-plus, on
 samples of the pool drawn again.
 
---near: hilora-plus under an epoch, which is learned from the first --members of such adapters. Its short list is
+--near: hilora-plus under an epoch, which is learned from the first --members of such adapters, with a short list at
+any size (a router makes one of more than 2,000 adapters). It is
 compared with the posterior among all of them, for prompts that are samples drawn again, too: how often the likeliest
 adapter is the same, how many of the eight likeliest are on the list, and which share of the posterior the list has.
 """
@@ -36,7 +37,7 @@ from hilora.evaluate.setup import setup
 from hilora.route.epoch import Epoch, learn_epoch
 from hilora.route.features import Features, join
 from hilora.route.grown import GrownExperts
-from hilora.route.near import judge_near, prepare
+from hilora.route.near import NEAR, judge_near, prepare
 from hilora.route.nearest import INDEX_FROM, Exact
 from hilora.route.posterior import Posterior
 from hilora.route.router import Gaussian, Query
@@ -165,7 +166,7 @@ def near(
     count: int, members: int, pool: Pool, texts: list[str], prompts: int, embedder: Callable[[list[str]], Tensor]
 ) -> Line:
     """One line of results: hilora-plus under an epoch."""
-    drawn, router = resampled(pool), Posterior()
+    drawn, router = resampled(pool), Posterior(many=NEAR)  # whatever it costs
     first = list(islice(drawn, min(members, count)))
     epoch, began = Epoch.of("", learn_epoch(first)), time.perf_counter()
     router.fit(Collection(first, epoch.ridge, None, epoch))
@@ -175,7 +176,7 @@ def near(
         more = list(islice(drawn, min(AT_ONCE, count - held)))
         origin = torch.cat([torch.arange(held), torch.full((len(more),), -1)])
         router.model_, held = router.model_.over(more, origin), held + len(more)
-    prepare(router.model_, router.near)
+    prepare(router.model_, router.many)
     took = round(time.perf_counter() - began, 1)
     mask = torch.ones(1, count, dtype=torch.bool)
     asked = embedder(texts)

@@ -5,7 +5,7 @@ python benchmarks/targets.py
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +129,37 @@ def selection_targets(lines: Sequence[Line]) -> list[Row]:
         ("hilora-plus, an epoch's", 10_000, "<= 1 ms"),
         ("hilora-plus, an epoch's", 100_000, "<= 3 ms"),
     ):
-        if line := pick(lines, what=what, adapters=count):
-            told = f"{line['p50_ms']} ms (95 %: {line['p95_ms']})"
-            rows.append((f"one prompt, {what}, {count:,} adapters", most, told, judged(line["p50_ms"], most)))
-            if "agreement" in line:
-                found, least = 100 * line["agreement"], ">= 99.9 %"
-                told = f"{shown(found, least, 2)} +- {100 * line['half_width']:.2f} %"
-                rows.append(("... the exact best eight", least, told, judged(found, least)))
-            if "top1" in line:
-                rows.append(("... the likeliest of all is first", NONE, f"{100 * line['top1']:.1f} %", ""))
-                rows.append(("... memory of the model", NONE, f"{line['mb']} MB", ""))
-            elif count > 10_000:
-                size, room = float(line["means_mb"] + line["search_mb"]), "< 2000 MB"
-                rows.append(("... memory: means and index", room, f"{shown(size, room, 0)} MB", judged(size, room)))
+        for run in runs(lines):
+            if line := pick(run, what=what, adapters=count):
+                told = f"{line['p50_ms']} ms (95 %: {line['p95_ms']})"
+                where = f"one prompt, {what}, {count:,} adapters ({run[0]['device']})"
+                rows.append((where, most, told, judged(line["p50_ms"], most)))
+                rows += beside(line, count)
     return rows
+
+
+def beside(line: Line, count: int) -> Iterator[Row]:
+    """What else is known of a way to select."""
+    if "agreement" in line:
+        found, least = 100 * line["agreement"], ">= 99.9 %"
+        told = f"{shown(found, least, 2)} +- {100 * line['half_width']:.2f} %"
+        yield "... the exact best eight", least, told, judged(found, least)
+    if "top1" in line:
+        yield "... the likeliest of all is first", NONE, f"{100 * line['top1']:.1f} %", ""
+        yield "... memory of the model", NONE, f"{line['mb']} MB", ""
+    elif count > 10_000:
+        size, room = float(line["means_mb"] + line["search_mb"]), "< 2000 MB"
+        yield "... memory: means and index", room, f"{shown(size, room, 0)} MB", judged(size, room)
+
+
+def runs(lines: Sequence[Line]) -> list[list[Line]]:
+    """Lines by the run that they are of, each with its setup first."""
+    found: list[list[Line]] = []
+    for line in lines:
+        if "setup" in line:
+            found.append([])
+        found[-1].append(line)
+    return found
 
 
 def other_targets(home: Path) -> list[Row]:
@@ -222,19 +239,18 @@ def throughput_table(lines: Sequence[Line]) -> str:
 
 
 def selection_table(lines: Sequence[Line]) -> str:
-    """Every size."""
+    """Every size, on every machine."""
     rows = []
-    for line in lines:
-        if "p50_ms" in line:
-            kept = "-" if "means_mb" not in line else str(line["means_mb"] + line["search_mb"])
-            kept = str(line.get("mb", kept))
-            fit = line.get("fit_s", line.get("build_s", "-"))
-            same = f"{100 * line['agreement']:.2f}" if "agreement" in line else "-"
-            cells = (line["what"], f"{line.get('adapters', 0):,}", str(line["p50_ms"]), str(line["p95_ms"]))
-            rows.append((*cells, same, kept, str(fit)))
-    return markdown_table(
-        ["what", "adapters", "p50, ms", "p95, ms", "of the best eight, %", "memory, MB", "fit, s"], rows
-    )
+    for setup, *found in runs(lines):
+        for line in found:
+            if "p50_ms" in line:
+                kept = "-" if "means_mb" not in line else str(line["means_mb"] + line["search_mb"])
+                fit = line.get("fit_s", line.get("build_s", "-"))
+                same = f"{100 * line['agreement']:.2f}" if "agreement" in line else "-"
+                cells = (line["what"], f"{line.get('adapters', 0):,}", str(line["p50_ms"]), str(line["p95_ms"]))
+                rows.append((*cells, same, str(line.get("mb", kept)), str(fit), setup["device"]))
+    heading = ["what", "adapters", "p50, ms", "p95, ms", "of the best eight, %", "memory, MB", "fit, s", "machine"]
+    return markdown_table(heading, rows)
 
 
 def steps_table(lines: Sequence[Line]) -> str:
@@ -409,7 +425,7 @@ def page(home: Path) -> str:
             "",
         ]
     if selection:
-        parts += ["## Selection", "", f"{device(selection[0])}.", "", selection_table(selection), ""]
+        parts += ["## Selection", "", selection_table(selection), ""]
     if rows := [line for line in pools if "tokens_per_s" in line]:
         parts += ["## Pool size", "", f"{device(pools[0])}.", "", pool_table(rows), ""]
     if imports := next((line["imports_ms"] for line in starts if "imports_ms" in line), None):

@@ -2,7 +2,7 @@
 
 They are so many of the adapters that the row may use, by meaning alone the likeliest, none missed (`route.exact`).
 The other witnesses, who know long lists of n-grams, judge those. So the cost hardly grows with the pool, and still
-nobody whom the row may not use changes anything. A row that may use no more than so many has the posterior among all.
+nobody whom the row may not use changes anything: whether a row has a short list depends on how many it may use.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from hilora.route.phrases import Common
 
 NEAR = 128
 """Adapters that are looked at closely, unless told otherwise."""
+MANY = 2000
+"""A row that may use so many has all of them looked at, which takes no longer; unless told otherwise."""
 _MEAN = torch.zeros(1, dtype=torch.long)
 
 
@@ -37,9 +39,9 @@ class Near(NamedTuple):
     lead: Float[Tensor, " text"]
 
 
-def prepare(model: GrownExperts, count: int) -> None:
-    """Make what `judge_near` needs now, not at the first prompt."""
-    if len(model.worded_) > count:
+def prepare(model: GrownExperts, many: int) -> None:
+    """Make what `judge_near` needs now, not at the first prompt, for a pool of more than so many."""
+    if len(model.worded_) > many:
         _ = model.nearest
         if (parts := model.witnesses_.get("phrases")) is not None:
             phrases: Any = parts.main

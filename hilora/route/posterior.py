@@ -24,7 +24,7 @@ from hilora.route.experts import Calibration, Experts, calibrate
 from hilora.route.features import Features, hash_terms
 from hilora.route.grown import GrownExperts
 from hilora.route.joined import joined
-from hilora.route.near import NEAR, judge_near, prepare
+from hilora.route.near import MANY, NEAR, judge_near, prepare
 from hilora.route.router import Known, Query
 from hilora.route.samples import sampled
 from hilora.route.stored import experts, grown
@@ -48,7 +48,7 @@ class Posterior:
         alpha: of conformal sets.
         fallback: what serves prompts that no adapter knows: "broad" (more adapters, weights nearer to each other),
             "base" (the base model alone), or "none" (they are served as any other prompt).
-        near: under an epoch, adapters that all witnesses look at: the likeliest by meaning.
+        near: under an epoch, adapters that all witnesses look at (`near`) for a row that may use more than `many`.
     """
 
     k: int = 3
@@ -58,6 +58,7 @@ class Posterior:
     alpha: float = 0.05
     fallback: str = "broad"
     near: int = NEAR
+    many: int = MANY
     needs_embedding: bool = field(default=True, init=False)
     seen_above_: float | None = field(init=False, default=None)
     limit_: float = field(init=False, default=0.0)
@@ -66,8 +67,8 @@ class Posterior:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"k is the number of candidates: got {self.k}, expected at least 1.")
-        if self.near < 2:
-            raise InputError(f"near is a number of adapters to choose from: got {self.near}, expected at least 2.")
+        if not 2 <= self.near <= self.many:
+            raise InputError(f"near is some of many adapters: got {self.near} of {self.many}, expected at least 2.")
         if not 0 <= self.floor <= 1:
             raise InputError(f"floor is a share of the best weight: got {self.floor}, expected 0 <= floor <= 1.")
         if self.candidates not in CANDIDATES:
@@ -88,7 +89,7 @@ class Posterior:
         model = experts if epoch is None else grown
         self.model_ = model(pool, found.weights, self.terms)
         if isinstance(self.model_, GrownExperts):
-            prepare(self.model_, self.near)
+            prepare(self.model_, self.many)
         self.seen_above_ = found.seen_above
         self.limit_ = threshold(found.surprises, self.alpha)
         return self
@@ -103,7 +104,7 @@ class Posterior:
         if not isinstance(self.model_, GrownExperts):
             return self._among_all(texts, allowed)
         alike = allowed.stride(0) == 0 and len(allowed) > 0  # one row that stands for all is looked at once
-        many = (allowed[:1] if alike else allowed).sum(1) > self.near
+        many = (allowed[:1] if alike else allowed).sum(1) > self.many
         if bool(many.all()) and len(many):
             return self._among_near(texts, allowed)
         if not many.any():

@@ -90,7 +90,7 @@ def _posterior(router: Posterior, newcomers: Sequence[Features], origin: Int[Ten
     made, model = copy(router), router.model_
     assert isinstance(model, GrownExperts)
     made.model_ = model.over(newcomers, origin)
-    prepare(made.model_, router.near)
+    prepare(made.model_, router.many)
     return made
 
 

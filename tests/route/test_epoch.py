@@ -55,9 +55,9 @@ ROUTERS: dict[str, Make] = {
     "no terms": lambda: Posterior(terms=False),
     "base": lambda: Posterior(fallback="base", k=1),
     "conformal": lambda: Posterior(candidates="conformal", alpha=0.2),
-    "near": lambda: Posterior(near=3),
-    "near, no terms": lambda: Posterior(terms=False, near=2),
-    "near, conformal": lambda: Posterior(candidates="conformal", alpha=0.2, near=4),
+    "near": lambda: Posterior(near=3, many=3),
+    "near, no terms": lambda: Posterior(terms=False, near=2, many=4),
+    "near, conformal": lambda: Posterior(candidates="conformal", alpha=0.2, near=4, many=5),
 }
 
 
@@ -196,7 +196,7 @@ def test_a_row_that_may_use_few_is_routed_as_without_a_short_list(epoch: Epoch) 
     pool, query = pool_of(members, epoch), asked()
     allowed = torch.ones(len(TEXTS), ADAPTERS, dtype=torch.bool)
     allowed[::2, 4:] = False
-    one, other = Posterior().fit(pool)(query, allowed), Posterior(near=4).fit(pool)(query, allowed)
+    one, other = Posterior().fit(pool)(query, allowed), Posterior(near=4, many=4).fit(pool)(query, allowed)
     for row in range(0, len(TEXTS), 2):
         chosen = one.weights[row] > 0
         size = int(chosen.sum())
