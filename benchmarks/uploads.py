@@ -146,7 +146,7 @@ def contribution(source: Pool, name: str, folder: Path) -> dict[str, bytes | Pat
 def upload(url: str, name: str, files: dict[str, bytes | Path]) -> dict[str, float]:
     """Seconds to the 201, and to the first prompt that is routed to it; it stays."""
     began = time.perf_counter()
-    found = Remote(url, None).send({"name": name, "any_base": "true"}, files, replace=False, wait=600)
+    found = Remote(url, None).send({"name": name, "any_base": "true"}, files, replace=False, wait=600.0)
     checked = time.perf_counter() - began
     if found.get("state") != "live":
         raise SystemExit(f"The upload is {found}.")
