@@ -103,8 +103,15 @@ class Streams:
 
     def middle(self, start: float, end: float) -> float:
         """The median gap between two times."""
-        found = [gap for at, gap in list(self.gaps) if start <= at < end]
-        return statistics.median(found) if found else float("nan")
+        return statistics.median([gap for at, gap in list(self.gaps) if start <= at < end])
+
+    def wait(self, seconds: float) -> None:
+        """Until so much time has passed, and tokens have come meanwhile."""
+        began, before = time.perf_counter(), len(self.gaps)
+        while time.perf_counter() < began + seconds or len(self.gaps) < before + self.rows:
+            if not self._thread.is_alive():
+                raise SystemExit("The streams have ended.")
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -166,14 +173,14 @@ def at_work(url: str, source: Pool, times: int, prompts: Sequence[str], args: ar
     """Uploads to a server whose answers are read meanwhile."""
     rows = []
     with Streams(url, prompts, args.rows, args.new_tokens) as streams:
-        time.sleep(2 * QUIET)
         for i in range(times):
+            began = time.perf_counter()
+            streams.wait(QUIET)
             found, start, end = one(url, source, f"work.{i}")
-            time.sleep(QUIET)
-            quiet = [streams.middle(start - QUIET, start), streams.middle(end, end + QUIET)]
+            streams.wait(QUIET)
+            quiet = [streams.middle(began, start), streams.middle(end, time.perf_counter())]
             during = streams.middle(start, end)
             rows.append(found | {"step_ms": 1e3 * during, "step_ratio": during / statistics.mean(quiet)})
-            time.sleep(QUIET)
     return {"rows": args.rows} | summed(rows)
 
 
