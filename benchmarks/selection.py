@@ -50,7 +50,7 @@ BEST = 8
 SMALL = 10_000
 """Largest number of adapters for routers that need each adapter's samples."""
 CHUNK = 100_000
-AT_ONCE = 33_000
+AT_ONCE = 20_000
 """Adapters that an epoch's pool grows by at once."""
 
 
