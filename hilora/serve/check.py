@@ -25,8 +25,8 @@ from hilora.errors import AdapterError, HiloraError, InputError, PoolError
 OWN = "checked"
 """Under this word a verdict tells of an adapter that is good; under REFUSED why it is not, in a word under REASON."""
 REFUSED, REASON, OTHER = "refused", "reason", "other"
-SLOWLY = 10
-"""How nice it is: beside a server that uses all cores it gets a tenth of one, and still ends."""
+SLOWLY = 15
+"""How nice it is: beside a server that uses all cores it gets a thirtieth of one, and still ends."""
 HEADER = 16 << 20
 """Bytes of a weights file's header."""
 
