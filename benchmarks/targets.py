@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from growing import ends_table, grown_table, uploads_table
 from shared_steps import checkouts_table, same_text, serve_table
 from strangers import capture_parts
 
@@ -489,7 +490,7 @@ def growing(home: Path) -> list[str]:
         parts += ["## The end of an epoch", "", about, "", ends_table(ends), ""]
     if grown := [line for line in epochs if line.get("what") == "upload"]:
         about = "In process, median and range: an adapter that was checked is added, and prompts are routed to it."
-        parts += ["## A pool grows by one", "", f"{device(epochs[0])}. {about}", "", grown_table(grown), ""]
+        parts += ["## A pool grows by one", "", f"{device(runs(epochs)[-1][0])}. {about}", "", grown_table(grown), ""]
     if sent := [line for line in uploads if "what" in line]:
         about = "Over HTTP, from the request, median and range; the clients share the cores with the server."
         parts += ["## Uploads to a server", "", f"{device(uploads[0])}. {about}", "", uploads_table(sent), ""]

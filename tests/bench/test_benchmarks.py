@@ -609,3 +609,9 @@ def test_honest_newcomers_and_attacks_meet_the_bound(
     assert summed["refused"] == sum(line["refused"] for line in found[: len(pool)])
     table = bench_scripts.load("benchmarks/targets.py").page(tmp_path).split("## What an upload may take")[1]
     assert table.count("\n| ") == 2 + 1 + 6
+
+
+def test_the_page_says_what_its_rows_say(bench_scripts: Any) -> None:
+    script = bench_scripts.load("benchmarks/targets.py")
+    home = Path(__file__).parents[2] / "benchmarks"
+    assert script.page(home) == (home / "README.md").read_text()
