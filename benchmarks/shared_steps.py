@@ -27,19 +27,21 @@ def ratio(values: Sequence[float]) -> str:
 
 
 def checkouts_table(lines: Sequence[Line]) -> str:
-    """Speed of the later of two checkouts over the earlier, round by round."""
-    of = {name: [line for line in lines if line.get("checkout") == name] for name in ("before", "after")}
+    """Speed of the later of two checkouts over the earlier, round by round, by the size of the batch."""
+    found: dict[tuple[int, str], dict[str, list[Line]]] = {}
+    batch = 0
+    for line in lines:
+        batch = line.get("batch", batch)
+        for part in ("prefill", "whole", "mixed"):
+            if part in line:
+                group = found.setdefault((batch, part), {"before": [], "after": []})
+                group[line["checkout"]].append(line[part])
     rows = []
-    for part in ("prefill", "whole", "mixed"):
-        pairs = [(b[part], a[part]) for b, a in zip(of["before"], of["after"], strict=True) if part in b]
-        rows.append(
-            (
-                part,
-                str(len(pairs)),
-                *(ratio([b[clock] / a[clock] for b, a in pairs]) for clock in ("wall", "processor")),
-            )
-        )
-    return markdown_table(["part", "rounds", "by the clock", "by processor seconds"], rows)
+    for (batch, part), group in sorted(found.items(), key=lambda each: each[0][0]):
+        pairs = list(zip(group["before"], group["after"], strict=True))
+        told = (ratio([before[clock] / after[clock] for before, after in pairs]) for clock in ("wall", "processor"))
+        rows.append((str(batch), part, str(len(pairs)), *told))
+    return markdown_table(["batch", "part", "rounds", "by the clock", "by processor seconds"], rows)
 
 
 def same_text(lines: Sequence[Line]) -> str:

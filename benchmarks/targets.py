@@ -65,8 +65,8 @@ MISSED = """## What is missed, and why
 * **rank 64, all seven sites.** Bytes: the batch's adapters are then a large part of what a layer reads
   (`cost.md`).
 * **Selection on the second machine**, which takes three times as long as the first for an embedding and for the exact
-  search alone (0.64 ms among 10,000, 80 ms among a million). The short list of `hilora-plus` needs that search, 0.1 ms
-  of hashing and rows of tables that lie far apart; among 100,000 the search is the largest part.
+  search alone (0.64 ms among 10,000, 80 ms among a million). The short list of `hilora-plus` needs that search, then
+  rows of tables that lie far apart; among 100,000 the search is the largest part.
 * **PEFT, one adapter and mixed.** The base without any adapter is not that many times as fast on this processor
   (the rows "base / ..."), so no way to serve adapters could be.
 """
@@ -457,7 +457,7 @@ def page(home: Path) -> str:
     if checkouts := read(home, "checkouts"):
         about = (
             "Requests that join and leave at every step (`after`) against batches that start together: speed over "
-            "that of commit {before}, a batch of {batch}, {new_tokens} new tokens, {dtype}; `mixed` is twice as many "
+            "that of commit {before}, {new_tokens} new tokens, {dtype}; `mixed` is twice as many "
             "prompts with answers of very different lengths. Median and quartiles of the rounds."
         ).format(before=checkouts[0]["commits"]["before"], **checkouts[0])
         parts += [
