@@ -62,7 +62,10 @@ def serve_table(lines: Sequence[Line]) -> str:
             key = f"{line['rate']} of it" if line["way"] == "poisson" else line["clients"]
             found.setdefault((line["way"], key), []).append(line)
     rows = []
-    for (way, key), group in found.items():
+    order = list(ABOUT)
+    for (way, key), group in sorted(
+        found.items(), key=lambda each: (order.index(each[0][0]), float(str(each[0][1]).split()[0]))
+    ):
         first = [line["first_s"]["p50"] for line in group if "first_s" in line]
         token = [line["token_ms"]["p50"] for line in group if line.get("token_ms")]
         shares = [line["client_share"] for line in group if "client_share" in line]
