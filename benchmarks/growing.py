@@ -18,9 +18,9 @@ SHARES = {
 }
 
 
-def middle(found: Line, unit: str = "") -> str:
+def middle(found: Line) -> str:
     """Median and range."""
-    return f"{found['median']:.3g} ({found['least']:.3g} to {found['most']:.3g}){unit}"
+    return f"{found['median']:.3g} ({found['least']:.3g} to {found['most']:.3g})"
 
 
 def ends_table(lines: Sequence[Line]) -> str:

@@ -10,9 +10,9 @@ Own covariances, which need directions for each adapter, are measured up to 10,0
 samples of the pool drawn again.
 
 --near: hilora-plus under an epoch, which is learned from the first --members of such adapters, with a short list at
-any size (a router makes one of more than 2,000 adapters). It is
-compared with the posterior among all of them, for prompts that are samples drawn again, too: how often the likeliest
-adapter is the same, how many of the eight likeliest are on the list, and which share of the posterior the list has.
+any size (a router makes one of more than 2,000 adapters). It is compared with the posterior among all of them, for
+prompts that are samples drawn again, too: how often the likeliest adapter is the same, how many of the eight
+likeliest are on the list, and which share of the posterior the list has.
 """
 
 from __future__ import annotations

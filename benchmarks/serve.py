@@ -41,6 +41,8 @@ from hilora.serve.desk import PoolDesk
 from hilora.serve.limits import Limits
 
 HERE = Path(__file__).parents[1]
+STARTS = 3000
+"""Looks whether a server has started, five a second."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,21 @@ async def poisson(url: str, prompts: Sequence[str], per_s: float, most: int, see
 
 @contextlib.contextmanager
 def server(args: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
-    """A server in a process of its own, ready."""
-    command = [sys.executable, "-m", "hilora", "serve", "--pool", str(args.pool), "--method", args.method]
-    command += ["--port", str(args.port), "--dtype", args.dtype, "--running", str(args.batch), "--no-uploads"]
-    command += ["--base", args.base] if args.base else []
+    """A server that takes no uploads, in a process of its own, ready."""
+    more = ["--method", args.method, "--running", str(args.batch), "--no-uploads"]
+    with started(args.pool, args, more) as (url, process):
+        yield url, process
+
+
+@contextlib.contextmanager
+def started(pool: Path, args: argparse.Namespace, more: Sequence[str] = ()) -> Iterator[tuple[str, psutil.Process]]:
+    """`hilora serve` in a process of its own, ready; its URL and its process."""
+    command = [sys.executable, "-m", "hilora", "serve", "--pool", str(pool), "--port", str(args.port), *more]
+    command += ["--dtype", args.dtype, *(["--base", args.base] if args.base else [])]
     process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{args.port}"
     try:
-        for _ in range(600):
+        for _ in range(STARTS):
             if process.poll() is not None:
                 raise SystemExit(f"The server ended with {process.returncode}.")
             with contextlib.suppress(httpx.HTTPError):

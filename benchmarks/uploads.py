@@ -17,13 +17,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -36,7 +31,7 @@ import torch
 from lines import Line, add
 from pool import make_pool
 from safetensors.torch import load_file, save_file
-from serve import prompts_of
+from serve import prompts_of, started
 
 from hilora import Pool
 from hilora.bench.rounds import spread
@@ -112,27 +107,6 @@ class Streams:
             if not self._thread.is_alive():
                 raise SystemExit("The streams have ended.")
             time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def server(pool: Path, args: argparse.Namespace) -> Iterator[str]:
-    """A server in a process of its own, ready; gives its URL."""
-    command = [sys.executable, "-m", "hilora", "serve", "--pool", str(pool), "--port", str(args.port)]
-    command += ["--dtype", args.dtype, *(["--base", args.base] if args.base else [])]
-    process = subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{args.port}"
-    try:
-        for _ in range(3000):
-            if process.poll() is not None:
-                raise SystemExit(f"The server ended with {process.returncode}.")
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/readyz").status_code == httpx.codes.OK:
-                    break
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
 
 
 def contribution(source: Pool, name: str, folder: Path) -> dict[str, bytes | Path]:
@@ -211,7 +185,7 @@ def measure(args: argparse.Namespace, known: Sequence[Line]) -> Iterator[Line]:
         with tempfile.TemporaryDirectory(dir=source.path.parent, prefix=".bench-") as folder:
             pool = make_pool(source, size, Path(folder) / "pool")
             pool.renew_epoch(sorted(pool.names)[:: -(-size // args.members)])
-            with server(pool.path, args) as url:
+            with started(pool.path, args) as (url, _):
                 one(url, source, "first")
                 for what, found in (("idle", idle), ("at work", None)):
                     if (size, what) not in done:

@@ -78,8 +78,7 @@ def _listed(model: Phrases, places: NDArray[np.int64], some: NDArray[np.int64]) 
     who, gains, bounds = model.adapter_.numpy(), model.gain_.numpy(), model.start_.numpy()
     starts, ends = bounds[places], bounds[places + 1]
     few = ends - starts <= LONG * len(some)
-    sizes = (ends - starts)[few]
-    entries = np.repeat(starts[few] - (sizes.cumsum() - sizes), sizes) + np.arange(sizes.sum())
+    entries = spans(torch.from_numpy(starts[few]), torch.from_numpy((ends - starts)[few])).numpy()
     column = np.full(len(model.absent_), -1)
     column[some] = np.arange(len(some))
     at = column[who[entries]]
