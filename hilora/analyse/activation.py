@@ -8,7 +8,7 @@ same plan and with a composer that hands on what the method's own one does and l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,8 @@ from hilora.compose.stack import stack_sites
 from hilora.engine.attach import attach
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
-from hilora.types import Completion, Factors, Plan, Rocs, Site
+from hilora.planner import Planner, Routed
+from hilora.types import Factors, Plan, Rocs, Site
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Activation:
         added: site -> (token, adapter) sizes |gate z| |b|, summed over the adapter's ROCs.
         owners: (roc,) the adapter of each ROC, of as many as it has anywhere; a site may lack some.
         plan: what the row might use.
-        answer: the completion.
+        answer: the answer's text.
     """
 
     tokens: list[str]
@@ -48,7 +49,7 @@ class Activation:
     added: Mapping[str, Float[Tensor, "token _"]]
     owners: Int[Tensor, " _"]
     plan: Plan
-    answer: Completion
+    answer: str
 
     def used_at(self, sites: Sequence[str]) -> Float[Tensor, "token _"]:
         """Share of the sites at which each token used each ROC: (token, roc)."""
@@ -71,7 +72,7 @@ class Activation:
     def numbers(self, sites: Sequence[str]) -> dict[str, Any]:
         """All of it as plain numbers and texts, over some sites."""
         return {
-            "answer": self.answer.text,
+            "answer": self.answer,
             "tokens": self.tokens,
             "num_prompt": self.num_prompt,
             "adapters": list(self.names),
@@ -141,35 +142,67 @@ def record(router: HiLoRA, prompt: Prompt, *, seed: int = 0, max_new_tokens: int
     Raises:
         InputError: an encoder-decoder model, or a prompt that the base model answers alone.
     """
-    planner, model = router.planner, router.model
-    if model.config.is_encoder_decoder:
-        raise InputError("Activations are recorded for decoder-only models; this base model has an encoder, too.")
+    planner = router.planner
     routed = planner.route([prompt], **options)
-    if routed.route is None or planner.method.gate is None:
-        why = routed.notes[0] or f"method {planner.method.name!r} uses no adapter"
-        raise InputError(f"There is no ROC to look at: {why}. Choose another method or pool.")
-    plan = planner.plan(routed, [0], seed)
-    if not plan.ids:
-        raise InputError("There is no ROC to look at: the base model answers this prompt alone.")
+    check_shown(router.model, planner, routed, 0)
     collector = _Collector()
     (answer,) = router.generate(
         [prompt], seed=seed, max_new_tokens=max_new_tokens, batch_size=1, streamer=collector, **options
     )
     (given,) = encode_prompts([prompt], router.tokenizer)
-    ids = [*given, *collector.ids[len(given) : len(given) + answer.completion_tokens]]
+    said = collector.ids[len(given) : len(given) + answer.completion_tokens]
+    used = activation_of(router.model, router.tokenizer, planner, routed, 0, seed, given, said)
+    return replace(used, answer=answer.text)
+
+
+def check_shown(model: Any, planner: Planner, routed: Routed, row: int) -> None:
+    """Refuse rows whose tokens use nothing that could be shown.
+
+    Raises:
+        InputError: an encoder-decoder model, or a prompt that the base model answers alone.
+    """
+    if model.config.is_encoder_decoder:
+        raise InputError("Activations are recorded for decoder-only models; this base model has an encoder, too.")
+    alone = routed.route is None or planner.method.gate is None
+    if alone or row in routed.silent or not planner.plan(routed, [row], 0).ids:
+        why = f"method {planner.method.name!r} uses no adapter" if alone else "the base model answers this prompt"
+        raise InputError(f"There is no ROC to look at: {routed.notes[row] or why}. Choose another method or pool.")
+
+
+def activation_of(
+    model: Any,
+    tokenizer: Any,
+    planner: Planner,
+    routed: Routed,
+    row: int,
+    seed: int,
+    given: Sequence[int],
+    said: Sequence[int],
+) -> Activation:
+    """Which ROCs the tokens of a prompt and of its answer use; the model is the caller's meanwhile.
+
+    Args:
+        model, tokenizer: the base model's.
+        planner: has routed the prompt.
+        routed, row: its route, which `check_shown` has let pass.
+        seed: of the draw of ROCs.
+        given, said: token ids of the prompt, and of the answer.
+    """
+    plan, ids = planner.plan(routed, [row], seed), [*given, *said]
+    assert planner.method.gate is not None
     entries = [routed.source.entries[i] for i in plan.ids]
     recorder = Recorder(planner.method.gate)
     sites = look(model, [routed.source.factors(entry.hash) for entry in entries], plan, recorder, ids)
     owners = torch.arange(len(entries)).repeat_interleave(torch.tensor([entry.rank for entry in entries]))
     return Activation(
-        tokens=[router.tokenizer.decode([token]) for token in ids],
+        tokens=[tokenizer.decode([token]) for token in ids],
         num_prompt=len(given),
         names=tuple(entry.name for entry in entries),
         used={name: _laid_out(recorder.seen_[name] != 0, sites[name].owner, owners) for name in by_layer(sites)},
         added={name: _sizes(recorder.seen_[name], sites[name], len(entries)) for name in by_layer(sites)},
         owners=owners,
         plan=plan,
-        answer=answer,
+        answer=tokenizer.decode(list(said)),
     )
 
 

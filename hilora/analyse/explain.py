@@ -186,6 +186,6 @@ def explain_answer(
     found = explain(router.planner, text, seed=seed, **lists)
     if found.choices:
         used = record(router, text, seed=seed, max_new_tokens=max_new_tokens, **lists)
-        return replace(found, activation=used, answer=used.answer.text)
+        return replace(found, activation=used, answer=used.answer)
     (answer,) = router.generate([text], seed=seed, max_new_tokens=max_new_tokens, **lists)
     return replace(found, answer=answer.text)

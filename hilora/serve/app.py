@@ -12,9 +12,11 @@ from fastapi.responses import JSONResponse
 
 from hilora import __version__
 from hilora.serve.access import need
+from hilora.serve.api_about import about_routes
 from hilora.serve.asked import Caller
 from hilora.serve.desk import PoolDesk
 from hilora.serve.faults import ServiceError
+from hilora.serve.gauges import state_of
 from hilora.serve.journal import Journal
 from hilora.serve.limits import Limits
 from hilora.serve.openai.errors import install_errors
@@ -63,6 +65,7 @@ def make_app(
     app.include_router(routes(desk, limits, who))
     for each in others:
         app.include_router(each)
+    app.include_router(about_routes(desk, who, uploads=bool(others)))
     app.include_router(_seen_from_outside(desk, who))
     return app
 
@@ -76,7 +79,7 @@ def _seen_from_outside(desk: PoolDesk, who: Callable[[Request], Caller]) -> APIR
 
     @router.get("/readyz", summary="Whether it takes requests; to administrators, what it holds, too")
     def ready(request: Request) -> JSONResponse:
-        state = dict(desk.state())
+        state = state_of(desk)
         try:
             need(who(request), "admin")
         except ServiceError:  # others are not told of adapters that they may not see

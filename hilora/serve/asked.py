@@ -50,6 +50,7 @@ class Ask:
         answers: how many.
         top_logprobs: so many alternatives at each token are reported; None for no log-probabilities at all.
         follow: pieces are wanted as they come.
+        answer: the text of an answer, where none is to be made: its tokens and the prompt's are looked at.
     """
 
     prompt: Prompt
@@ -66,6 +67,7 @@ class Ask:
     answers: int = 1
     top_logprobs: int | None = None
     follow: bool = False
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,17 @@ class Done:
     logs: tuple[TokenLog, ...] = ()  # of all its tokens
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What the tokens of a prompt and of an answer use (`analyse.activation.Activation`)."""
+
+    tokens: tuple[str, ...]  # the prompt's, then the answer's
+    num_prompt: int
+    adapters: tuple[str, ...]  # best first, as the caller knows them
+    rocs_used: tuple[tuple[float, ...], ...]  # (token, adapter), mean over sites
+    share_added: tuple[tuple[float, ...], ...]  # (token, adapter), of what all add to a token
+
+
 @runtime_checkable
 class Answering(Protocol):
     """The answers to one prompt, as they come."""
@@ -154,6 +167,10 @@ class Desk(Protocol):
 
     async def route(self, ask: Ask) -> Why:
         """The same without an answer."""
+        ...
+
+    async def look(self, ask: Ask) -> tuple[Why, Looked]:
+        """The same with the answer that is given, looked at."""
         ...
 
     def visible(self, caller: Caller) -> Sequence[Entry]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hilora.engine.batching import Batching
@@ -20,7 +20,7 @@ from hilora.engine.generate import HiLoRA
 from hilora.engine.teams import let_team_go
 from hilora.engine.thread import TURNS
 from hilora.pool.view import Entry, PoolView
-from hilora.serve.asked import Ask, Caller, Why
+from hilora.serve.asked import Ask, Caller, Looked, Why
 from hilora.serve.edition import Edition
 from hilora.serve.faults import BusyError, ClosingError, LateError
 from hilora.serve.gauges import watch
@@ -30,6 +30,7 @@ from hilora.serve.meters import Meters
 from hilora.serve.routing import Routing, Started
 from hilora.serve.tenants import visible
 from hilora.serve.ticket import Outbox, Ticket
+from hilora.serve.traffic import Traffic
 
 TOGETHER = 32
 """Prompts that are routed at once, at most."""
@@ -59,22 +60,22 @@ class PoolDesk:
         *,
         log_prompts: bool = False,
     ) -> None:
-        self.limits, self.meters = limits, meters or Meters()
+        self.limits, self.meters, self.traffic = limits, meters or Meters(), Traffic()
         default = router.planner.method.name
-        self.methods = tuple(dict.fromkeys([default, *methods]))
+        self.methods: Sequence[str] = tuple(dict.fromkeys([default, *methods]))
         self.opened = int(time.time())
         self.edition = Edition(router, {})
         self.engine = router.lanes.engine
         self.width = limits.running if router.batching is Batching.OPEN else TURNS
         self.engine.loop.most = limits.running
-        self._routing = Routing(self.methods, limits, self.meters, self._ended, log_prompts=log_prompts)
+        self._routing = Routing(self.methods, limits, self.meters, self.traffic, self._ended, log_prompts=log_prompts)
         self._turn = threading.Condition()
         self._outbox: Outbox | None = None
         self._new: list[Ticket] = []
         self._line: Line[Started] = Line()
         self._running: set[Started] = set()
         self._tickets: set[Ticket] = set()
-        self._closing = self._closed = False
+        self.closing = self._closed = False
         watch(self.meters, self, limits.running)
         self._thread = threading.Thread(target=self._work, name="hilora desk", daemon=True)
         self._thread.start()
@@ -93,10 +94,16 @@ class PoolDesk:
         await ticket.close()
         return ticket.why
 
+    async def look(self, ask: Ask) -> tuple[Why, Looked]:
+        """The same with the answer that is given, whose tokens are looked at."""
+        ticket = await self._ticket(ask, only_route=False)
+        (found,) = [event async for event in ticket]
+        return ticket.why, found
+
     async def _ticket(self, ask: Ask, *, only_route: bool) -> Ticket:
         loop = asyncio.get_running_loop()
         with self._turn:
-            if self._closing:
+            if self.closing:
                 raise ClosingError("The server is shutting down. Ask another one, or come again.", "shutting_down")
             if len(self._tickets) - len(self._running) >= self.limits.waiting:
                 self.meters.refused("queue_full")
@@ -132,7 +139,7 @@ class PoolDesk:
     def close(self, seconds: float) -> None:
         """Take nothing new, let what is there end for so long, then end it."""
         with self._turn:
-            self._closing = True
+            self.closing = True
             self._turn.wait_for(lambda: not self._tickets, seconds)
             left = list(self._tickets)
             self._closed = True
@@ -226,19 +233,3 @@ class PoolDesk:
             groups = list(self._running), list(self._line)
         running, waiting = ([name for each in group for name in each.names] for group in groups)
         return running, waiting
-
-    def state(self) -> Mapping[str, Any]:
-        """What `/readyz` says."""
-        view = self.edition.view
-        batching = self.edition.router.batching
-        return {
-            "status": "closing" if self._closing else "ready",
-            "base": view.base.name,
-            "method": self.methods[0],
-            "lane": "joining" if batching is Batching.OPEN else f"closed ({batching.value})",
-            "epoch": self.edition.router.planner.epoch,
-            "adapters": len(view),
-            "pool_version": view.version,
-            "waiting": self.waiting,
-            "running": self.running,
-        }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from hilora.engine.batching import Batching
 from hilora.engine.thread import Engine
 from hilora.serve.edition import Edition
 from hilora.serve.meters import Meters
@@ -16,6 +17,12 @@ class Watched(Protocol):
 
     edition: Edition
     engine: Engine
+    closing: bool
+
+    @property
+    def methods(self) -> Sequence[str]:
+        """Those that may be asked for, the default first."""
+        ...
 
     @property
     def waiting(self) -> int:
@@ -60,6 +67,22 @@ def watch(meters: Meters, desk: Watched, most: int) -> None:
     ):
         meters.watch_count(name, about, read)
     meters.watch_adapters(lambda: desk.at_work, most)
+
+
+def state_of(desk: Watched) -> dict[str, Any]:
+    """What `/readyz` says to administrators."""
+    view, router = desk.edition.view, desk.edition.router
+    return {
+        "status": "closing" if desk.closing else "ready",
+        "base": view.base.name,
+        "method": desk.methods[0],
+        "lane": "joining" if router.batching is Batching.OPEN else f"closed ({router.batching.value})",
+        "epoch": router.planner.epoch,
+        "adapters": len(view),
+        "pool_version": view.version,
+        "waiting": desk.waiting,
+        "running": desk.running,
+    }
 
 
 def _laid_out(edition: Edition) -> int:

@@ -19,6 +19,7 @@ class Limits:
     allowed: int = 1000  # names in an allow list
     waiting: int = 256  # requests that wait
     new_tokens: int = 1024  # where a request does not say, as far as the context has room
+    looked: int = 2048  # tokens of a prompt and an answer that are looked at
     running: int = 32  # rows that share a step
     deadline: float = 600.0  # seconds, waiting counted
     drain: float = 30.0  # seconds after SIGTERM for what runs

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hilora.base.prompts import context_length, encode_prompts, query_text
+from hilora.base.prompts import encode_prompts, query_text
 from hilora.engine.call import Call
 from hilora.engine.lanes import Lanes
 from hilora.engine.sampling import check_request, is_sampled
@@ -24,9 +24,12 @@ from hilora.serve.edition import Edition
 from hilora.serve.faults import ForbiddenError, ServiceError
 from hilora.serve.journal import LOG
 from hilora.serve.limits import Limits
+from hilora.serve.looks import Look
 from hilora.serve.meters import Meters
+from hilora.serve.room import room
 from hilora.serve.tenants import find, fingerprint, mask, outer
 from hilora.serve.ticket import Ticket
+from hilora.serve.traffic import Traffic
 from hilora.types import Choice
 
 PRIVATE = "private"
@@ -50,7 +53,7 @@ class Routing:
     Args:
         methods: that may be asked for, the default first.
         limits: of requests.
-        meters: counts what happens.
+        meters, traffic: count what happens.
         ended: called in the engine's thread with what was started and one of its works, when that has ended.
         log_prompts: prompts and answers are written to the log.
     """
@@ -60,12 +63,13 @@ class Routing:
         methods: Sequence[str],
         limits: Limits,
         meters: Meters,
+        traffic: Traffic,
         ended: Callable[[Started, Any], None],
         *,
         log_prompts: bool,
     ) -> None:
-        self.methods, self.limits, self.meters, self.ended = methods, limits, meters, ended
-        self.log_prompts = log_prompts
+        self.methods, self.limits, self.ended, self.log_prompts = methods, limits, ended, log_prompts
+        self.meters, self.traffic = meters, traffic
 
     def __call__(self, edition: Edition, tickets: Sequence[Ticket]) -> list[Started]:
         """Route tickets, and tell each how it is served, or why it is not; those that go on."""
@@ -138,20 +142,33 @@ class Routing:
         else:
             (ids,) = encode_prompts([ask.prompt], lanes.tokenizer)
         options: dict[str, Any] = dict(ask.sampling)
-        most = _room(lanes, len(ids), ask.max_new_tokens, self.limits.new_tokens)
+        most = room(lanes, len(ids), ask.max_new_tokens, self.limits.new_tokens)
         defaults = lanes.model.generation_config
         sampled = is_sampled(options, defaults)
         if sampled and ask.answers > 1:
             options["num_return_sequences"] = ask.answers
         check_request(list(ask.stops), options, lanes.model, max_new_tokens=most, batch_size=1)
         call = Call(routed, {row: ids}, ask.seed, list(ask.stops), options | {"max_new_tokens": most})
-        if row in routed.silent:
+        if row in routed.silent and ask.answer is None:
             ticket.tell_routed(_why(edition, lanes, routed, row, (), len(ids), ticket))
             for number in range(ask.answers):
                 ticket.tell(Done(number, "", "abstain", 0))
             return []
         copies = 1 if sampled else ask.answers
         started = Started(ticket, [], "")
+        if ask.answer is not None:
+            seen = Look(
+                lanes,
+                routed,
+                row,
+                ids,
+                ask,
+                most=self.limits.looked,
+                called=lambda choice: outer(view, ask.caller, choice).name,
+                tell=ticket.tell,
+                on_end=partial(self.ended, started),
+            )
+            return self._routed(started, seen, _why(edition, lanes, routed, row, seen.choices, len(ids), ticket))
         answers = Answers(
             lanes,
             call,
@@ -167,10 +184,16 @@ class Routing:
         why = _why(edition, lanes, routed, row, answers.choices, len(ids), ticket)
         names = [_public(view, choice) for choice in answers.choices]
         self.meters.routed(why, names)
+        if not ticket.only_route:
+            self.traffic.count(ask.caller, why.hashes)
         started.names = [name for name in names if name != PRIVATE]
-        started.works, started.first = answers.works, next(iter(why.hashes), "")
-        ticket.tell_routed(why)
-        return [] if ticket.only_route else [started]
+        return self._routed(started, answers, why)
+
+    def _routed(self, started: Started, made: Answers | Look, why: Why) -> list[Started]:
+        """A ticket that is told how it is served; what goes on of it."""
+        started.works, started.first = made.works, next(iter(why.hashes), "")
+        started.ticket.tell_routed(why)
+        return [] if started.ticket.only_route else [started]
 
     def _told(self, ticket: Ticket) -> Callable[[Piece | Done | BaseException], None]:
         """What takes a ticket's events: they are counted, and written down where that is wanted."""
@@ -191,27 +214,6 @@ class Routing:
             ticket.tell(event)
 
         return tell
-
-
-def _room(lanes: Lanes, prompt: int, asked: int | None, default: int) -> int:
-    """How many new tokens a prompt may have.
-
-    Raises:
-        ServiceError: more are asked for than the context has room for.
-    """
-    limit = None if lanes.model.config.is_encoder_decoder else context_length(lanes.model.config)
-    if limit is None:
-        return asked or default
-    room = limit - prompt
-    if room < 1 or (asked is not None and asked > room):
-        wanted = "" if asked is None else f" and {asked} for the answer"
-        raise ServiceError(
-            f"This model's context is {limit} tokens; asked for were {prompt} in the prompt{wanted}. Shorten the "
-            "prompt, or ask for fewer tokens.",
-            "context_length_exceeded",
-            "messages",
-        )
-    return min(room, default) if asked is None else asked
 
 
 def _public(view: PoolView, choice: Choice) -> str:

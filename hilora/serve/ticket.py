@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from hilora.serve.asked import Ask, Done, Piece, Why
+from hilora.serve.asked import Ask, Done, Looked, Piece, Why
 from hilora.serve.faults import LateError
+
+Event = Piece | Done | Looked | BaseException
 
 
 class Outbox:
@@ -66,7 +68,7 @@ class Ticket:
         self.cancelled = False
         self._deadline = asyncio.get_running_loop().time() + seconds
         self._seconds, self._give_up = seconds, give_up
-        self._events: asyncio.Queue[Piece | Done | BaseException] = asyncio.Queue()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._left = ask.answers
         self._closed = False
 
@@ -75,7 +77,7 @@ class Ticket:
         """How it is served."""
         return self.routed.result()
 
-    def tell(self, event: Piece | Done | BaseException) -> None:
+    def tell(self, event: Event) -> None:
         """From any thread: a piece, an answer, or what went wrong."""
         self.outbox.put(lambda: self._take(event))
 
@@ -83,7 +85,7 @@ class Ticket:
         """From any thread: how it is served."""
         self.outbox.put(lambda: None if self.routed.done() else self.routed.set_result(why))
 
-    def _take(self, event: Piece | Done | BaseException) -> None:
+    def _take(self, event: Event) -> None:
         if isinstance(event, BaseException) and not self.routed.done():
             self.routed.set_exception(event)
         else:
@@ -105,7 +107,7 @@ class Ticket:
             await self.close()
             raise
 
-    async def __aiter__(self) -> AsyncIterator[Piece | Done]:
+    async def __aiter__(self) -> AsyncIterator[Any]:
         """Pieces and ends, as they come.
 
         Raises:
@@ -121,7 +123,7 @@ class Ticket:
                     raise self._late() from error
                 if isinstance(event, BaseException):
                     raise event
-                self._left -= isinstance(event, Done)
+                self._left -= isinstance(event, Done | Looked)
                 yield event
         finally:
             await self.close()

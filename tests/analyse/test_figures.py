@@ -251,7 +251,7 @@ def test_each_token_uses_as_many_rocs_of_each_adapter_as_the_plan_says(
     built = router(method, **options)
     found = record(built, PROMPT, max_new_tokens=5, seed=3)
     (answer,) = built.generate([PROMPT], max_new_tokens=5, seed=3)
-    assert found.answer == answer
+    assert found.answer == answer.text
     assert len(found.tokens) == answer.prompt_tokens + answer.completion_tokens
     assert "".join(found.tokens[: found.num_prompt]) == PROMPT
     assert dict(zip(found.names, found.plan.rocs[0].tolist(), strict=True)) == answer.rocs

@@ -17,6 +17,7 @@ from hilora.pool.memory import Memory
 from hilora.serve.asked import Ask
 from hilora.serve.checker import Checker
 from hilora.serve.desk import PoolDesk
+from hilora.serve.gauges import state_of
 from hilora.serve.limits import Limits
 from hilora.serve.meters import Meters
 from hilora.serve.renew import Renewal
@@ -102,7 +103,7 @@ def test_bytes_laid_out_are_those_of_the_banks_slots(desks: Any) -> None:
     before = shown(desk.meters)["hilora_adapter_slots_bytes[]"]
     ask(desk, desk.edition.view.names[0])
     after = shown(desk.meters)["hilora_adapter_slots_bytes[]"]
-    joins = desk.state()["lane"] == "joining"
+    joins = state_of(desk)["lane"] == "joining"
     assert (before, after > 0) == (0, joins)
     slots = [site for bank in desk.edition.banks if bank.slots for site in bank.slots.form.sites.values()]
     tensors = [t for site in slots for t in (site.down, site.up, site.size)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace as changed
 from typing import Any
 
 from hilora.base.prompts import Prompt
 from hilora.errors import UnknownNameError
-from hilora.serve.asked import AUTO, Ask, Caller
+from hilora.serve.asked import AUTO, BASE, Ask, Caller
 from hilora.serve.faults import ServiceError
 from hilora.serve.limits import Limits
 from hilora.serve.openai.requests import (
@@ -17,8 +18,9 @@ from hilora.serve.openai.requests import (
     CompletionRequest,
     Generation,
     Hilora,
+    LookRequest,
     Message,
-    RouteRequest,
+    Routable,
 )
 
 FEW_TOKENS = 16
@@ -46,7 +48,7 @@ def completion_ask(request: CompletionRequest, caller: Caller, limits: Limits, m
     return _ask(request, prompt, caller, limits, methods, raw=True, max_new_tokens=tokens, top_logprobs=most)
 
 
-def route_ask(request: RouteRequest, caller: Caller, limits: Limits, methods: Sequence[str]) -> Ask:
+def route_ask(request: Routable, caller: Caller, limits: Limits, methods: Sequence[str]) -> Ask:
     """What a request to route asks; raises as `chat_ask`."""
     given = [name for name in ("messages", "prompt", "input") if getattr(request, name) is not None]
     if len(given) != 1:
@@ -56,6 +58,13 @@ def route_ask(request: RouteRequest, caller: Caller, limits: Limits, methods: Se
     prompt = _chat(request.messages) if request.messages is not None else text or ""
     options = _chat_options(request, limits) | {"raw": request.prompt is not None}
     return _ask(request, prompt, caller, limits, methods, **options)
+
+
+def look_ask(request: LookRequest, caller: Caller, limits: Limits, methods: Sequence[str]) -> Ask:
+    """What a request to look at an answer asks; raises as `chat_ask`."""
+    if request.model == BASE:
+        raise refused("model", "model is 'base', which uses no adapter: there is nothing to look at.")
+    return changed(route_ask(request, caller, limits, methods), answer=request.answer)
 
 
 def refused(param: str, message: str) -> ServiceError:

@@ -40,6 +40,11 @@ ROUTE_BODY: Any = Body(
         chat=("A chat", QUESTION), text=("A text", {"input": "Is this review positive? A joy from start to end."})
     )
 )
+LOOK_BODY: Any = Body(
+    openapi_examples=_examples(
+        text=("A text, and what came of it", {"input": "Is this review positive? A joy.", "answer": "Yes", "seed": 1})
+    )
+)
 NAME_PATH: Any = Path(description='"auto", "base", or an adapter\'s name or content hash')
 
 

@@ -135,6 +135,22 @@ class RouteReply(TypedDict):
     hilora: Reasons
 
 
+class LookReply(TypedDict):
+    """What the tokens of a prompt and of its answer use, mean over the sites of the model."""
+
+    object: Literal["hilora.activations"]
+    model: str
+    prompt_tokens: Annotated[int, Field(description="how many of the tokens are the prompt's")]
+    system_fingerprint: str
+    tokens: list[str]
+    adapters: Annotated[list[str], Field(description="best first; the columns below")]
+    rocs_used: Annotated[list[list[float]], Field(description="rank-one components, token by adapter")]
+    share_added: Annotated[
+        list[list[float]], Field(description="of what all adapters add to a token, token by adapter")
+    ]
+    hilora: Reasons
+
+
 class ModelInfo(TypedDict):
     """What is told of an adapter."""
 

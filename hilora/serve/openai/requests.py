@@ -191,9 +191,19 @@ class CompletionRequest(Generation):
     )
 
 
-class RouteRequest(ChatOptions):
-    """A prompt that is to be routed, without an answer: give messages, prompt or input."""
+class Routable(ChatOptions):
+    """A prompt in any form: give messages, prompt or input."""
 
     messages: Annotated[list[Message], Field(min_length=1)] | None = Field(default=None, description="as in a chat")
     prompt: Text | None = Field(default=None, description="a text, as in a completion")
     input: Text | None = Field(default=None, description="a text, as the only message of a chat")
+
+
+class RouteRequest(Routable):
+    """A prompt that is to be routed, without an answer."""
+
+
+class LookRequest(Routable):
+    """A prompt, and an answer to it, whose tokens are to be looked at."""
+
+    answer: Text = Field(default="", description="the answer, as it was given; without it the prompt's tokens alone")

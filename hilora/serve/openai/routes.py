@@ -14,11 +14,12 @@ from hilora.serve.asked import Ask, Caller, Desk
 from hilora.serve.faults import ForbiddenError, MissingError, ServiceError
 from hilora.serve.limits import Limits
 from hilora.serve.openai.answered import GoneError, in_its_words, while_there, whole
-from hilora.serve.openai.asking import chat_ask, completion_ask, route_ask
+from hilora.serve.openai.asking import chat_ask, completion_ask, look_ask, route_ask
 from hilora.serve.openai.described import (
     CHAT_BODY,
     COMPLETION_BODY,
     ID_HEADER,
+    LOOK_BODY,
     NAME_PATH,
     REFUSALS,
     ROUTE_BODY,
@@ -28,8 +29,8 @@ from hilora.serve.openai.errors import Json
 from hilora.serve.openai.forms import CHAT, TEXT, Form, Reply
 from hilora.serve.openai.models import model_of, models_of
 from hilora.serve.openai.reasons import fingerprint, headers_of, reasons_of
-from hilora.serve.openai.replies import ChatCompletion, Model, ModelList, RouteReply, TextCompletion
-from hilora.serve.openai.requests import ChatRequest, CompletionRequest, Generation, RouteRequest
+from hilora.serve.openai.replies import ChatCompletion, LookReply, Model, ModelList, RouteReply, TextCompletion
+from hilora.serve.openai.requests import ChatRequest, CompletionRequest, Generation, LookRequest, RouteRequest
 from hilora.serve.openai.stream import Streamed
 
 USE = "use"
@@ -128,6 +129,39 @@ def routes(
             "model": ask.model,
             "prompt_tokens": why.prompt_tokens,
             "system_fingerprint": fingerprint(why),
+            "hilora": reasons_of(ask, why, explain),
+        }
+        return Json(reply, headers=headers_of(ask, why))
+
+    @router.post(
+        "/activations",
+        summary="Look at what tokens use",
+        tags=["routing"],
+        dependencies=as_json,
+        response_model=None,
+        responses=answers(LookReply, streamed=False),
+    )
+    async def look(request: Request, caller: Caller = known, body: LookRequest = LOOK_BODY) -> Response:
+        """Say how much each token of a prompt, and of an answer to it, uses of each adapter.
+
+        Takes what a route takes, and the answer; with the seed that it came with, ROCs are drawn as they were then.
+        """
+        ask = look_ask(body, caller, limits, desk.methods)
+        try:
+            with in_its_words(ask):
+                why, seen = await while_there(request.receive, desk.look(ask))
+        except GoneError:
+            return Response(status_code=LEFT)
+        explain = not (body.hilora and body.hilora.explain is False)
+        reply: LookReply = {
+            "object": "hilora.activations",
+            "model": ask.model,
+            "prompt_tokens": seen.num_prompt,
+            "system_fingerprint": fingerprint(why),
+            "tokens": list(seen.tokens),
+            "adapters": list(seen.adapters),
+            "rocs_used": [list(row) for row in seen.rocs_used],
+            "share_added": [list(row) for row in seen.share_added],
             "hilora": reasons_of(ask, why, explain),
         }
         return Json(reply, headers=headers_of(ask, why))

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 
 from hilora.errors import UnknownNameError
 from hilora.pool.view import Entry
-from hilora.serve.asked import AUTO, BASE, Ask, Caller, Done, Piece, TokenLog, Why
+from hilora.serve.asked import AUTO, BASE, Ask, Caller, Done, Looked, Piece, TokenLog, Why
 from hilora.serve.faults import UnauthorizedError
 from hilora.serve.limits import Limits
 from hilora.serve.openai import Guard, install_errors, routes
@@ -98,6 +98,13 @@ class FakeDesk:
         used = [] if ask.model == BASE else seen
         choices = tuple(Choice(name, float("-inf"), 1 / (place + 1), 3, 8, True) for place, name in enumerate(used))
         return Why(ask.method or self.methods[0], choices, tuple(name[::-1] * 4 for name in used), "", 7, "e1", "5")
+
+    async def look(self, ask: Ask) -> tuple[Why, Looked]:
+        why = await self.route(ask)
+        names = tuple(choice.name for choice in why.choices)
+        tokens = ("ask", *(ask.answer or "").split())
+        row = tuple(0.5 for _ in names)
+        return why, Looked(tokens, 1, names, (row,) * len(tokens), (row,) * len(tokens))
 
     def visible(self, caller: Caller) -> Sequence[Entry]:
         return [entry(name) for name in self.names]

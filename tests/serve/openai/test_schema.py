@@ -13,6 +13,7 @@ OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/route"),
+    ("POST", "/v1/activations"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
 ]
