@@ -20,9 +20,10 @@ from hilora.serve.gauges import state_of
 from hilora.serve.journal import Journal
 from hilora.serve.limits import Limits
 from hilora.serve.openai.errors import install_errors
-from hilora.serve.openai.guard import Guard
+from hilora.serve.openai.guard import PAGES, Guard
 from hilora.serve.openai.routes import routes
 from hilora.serve.origin import SameOrigin
+from hilora.serve.page import PLACE, POLICY, page_routes
 
 ABOUT = """Prompts without labels in, answers with reasons out, by the adapters that fit them.
 
@@ -59,13 +60,14 @@ def make_app(
 
     app = FastAPI(title="hilora", version=__version__, description=ABOUT, lifespan=life)
     install_errors(app)
-    app.add_middleware(Guard, limits=limits)
+    app.add_middleware(Guard, limits=limits, pages=PAGES | {PLACE: POLICY})
     app.add_middleware(SameOrigin, local=local)
     app.add_middleware(Journal)  # the last one is the first to see a request
     app.include_router(routes(desk, limits, who))
     for each in others:
         app.include_router(each)
     app.include_router(about_routes(desk, who, uploads=bool(others)))
+    app.include_router(page_routes())
     app.include_router(_seen_from_outside(desk, who))
     return app
 
