@@ -26,7 +26,7 @@ from hilora.serve.tenants import inner_name
 from hilora.serve.uploads import Uploads
 
 PROMPTS = ["abab baab abba", "xyz zzy yxyx", "mno onm mmnn", "123 3211 2231"]
-UNLIKE = re.compile(r'("(?:id|created|added|changed|request_id)": ?)("[^"]*"|\d+)')
+UNLIKE = re.compile(r'("(?:id|created|added|changed|since|request_id)": ?)("[^"]*"|\d+)')
 """What differs between any two answers, or counts changes of the pool."""
 
 
@@ -108,6 +108,11 @@ def test_routes_answers_and_their_reasons_are_alike(pair: Any, method: str) -> N
         assert one == other
         assert one[0] == 200, one
         assert "secret" not in other[1]
+        seen = [each.says("POST", "/v1/activations", json=body | {"answer": "aba"}) for each in pair]
+        assert seen[0] == seen[1]
+        assert seen[0][0] == 200, seen
+    one, other = (each.says("GET", "/v1/traffic") for each in pair)
+    assert one == other
 
 
 @pytest.mark.parametrize(
@@ -127,6 +132,8 @@ def test_routes_answers_and_their_reasons_are_alike(pair: Any, method: str) -> N
         ("POST", "/v1/route", {"input": "abab", "hilora": {"allow": ["secret0"]}}),
         ("POST", "/v1/route", {"input": "abab", "hilora": {"allow": []}, "seed": 1}),
         ("POST", "/v1/route", {"input": "abab", "hilora": {"method": "oracle"}}),
+        ("POST", "/v1/activations", {"model": "secret0", "input": "abab"}),
+        ("GET", "/v1/about", None),
         ("GET", "/metrics", None),
         ("GET", "/readyz", None),
     ],

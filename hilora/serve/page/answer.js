@@ -77,7 +77,7 @@ export class Answer {
 
   score(value) {
     if (value === null || value === undefined) return "";
-    return this.way.score?.name === "probability" ? percent(Math.exp(Math.min(0, value))) : value.toFixed(2);
+    return this.way.score?.name === "probability" ? percent(Math.exp(Math.min(0, value))) : value.toFixed(3);
   }
 
   finish(why, usage, reason, first, whole) {

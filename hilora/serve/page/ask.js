@@ -25,8 +25,8 @@ export function pin(name) {
     for (const select of ["method", "other"]) by(select).append(option(ways.at(-1), `${name} (pinned)`));
   }
   by("method").value = id;
+  addEventListener("hashchange", () => by("prompt").focus(), { once: true }); // it cannot be seen yet
   location.hash = "ask";
-  by("prompt").focus();
 }
 
 function request(way, seed) {

@@ -19,7 +19,9 @@ function draw() {
   const most = Math.max(1, ...counts.values());
   const order = (a, b) => (counts.get(b.id) ?? 0) - (counts.get(a.id) ?? 0) || a.id.localeCompare(b.id);
   const rows = fits.sort(order).slice(0, MOST).map((each) => row(each, counts.get(each.id) ?? 0, most));
+  const held = by("adapters").contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
   by("adapters").tBodies[0].replaceChildren(...rows);
+  if (held) by("adapters").querySelector(`[aria-label="${CSS.escape(held)}"]`)?.focus();
   const count = words.length ? `${fits.length} of ${models.length}` : String(models.length);
   by("found").textContent = `${count} adapters; prompts since ${since}`;
   by("more").textContent = fits.length > MOST ? `The first ${MOST} are shown; search for others.` : "";
