@@ -47,7 +47,7 @@ def serve(
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")] = False,
 ) -> None:
-    """Serve a pool: OpenAI's API at http://HOST:PORT/v1, its description at /docs."""
+    """Serve a pool: OpenAI's API at http://HOST:PORT/v1, its description at /docs, a page at /ui."""
     if context.invoked_subcommand is not None:
         return
     try:

@@ -124,7 +124,7 @@ def serve(router: HiLoRA, settings: Settings, state: State, say: Callable[[str],
         LOG.warning(READ_ONLY, extra={"pool": str(folder)})
     with held, bound(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
-        say(f"http://{host}:{port}  (API at /v1, documentation at /docs)")
+        say(f"http://{host}:{port}  (a page at /ui, API at /v1, documentation at /docs)")
         config = uvicorn.Config(
             app,
             log_config=None,
