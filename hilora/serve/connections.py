@@ -26,6 +26,8 @@ OTHERS = BACKLOG + 64
 """Open files that are kept for what is no connection yet, and for the pool, uploads and their checks."""
 FEWEST = 8
 """Connections at the least."""
+YOUNG = 1.0
+"""Seconds for which a client that has asked for nothing yet makes no room for others."""
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +58,7 @@ class Connection(H11Protocol):
         self._since, self._then = self.loop.time(), 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A client is there: where there are too many, the one that has asked for nothing for longest goes."""
+        """A client is there: where there are too many, the one that has asked for nothing for longest goes, or it."""
         super().connection_made(transport)
         if len(self.connections) <= self.limits.connections:
             return
@@ -64,8 +66,10 @@ class Connection(H11Protocol):
         there = [each for each in there if not each.transport.is_closing()]
         if len(there) < self.limits.connections:
             return
-        if idle := [each for each in there if each.cycle is None or each.cycle.response_complete]:
-            min(idle, key=lambda each: each._since).transport.abort()
+        idle = [each for each in there if each.cycle is None or each.cycle.response_complete]
+        oldest = min(idle, key=lambda each: each._since, default=self)
+        if self.loop.time() - oldest._since > YOUNG:
+            oldest.transport.abort()
             return
         log.warning("A client was refused: there are %d connections already.", len(there))
         busy = told(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections. Come again.", "server_error", "overloaded")

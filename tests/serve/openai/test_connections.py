@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from hilora.serve import connections
 from hilora.serve.connections import FEWEST, OTHERS, Watched, room
 from hilora.serve.run import config_of
 
@@ -160,6 +161,13 @@ def test_what_is_left_of_a_body_that_was_refused_is_not_waited_for(start: Start)
         assert client.recv(100) == b""
 
 
+def test_two_ways_of_saying_where_a_body_ends_are_refused(start: Start) -> None:
+    sent = HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + MODELS
+    with start().client(sent) as client:
+        assert error_of(client) == (400, "invalid_value")
+        assert client.recv(100) == b""
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -194,13 +202,16 @@ def test_rubbish_behind_an_answer_that_is_under_way_ends_it(
     assert "Traceback" not in caplog.text
 
 
-def test_where_there_are_too_many_who_asks_for_nothing_goes_first(start: Start, desk: Any, chat: Any) -> None:
+def test_where_there_are_too_many_who_asks_for_nothing_goes_first(
+    start: Start, desk: Any, chat: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk.stuck = True
     body = json.dumps(chat()).encode()
     asking = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
     running = start(connections=3)
     with running.client(HEAD) as idle:
         assert running.holds(1)
+        monkeypatch.setattr(connections, "YOUNG", 0.0)
         with running.client(asking), running.client(asking):
             assert waited(lambda: len(desk.asked) == 2)
             with running.client(asking):
