@@ -122,7 +122,7 @@ class Held:
 
     def settle(self) -> None:
         """Wait until nothing waits or runs, and nobody but its own client is connected."""
-        until(lambda: self._idle(), 60)
+        until(self._idle, 60)
 
     def _idle(self) -> bool:
         state = self.server.client.get("/readyz").json()

@@ -68,7 +68,7 @@ class Connection(H11Protocol):
             return
         idle = [each for each in there if each.cycle is None or each.cycle.response_complete]
         oldest = min(idle, key=lambda each: each._since, default=self)
-        if self.loop.time() - oldest._since > YOUNG:
+        if oldest is not self and self.loop.time() - oldest._since > YOUNG:
             oldest.transport.abort()
             return
         log.warning("A client was refused: there are %d connections already.", len(there))
