@@ -113,17 +113,12 @@ async def vanishing(served: Server, count: int, rng: random.Random) -> dict[str,
         client.vanish(reset=reset)
         found[f"{kind}, {'RST' if reset else 'FIN'}"] += 1
 
-    async def some(numbers: range) -> None:
-        for start in numbers[::6]:  # so many at once of each kind
-            few = range(start, min(numbers.stop, start + 6))
-            await asyncio.gather(*(one(kind, reset=bool(number % 2)) for number in few for kind in kinds))
-
     kinds = ["in a request", "before the status", "before a stream", "in a stream", "upload"]
-    found = Counter[str]()
-    await some(range(count // 5))  # threads and what they hold have come then
-    held, good = Held(served), Good(served)
+    held, good, found = Held(served), Good(served), Counter[str]()
     with good.asking():
-        await some(range(count // 5, count))
+        for start in range(0, count, 6):  # so many at once of each kind
+            some = range(start, min(count, start + 6))
+            await asyncio.gather(*(one(kind, reset=bool(i % 2)) for i in some for kind in kinds))
     return row("clients that vanish", found, good, held.wrong())
 
 

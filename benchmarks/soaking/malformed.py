@@ -222,5 +222,4 @@ def forms(seen: Seen, count: int, rng: Random) -> None:
     files = {name: content for name, (_, content) in seen.server.bench.form(7).items()}
     for number in range(count):
         kind, body = form(files, rng, number)
-        method, path = rng.choice([(b"POST", b"/v1/adapters"), (b"PUT", b"/v1/adapters/n%d" % number)])
-        seen.ask(method, path, body, b"Content-Type: " + kind)
+        seen.ask(b"POST", rng.choice([b"/v1/adapters", b"/v1/adapters?wait=60"]), body, b"Content-Type: " + kind)
