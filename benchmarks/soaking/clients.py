@@ -13,7 +13,7 @@ from typing import Any
 from hilora.serve.connections import OTHERS
 from soaking.made import PROMPT, Server, bench, server
 from soaking.odd import ODD
-from soaking.raw import FORM, STREAM, Good, Held, Raw, head, request, status
+from soaking.raw import FORM, STREAM, Good, Held, Raw, head, request, status, warm
 
 PATIENCE = 0.6
 """Seconds that the server is given for slow clients, so that there is less to wait for."""
@@ -40,6 +40,7 @@ def run(scale: float, home: Path, seed: int) -> Iterator[dict[str, Any]]:
     room = 12 * count
     files = ["prlimit", f"--nofile={room + OTHERS + 30}"]
     with bench(home) as made, server(made, ["--patience", str(PATIENCE)], files) as served:
+        warm(served)
         yield asyncio.run(slow(served, count))
         yield asyncio.run(stalled(served, count))
         yield asyncio.run(vanishing(served, 6 * count, random.Random(seed)))

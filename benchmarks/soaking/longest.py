@@ -1,4 +1,4 @@
-"""Prompts as long as the context, beside short ones that stream: these go on, and all get the answers that they get alone."""
+"""Prompts as long as the context, beside short ones that stream: these go on, and all answers are as alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from soaking.made import Server, bench, server
-from soaking.raw import Held
+from soaking.raw import Held, warm
 
 SHORT = [{"model": model, "prompt": "ab ba ab " * n} for model, n in (("auto", 1), ("alpha", 3), ("base", 2))]
 ALIKE = {"temperature": 0, "seed": 5}
@@ -28,6 +28,7 @@ def run(scale: float, home: Path, seed: int) -> Iterator[dict[str, Any]]:
         model.save_pretrained(home / "base")
         made.tiny.tokenizer().save_pretrained(home / "base")
         with server(made) as served:
+            warm(served)
             longer = Longer(served, context)
             for tokens in (context - 1, context, context + 1):
                 yield asyncio.run(longer.beside(tokens, max(1, round(6 * scale))))
@@ -78,7 +79,7 @@ class Longer:
             for task in streams:
                 task.cancel()
             await asyncio.gather(*streams, return_exceptions=True)
-        for meanwhile, name in ((True, "longest gap of others meanwhile, ms"), (False, "else")):
+        for meanwhile, name in ((True, "longest gap of others meanwhile, ms"), (False, "longest gap else, ms")):
             counts[name] = round(1e3 * max((gap for was, gap in gaps if was == meanwhile), default=0))
         if alone.status_code == 200 and counts["tokens of others meanwhile"] < 3 * count:
             wrong.append(f"others got no tokens while a long prompt was read: {counts}")
@@ -100,7 +101,7 @@ class Longer:
     async def stream(
         self, client: Any, number: int, reading: asyncio.Event, gaps: list[tuple[bool, float]], wrong: list[str]
     ) -> None:
-        """Ask one of the short ones over and over; notes each time between two tokens, and whether a long one was read."""
+        """Ask one of the short ones over and over; note each gap between tokens, and whether a long one was read."""
         while True:
             text, last, was = "", 0.0, reading.is_set()
             async with client.stream(

@@ -20,7 +20,7 @@ from hypothesis.errors import Unsatisfiable
 
 from soaking.made import Server, bench, server
 from soaking.nearly import BODIES, METHODS, PATHS, TYPES, changed, form, written
-from soaking.raw import Held
+from soaking.raw import Held, warm
 
 WHOLE = 10_000
 """Requests at scale 1, of all kinds together."""
@@ -98,6 +98,7 @@ def run(scale: float, home: Path, seed: int) -> Iterator[dict[str, Any]]:
     """The rows."""
     count, rng = max(8, round(WHOLE * scale / 5)), Random(seed)
     with bench(home) as made, server(made, ["--new-tokens", "4"]) as served:
+        warm(served)
         held = Held(served)
         for call in (described, nearly, rubbish, paths, forms):
             seen = Seen(served, (call.__doc__ or "").partition(".")[0])

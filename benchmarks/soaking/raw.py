@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 
-from soaking.made import Server, until
+from soaking.made import PROMPT, Server, until
 
 FORM = b"multipart/form-data; boundary=edge"
 STREAM = {"model": "auto", "prompt": "abab baab abba", "max_tokens": 50, "stream": True, "logprobs": 5, "n": 4}
@@ -95,6 +96,14 @@ class Raw:
         self.socket.close()
 
 
+def warm(server: Server) -> None:
+    """Have a crowd ask: what is held from the first one on, threads above all, is no leak."""
+    client = httpx2.Client(base_url=server.url, timeout=300)
+    bodies = [PROMPT | {"model": model, "stream": True} for model in ("auto", "alpha")] * 40
+    with client, ThreadPoolExecutor(40) as pool:
+        list(pool.map(lambda body: client.post("/v1/completions", json=body), bodies))
+
+
 def status(got: bytes) -> int:
     """Of the first response; 0 where there is none."""
     return int(got.split()[1]) if got.startswith(b"HTTP/1.1 ") else 0
@@ -105,8 +114,6 @@ class Held:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        with ThreadPoolExecutor(40) as pool:  # what is held from the first crowd on is no leak
-            list(pool.map(server.ask, ["auto", "alpha"] * 40))
         self.settle()
         self.files, self.memory = self._files, self._process.memory_info().rss
 
