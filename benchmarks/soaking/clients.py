@@ -13,7 +13,7 @@ from typing import Any
 from hilora.serve.connections import OTHERS
 from soaking.made import PROMPT, Server, bench, server
 from soaking.odd import ODD
-from soaking.raw import FORM, STREAM, Good, Held, Raw, head, request, status, warm
+from soaking.raw import EXACT, FORM, STREAM, Good, Held, Raw, head, request, status, warm
 
 PATIENCE = 0.6
 """Seconds that the server is given for slow clients, so that there is less to wait for."""
@@ -39,7 +39,7 @@ def run(scale: float, home: Path, seed: int) -> Iterator[dict[str, Any]]:
     count = max(3, round(50 * scale))
     room = 12 * count
     files = ["prlimit", f"--nofile={room + OTHERS + 30}"]
-    with bench(home) as made, server(made, ["--patience", str(PATIENCE)], files) as served:
+    with bench(home) as made, server(made, ["--patience", str(PATIENCE), *EXACT], files) as served:
         warm(served)
         yield asyncio.run(slow(served, count))
         yield asyncio.run(stalled(served, count))
@@ -120,6 +120,8 @@ async def vanishing(served: Server, count: int, rng: random.Random) -> dict[str,
         for start in range(0, count, 6):  # so many at once of each kind
             some = range(start, min(count, start + 6))
             await asyncio.gather(*(one(kind, reset=bool(i % 2)) for i in some for kind in kinds))
+            if start < count / 2:  # what a crowd takes stays, what each client takes does not
+                held.weigh()
     return row("clients that vanish", found, good, held.wrong())
 
 

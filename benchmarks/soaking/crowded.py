@@ -15,6 +15,7 @@ import httpx2
 
 from hilora.serve.state import State
 from soaking.made import Server, bench, server, until
+from soaking.raw import EXACT
 
 CLIENTS, WAITING, RUNNING = 64, 32, 2
 TENANTS = ("one", "two", "three", "four")
@@ -98,14 +99,14 @@ class Crowd:
 
 def run(scale: float, home: Path, seed: int) -> Iterator[dict[str, Any]]:
     """The rows."""
-    most = max(20, min(150, round(1500 * scale)))
+    most = max(20, min(100, round(1000 * scale)))
     with bench(home) as made:
         state = State(made.pool.path)
         keys = {name: key(state, name, "use") for name in TENANTS}
-        with server(made, ["--waiting", str(WAITING), "--running", str(RUNNING)]) as served:
+        with server(made, ["--waiting", str(WAITING), "--running", str(RUNNING), *EXACT]) as served:
             served.client.headers.update(key(state, "", "use", "admin"))
-            yield asyncio.run(waves(Crowd(served, keys, most), max(1, round(10 * scale))))
-            yield asyncio.run(greedy(Crowd(served, keys, most), max(1, round(20 * scale))))
+            yield asyncio.run(waves(Crowd(served, keys, most), max(1, round(5 * scale))))
+            yield asyncio.run(greedy(Crowd(served, keys, most), max(1, round(10 * scale))))
 
 
 def key(state: State, tenant: str, *scopes: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from soaking.made import Server, bench, server
-from soaking.raw import Held, warm
+from soaking.raw import EXACT, Held, warm
 
 SHORT = [{"model": model, "prompt": "ab ba ab " * n} for model, n in (("auto", 1), ("alpha", 3), ("base", 2))]
 ALIKE = {"temperature": 0, "seed": 5}
@@ -27,7 +27,7 @@ def run(scale: float, home: Path, seed: int) -> Iterator[dict[str, Any]]:
         model.config.max_position_embeddings = context
         model.save_pretrained(home / "base")
         made.tiny.tokenizer().save_pretrained(home / "base")
-        with server(made) as served:
+        with server(made, EXACT) as served:
             warm(served)
             longer = Longer(served, context)
             for tokens in (context - 1, context, context + 1):

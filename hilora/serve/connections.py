@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -20,10 +21,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from hilora.serve.limits import Limits
 from hilora.serve.openai.errors import Told, told
 
-BACKLOG = 128
-"""Connections that are accepted at once."""
-OTHERS = BACKLOG + 64
-"""Open files that are kept for what is no connection yet, and for the pool, uploads and their checks."""
+ACCEPTED = 32
+"""Connections that are accepted in a turn of the event loop."""
+QUEUE = 1024
+"""Connections that wait to be accepted."""
+OTHERS = 5 * ACCEPTED + 64
+"""Open files that are kept: for connections on their way in or out, which takes some turns of the event loop, and
+for the pool, uploads and their checks."""
 FEWEST = 8
 """Connections at the least."""
 YOUNG = 1.0
@@ -146,6 +150,12 @@ class Connection(H11Protocol):
 
 class Watched(uvicorn.Server):
     """A server whose connections are looked at."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        for each in sockets or ():  # asyncio takes one number for both
+            each.listen(QUEUE)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""

@@ -25,7 +25,7 @@ from hilora.serve.edition import Edition
 from hilora.serve.faults import BusyError, ClosingError, LateError
 from hilora.serve.gauges import watch
 from hilora.serve.limits import Limits
-from hilora.serve.line import Line
+from hilora.serve.line import Line, has_place
 from hilora.serve.meters import Meters
 from hilora.serve.routing import Routing, Started
 from hilora.serve.tenants import visible
@@ -114,19 +114,13 @@ class PoolDesk:
         return ticket
 
     def _check_place(self, tenant: str) -> None:
-        """Refuse where the line is full; a tenant that has less than an equal share of its places gets one more.
-
-        Who asks for much would else keep others out: each place that gets free is taken at once.
-        """
         running = {each.ticket for each in self._running}
         waiting = [each.ask.caller.tenant for each in self._tickets if each not in running]
-        share = self.limits.waiting // len({*waiting, tenant})
-        if len(waiting) < self.limits.waiting + self._free or waiting.count(tenant) < share:
-            return
-        self.meters.refused("queue_full")
-        seconds = self.meters.typical_seconds * len(waiting) / self.width  # until those who wait now have started
-        message = f"{len(waiting)} requests are waiting already. Come again."
-        raise BusyError(message, max(1.0, seconds), "queue_full")
+        if not has_place(waiting, tenant, self.limits.waiting + self._free):
+            self.meters.refused("queue_full")
+            seconds = self.meters.typical_seconds * len(waiting) / self.width  # until those who wait now have started
+            message = f"{len(waiting)} requests are waiting already. Come again."
+            raise BusyError(message, max(1.0, seconds), "queue_full")
 
     def change(self, view: PoolView) -> None:
         """Route over another view of the pool from now on; what is routed already keeps its own."""

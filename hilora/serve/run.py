@@ -24,7 +24,7 @@ from hilora.serve.access import Doorkeeper, check_bind
 from hilora.serve.api_adapters import adapter_routes
 from hilora.serve.app import make_app
 from hilora.serve.checker import Checker
-from hilora.serve.connections import BACKLOG, Connection, Watched, room
+from hilora.serve.connections import ACCEPTED, Connection, Watched, room
 from hilora.serve.desk import GROWING, PoolDesk
 from hilora.serve.journal import LOG, write_down
 from hilora.serve.limits import Limits
@@ -140,7 +140,7 @@ def config_of(app: FastAPI, limits: Limits) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=ACCEPTED,
         timeout_graceful_shutdown=round(limits.drain) + 5,
         h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
     )
