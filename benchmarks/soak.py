@@ -26,6 +26,10 @@ from hilora.jsonl import read_lines
 PARTS = {
     "churn": "Adapters come, change and go while many ask; each answer compared with the solo answer",
     "killed": "`kill -9` in the middle of uploads and of requests",
+    "clients": "Slow, vanishing and odd clients, and more of them than files may be open",
+    "malformed": "Requests that are nearly right, and rubbish: none is answered by a failure of the server",
+    "longest": "Prompts as long as the context, beside short ones that stream",
+    "crowded": "More clients than places in the line",
 }
 """Part -> what it does, in words. Each is `run(scale, home, seed)` in soaking/PART.py, which yields rows: what was
 done, `counts` (name -> number), `wrong` (texts). `scale` is 1 for what the report shows, less for less of it."""

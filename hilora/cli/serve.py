@@ -38,6 +38,12 @@ def serve(
     waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused with 429.")] = 256,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for a whole answer, waiting counted.")] = 600,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for what runs after SIGTERM.")] = 30,
+    connections: Annotated[
+        int, typer.Option(min=1, help="At once; fewer where files that may be open are few.")
+    ] = 1000,
+    patience: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a request's headers; slower clients are ended.")
+    ] = 30,
     new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, where a request does not say.")] = 1024,
     dtype: Dtype = None,
     quantize: Quantize = None,
@@ -60,7 +66,15 @@ def serve(
 
     built, settings = choose_method(method, option)
     opened = open_pool(pool)
-    limits = Limits(running=running, waiting=waiting, deadline=deadline, drain=drain, new_tokens=new_tokens)
+    limits = Limits(
+        running=running,
+        waiting=waiting,
+        deadline=deadline,
+        drain=drain,
+        new_tokens=new_tokens,
+        connections=connections,
+        patience=patience,
+    )
     asked = Served(
         host=host,
         port=port,

@@ -25,7 +25,7 @@ from hilora.serve.edition import Edition
 from hilora.serve.faults import BusyError, ClosingError, LateError
 from hilora.serve.gauges import watch
 from hilora.serve.limits import Limits
-from hilora.serve.line import Line
+from hilora.serve.line import Line, has_place
 from hilora.serve.meters import Meters
 from hilora.serve.routing import Routing, Started
 from hilora.serve.tenants import visible
@@ -105,13 +105,7 @@ class PoolDesk:
         with self._turn:
             if self.closing:
                 raise ClosingError("The server is shutting down. Ask another one, or come again.", "shutting_down")
-            if len(self._tickets) - len(self._running) >= self.limits.waiting:
-                self.meters.refused("queue_full")
-                raise BusyError(
-                    f"{self.limits.waiting} requests are waiting already. Come again.",
-                    self._wait(),
-                    "queue_full",
-                )
+            self._check_place(ask.caller.tenant)
             if self._outbox is None or self._outbox.loop is not loop:
                 self._outbox = Outbox(loop)
             ticket = Ticket(ask, self._outbox, self.limits.deadline, self._give_up, only_route=only_route)
@@ -126,9 +120,14 @@ class PoolDesk:
             raise
         return ticket
 
-    def _wait(self) -> float:
-        """Seconds after which a place may be free: what one answer takes, as far as is known."""
-        return max(1.0, round(self.meters.typical_seconds, 0))
+    def _check_place(self, tenant: str) -> None:
+        running = {each.ticket for each in self._running}
+        waiting = [each.ask.caller.tenant for each in self._tickets if each not in running]
+        if not has_place(waiting, tenant, self.limits.waiting + self._free):
+            self.meters.refused("queue_full")
+            seconds = self.meters.typical_seconds * len(waiting) / self.width  # until those who wait now have started
+            message = f"{len(waiting)} requests are waiting already. Come again."
+            raise BusyError(message, max(1.0, seconds), "queue_full")
 
     def change(self, view: PoolView) -> None:
         """Route over another view of the pool from now on; what is routed already keeps its own."""
@@ -165,9 +164,13 @@ class PoolDesk:
                 self._ended(started, work)
 
     @property
+    def _free(self) -> int:
+        """How many answers more the model's steps take."""
+        return max(0, self.width - sum(len(each.works) for each in self._running))
+
+    @property
     def _may_start(self) -> bool:
-        rows = sum(len(each.works) for each in self._running)
-        return bool(self._line) and rows < self.width
+        return bool(self._line) and self._free > 0
 
     def _work(self) -> None:
         while True:
@@ -200,6 +203,7 @@ class PoolDesk:
         with self._turn:
             while self._may_start:
                 started = self._line.pop()
+                started.since = time.perf_counter()
                 self._running.add(started)
                 works += started.works
                 self.meters.began(started.ticket.began)
@@ -212,6 +216,8 @@ class PoolDesk:
             started.ended.add(work)
             if started.ended >= set(started.works):
                 self._running.discard(started)
+                if not started.ticket.cancelled:
+                    self.meters.worked(time.perf_counter() - started.since)
             self._turn.notify_all()
 
     @property

@@ -33,4 +33,8 @@ class Limits:
     capture: float = 0.5  # share of the other adapters' samples that a newcomer may take at most
     check_seconds: float = 600.0  # for the check of an upload
     check_memory: int = 8 << 30  # bytes, likewise
+    upload_rate: int = 64 << 10  # bytes a second, on average, of an upload that takes longer than the deadline
+    connections: int = 1000  # at once; less where so many files cannot be open
+    patience: float = 30.0  # seconds for the headers of a request; and over which a client's rate is measured
+    rate: int = 1 << 10  # bytes a second, of a client that sends a body or reads an answer
     requests_per_minute: int = 0  # of a token; 0 for no bound

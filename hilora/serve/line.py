@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -62,3 +62,16 @@ class Line(Generic[T]):
                         del self._tenants[tenant]
                     return True
         return False
+
+
+def has_place(waiting: Sequence[str], tenant: str, places: int) -> bool:
+    """Whether one more may wait: there is room, or its tenant has less than an equal share of the places.
+
+    Who asks for much would else keep others out, for he takes each place as soon as it is free.
+
+    Args:
+        waiting: the tenants of those who wait.
+        tenant: of the one who comes.
+        places: how many may wait.
+    """
+    return len(waiting) < places or waiting.count(tenant) < places // len({*waiting, tenant})

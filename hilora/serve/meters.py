@@ -152,15 +152,18 @@ class Meters:
         self._ends.labels(reason).inc()
         self._new.inc(tokens)
         self._whole.observe(now - came)
-        self._recent.append(now - came)
         if first is not None:
             self._first.observe(first - came)
             if tokens > 1:
                 self._more.observe((now - first) / (tokens - 1))
 
+    def worked(self, seconds: float) -> None:
+        """A request is answered, so long after it left the line."""
+        self._recent.append(seconds)
+
     @property
     def typical_seconds(self) -> float:
-        """Of an answer, lately; 1 where none is known."""
+        """From the line to the whole answer, lately; 1 where none is known."""
         return sorted(self._recent)[len(self._recent) // 2] if self._recent else 1.0
 
     def page(self) -> tuple[bytes, str]:

@@ -119,14 +119,20 @@ async def receive(chunks: AsyncIterator[bytes], content_type: str, folder: Path,
     reader = _Reader(Form(folder), most_bytes(limits), limits.upload)
     try:
         parser = MultipartParser(options[b"boundary"], reader.callbacks)  # type: ignore[arg-type]
-        async with asyncio.timeout(limits.deadline):
+        size, end = 0, asyncio.get_running_loop().time() + limits.deadline
+        async with asyncio.timeout_at(end) as timeout:
             async for chunk in chunks:
+                size += len(chunk)
+                timeout.reschedule(end + size / limits.upload_rate)
                 await asyncio.to_thread(parser.write, chunk)
         parser.finalize()
     except FormParserError as error:
         raise ServiceError(f"The form cannot be read: {error}.", "invalid_value") from error
     except TimeoutError as error:
-        raise LateError(f"The upload did not arrive within {limits.deadline:g} seconds.") from error
+        raise LateError(
+            f"The upload did not arrive within {limits.deadline:g} seconds, and came with less than "
+            f"{limits.upload_rate} bytes a second."
+        ) from error
     finally:
         reader.close()
     if not reader.ended:

@@ -45,6 +45,7 @@ class Started:
     first: str  # content hash of its best adapter; "" for the base model
     names: Sequence[str] = ()  # of its adapters that are everybody's
     ended: set[Any] = field(default_factory=set)
+    since: float = 0.0  # when it left the line, by `time.perf_counter`
 
 
 class Routing:

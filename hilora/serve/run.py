@@ -8,12 +8,13 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
@@ -23,6 +24,7 @@ from hilora.serve.access import Doorkeeper, check_bind
 from hilora.serve.api_adapters import adapter_routes
 from hilora.serve.app import make_app
 from hilora.serve.checker import Checker
+from hilora.serve.connections import ACCEPTED, Connection, Watched, room
 from hilora.serve.desk import GROWING, PoolDesk
 from hilora.serve.journal import LOG, write_down
 from hilora.serve.limits import Limits
@@ -78,7 +80,7 @@ class Settings:
         return state
 
 
-class Orderly(uvicorn.Server):
+class Orderly(Watched):
     """A server that SIGTERM and Ctrl-C end, and that has ended well then."""
 
     @contextmanager
@@ -125,15 +127,23 @@ def serve(router: HiLoRA, settings: Settings, state: State, say: Callable[[str],
     with held, bound(settings.host, settings.port) as listening:
         host, port = listening.getsockname()[:2]
         say(f"http://{host}:{port}  (a page at /ui, API at /v1, documentation at /docs)")
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=round(limits.drain) + 5,
-            h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
-        )
-        asyncio.run(Orderly(config).serve(sockets=[listening]))
+        limits = replace(limits, connections=room(limits.connections, listening.fileno()))
+        asyncio.run(Orderly(config_of(app, limits)).serve(sockets=[listening]))
+
+
+def config_of(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """How the service is served."""
+    return uvicorn.Config(
+        app,
+        http=cast(Any, partial(Connection, limits)),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=ACCEPTED,
+        timeout_graceful_shutdown=round(limits.drain) + 5,
+        h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
+    )
 
 
 def bound(host: str, port: int) -> socket.socket:

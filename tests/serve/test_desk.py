@@ -14,7 +14,7 @@ import torch
 
 from hilora import HiLoRA
 from hilora.errors import InputError
-from hilora.serve.asked import Ask, Done, Piece
+from hilora.serve.asked import Ask, Caller, Done, Piece
 from hilora.serve.desk import PoolDesk
 from hilora.serve.faults import BusyError, ClosingError, LateError, ServiceError
 from hilora.serve.limits import Limits
@@ -201,6 +201,51 @@ def test_a_full_line_refuses_and_says_when_to_come_again(router: HiLoRA) -> None
     assert all(error.after >= 1 for error in refused)
     assert all(ends(events) for events in found if not isinstance(events, BaseException))
     assert len(found) - len(refused) >= 2
+    desk.close(0.0)
+
+
+def test_who_asks_for_much_keeps_no_other_tenant_out(router: HiLoRA) -> None:
+    desk = PoolDesk(router, Limits(waiting=4, running=1))
+    desk.width = 1
+    greedy, other = Caller("greedy"), Caller("other")
+
+    def ask(caller: Caller) -> Ask:
+        return Ask(PROMPT, max_new_tokens=100, sampling=FREE, caller=caller)
+
+    async def crowd() -> list[Any]:
+        asked = [said(desk, ask(caller)) for caller in [greedy] * 8 + [other] * 3]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = run(crowd())
+    served = [not isinstance(each, BaseException) for each in found]
+    assert served == [True] * 5 + [False] * 3 + [True] * 2 + [False]  # its share is two of four places
+    assert all(isinstance(each, BusyError) for each, was in zip(found, served, strict=True) if not was)
+    desk.close(0.0)
+
+
+def test_who_is_refused_is_told_when_those_who_wait_will_have_started(router: HiLoRA) -> None:
+    desk = PoolDesk(router, Limits(waiting=8, running=2))
+    desk.width = 2
+    for _ in range(3):
+        desk.meters.worked(6.0)
+        desk.meters.answered(0.0, None, 1, "stop")  # how long it took with its time in the line counts for nothing
+
+    async def crowd() -> list[Any]:
+        asked = [said(desk, Ask(PROMPT, max_new_tokens=50, sampling=FREE)) for _ in range(11)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    (refused,) = (each for each in run(crowd()) if isinstance(each, BaseException))
+    assert isinstance(refused, BusyError)
+    assert refused.after == 6.0 * 10 / 2
+    desk.close(0.0)
+
+
+def test_without_places_to_wait_who_can_start_at_once_is_served(router: HiLoRA) -> None:
+    desk = PoolDesk(router, Limits(waiting=0, running=1))
+    desk.width = 1
+    for _ in range(2):
+        assert ends(run(said(desk, Ask(PROMPT, max_new_tokens=3, sampling=FREE))))
+        until(lambda: desk.running == 0)
     desk.close(0.0)
 
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hilora.serve.faults import TooLargeError
@@ -92,6 +93,8 @@ class Guard:
             refused = error_of(error)
             refused.headers["Connection"] = "close"
             await refused.response(scope, receive, send_safely)
+        except ClientDisconnect:
+            log.info("The client of request %s has left.", name)
         except Exception:
             log.error("Request %s failed.", name)  # why, the server logs that it runs in
             if not begun:
@@ -125,6 +128,11 @@ class Guard:
             return told(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message, code="headers_too_large")
         if not headers.get("content-length", "0").isdecimal():
             return told(HTTPStatus.BAD_REQUEST, "Content-Length is no number.", code="invalid_value")
+        if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may have read another request
+            message = "Content-Length and Transfer-Encoding are given; one of them is expected."
+            contradicting = told(HTTPStatus.BAD_REQUEST, message, code="invalid_value")
+            contradicting.headers["Connection"] = "close"
+            return contradicting
         coding = headers.get("content-encoding", "identity")
         if coding != "identity":
             message = f"The body is encoded as {coding!r:.40}; send it as it is."

@@ -75,6 +75,26 @@ async def test_who_leaves_the_queue_waits_no_more(app: Any, desk: Any, chat: Any
     assert (desk.cancelled, desk.closed) == (1, 0)
 
 
+async def test_who_leaves_in_an_upload_is_no_failure_of_the_server(
+    app: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    scope = {
+        "type": "http", "asgi": {"spec_version": "2.3"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/up/files", "raw_path": b"/up/files", "query_string": b"", "root_path": "",
+        "headers": [(b"content-type", b"multipart/form-data")], "client": ("c", 1), "server": ("s", 80),
+    }  # fmt: skip
+    coming: list[Any] = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"half", "more_body": True}]
+
+    async def receive() -> Any:
+        return coming.pop()
+
+    async def send(message: Any) -> None:
+        pytest.fail(str(message))
+
+    await app(scope, receive, send)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_work_has_ended_when_its_caller_goes_on() -> None:
     ended = []
 
