@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pickle
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from hilora.pool.lease import holders
 from hilora.pool.private import write_features
 from hilora.route.features import Features, hash_terms
 from hilora.serve.checker import Checker
+from hilora.serve.faults import LateError
 from hilora.serve.limits import Limits
+from hilora.serve.parts import receive
 from hilora.serve.state import State
 
 
@@ -521,3 +524,20 @@ def test_a_process_that_is_held_ready_checks_as_others_do_and_goes_with_the_serv
     bench.uploads.close()
     assert held.poll() is not None
     assert bench.names() == ["alpha", "beta", "gamma", "one", "two"]
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(100, True), (1 << 30, False)])
+def test_an_upload_that_goes_on_is_taken_however_long_it_takes(tmp_path: Path, rate: int, taken: bool) -> None:
+    async def slowly() -> AsyncIterator[bytes]:
+        for name in ("config", "weights", "samples"):
+            yield f'--edge\r\nContent-Disposition: form-data; name="{name}"\r\n\r\nx\r\n'.encode()
+            await asyncio.sleep(0.1)
+        yield b"--edge--\r\n"
+
+    limits = Limits(deadline=0.15, upload_rate=rate)
+    coming = receive(slowly(), "multipart/form-data; boundary=edge", tmp_path, limits)
+    if taken:
+        assert set(asyncio.run(coming).files) == {"config", "weights", "samples"}
+    else:
+        with pytest.raises(LateError):
+            asyncio.run(coming)
