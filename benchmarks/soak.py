@@ -49,13 +49,14 @@ PARTS = {
     "flat": (
         "Memory, files and threads over time",
         "`hilora serve` in a process of its own, while clients ask and adapters come and go. Once a second its "
-        "resident memory, open files, threads and child processes are read. Medians of the last quarter of the time "
-        "beside those of the first, warming up left out: memory may be 5 % more, files and threads not at all.",
+        "resident memory, open files, threads and child processes are read. Where a fifth of the time, "
+        "and a minute, are left out at first, while all warms up, the last quarter is compared with the first; shown "
+        "are medians. Memory may be 5 % more; of files, threads and processes the fewest at a time may not be more.",
     ),
 }
-"""Part -> its title, and what is done and looked at. Each is `run(scale, home, seed)` in soaking/PART.py (where a dash
-is an underscore), which yields rows: what was done, `counts` (name -> number), `wrong` (texts). `scale` is 1 for what
-the report shows, less for less of it."""
+"""Part -> its title, and what is done and looked at. Each is `run(scale, home, seed)` in soaking/PART.py (where a
+dash is an underscore): its rows tell what was done, `counts` (name -> number) and `wrong` (texts). `scale` is 1 for
+what the report shows, less for less of it."""
 
 SHOWN = 20
 """Things that were wrong, of one row, at most."""

@@ -26,8 +26,9 @@ MOST = 4
 """Adapters that come and go, at a time."""
 EVERY = 1.0
 """Seconds between two readings."""
-WARM = 0.2
-"""Share of the time that is left out at first: methods and adapters are asked for the first time, caches fill."""
+WARM, MINUTE, FEWEST = 0.2, 60, 60
+"""Readings left out at first, while methods are asked for the first time and caches fill: a share of all, and a minute
+of them. Where fewer than so many are left, nothing is compared."""
 GROWTH = 1.05
 MIB = 1 << 20
 OK, CREATED = 200, 201
@@ -75,9 +76,9 @@ class Readings:
 
     def quarters(self) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         """The first and the last quarter of the readings, warming up left out."""
-        warm = self.found[int(WARM * len(self.found)) :]
-        part = max(1, len(warm) // 4)
-        return warm[:part], warm[-part:]
+        warm = self.found[max(MINUTE, int(WARM * len(self.found))) :]
+        part = len(warm) // 4 if len(warm) >= FEWEST else 0
+        return warm[:part], warm[len(warm) - part :]
 
 
 class Changes:
@@ -105,7 +106,7 @@ class Changes:
                 call, path = ("POST", "/v1/adapters") if kind == "add" else ("PUT", f"/v1/adapters/{name}")
                 seed = 1000 + number
                 form = self.things.bench.form(seed, samples="\n".join(texts_of(seed)).encode())
-                answer = await self.client.request(call, f"{path}?wait=60", files=form, data={"name": name})
+                answer = await self.client.request(call, f"{path}?wait=600", files=form, data={"name": name})
             self.counts[kind] += 1
             if answer.status_code not in (OK, CREATED):
                 self.wrong.append(f"{kind} {name}: {answer.text}")
@@ -150,7 +151,7 @@ def compared(readings: Readings) -> dict[str, Any]:
     first, last = readings.quarters()
     counts: dict[str, float] = {"readings": len(readings.found)}
     wrong = []
-    for name in readings.found[0]:
+    for name in first[0] if first else ():
         ends = []
         for when, some in (("at first", first), ("at last", last)):
             values = [each[name] for each in some]
