@@ -27,7 +27,7 @@ MOST = 4
 EVERY = 1.0
 """Seconds between two readings."""
 WARM, MINUTE, FEWEST = 0.2, 60, 60
-"""Readings left out at first, while methods are asked for the first time and caches fill: a share of all, and a minute
+"""Readings left out at first, while methods are first asked for and caches fill: a share of all, and a minute
 of them. Where fewer than so many are left, nothing is compared."""
 GROWTH = 1.05
 MIB = 1 << 20
