@@ -32,7 +32,7 @@ of them. Where fewer than so many are left, nothing is compared."""
 GROWTH = 1.05
 MIB = 1 << 20
 FP32 = ("--dtype", "fp32")
-"""In bf16, PyTorch on a CPU keeps what it has prepared for each shape of a product (LRU_CACHE_CAPACITY), by and by."""
+"""In bf16, PyTorch on a CPU keeps what it has prepared for each shape of a product (LRU_CACHE_CAPACITY)."""
 OK, CREATED = 200, 201
 
 

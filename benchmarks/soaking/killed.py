@@ -30,6 +30,8 @@ from soaking.made import DATA, PROMPT, SECRET, Server, bench, server, texts_of, 
 KILLS = 50
 LONGEST = 8.0
 """Seconds that a server has at most, once it listens."""
+GRACE = 60.0
+"""Seconds in which what a dead server had checked has to end: it is nice to others, and may wait for its turn."""
 MODELS = ("auto", "base", "alpha", "beta")
 MOST = 4
 """Adapters that one uploader has there."""
@@ -125,7 +127,7 @@ class Killing:
         self.askers = [Asker(shaken, f"{number}") for number in range(3)]
         self.counts = Counter[str]()
         self.wrong: list[str] = []
-        self.strays = set[int]()
+        self.strays = dict[int, float]()  # when each was seen first
         self.want = shaken.ask("alpha")["choices"]
 
     def round(self) -> None:
@@ -157,9 +159,10 @@ class Killing:
     def look(self) -> list[str]:
         """What is wrong with the next server."""
         pool, wrong = self.server.pool, list[str]()
-        found = strays(self.server)  # what was being checked ends when it finds its server gone: before the next kill
-        wrong += [f"stray process {each}" for each in found if each.pid in self.strays]
-        self.strays = {each.pid for each in found}
+        found = strays(self.server)  # a check ends once it finds its server gone
+        now = time.monotonic()
+        self.strays = {each.pid: self.strays.get(each.pid, now) for each in found}
+        wrong += [f"stray process {each}" for each in found if now - self.strays[each.pid] > GRACE]
         wrong += damaged(Pool.open(pool))
         entries = {entry.name: entry for entry in Pool.open(pool).entries}
         for sender in self.senders:
