@@ -49,11 +49,11 @@ PARTS = {
     "flat": (
         "Memory, files and threads over time",
         "`hilora serve` in a process of its own, while clients ask and adapters come and go. Once a second its "
-        "resident memory, open files, threads and child processes are read. A fifth of the "
-        "time, and a minute, are left out at first, while all warms up; of the rest the last quarter is compared with "
-        "the first; shown are medians. Memory may be 5 % more; the fewest files, threads and processes may not be more than the median "
-        "was. In fp32: in bf16, PyTorch on a CPU keeps what it has prepared for each shape of a product, up to 1,024 "
-        "of a kind, and grows by hundreds of megabytes until it has met them.",
+        "resident memory, open files, threads and child processes are read. A fifth of the time, and a minute, are "
+        "left out at first, while all warms up; of the rest the last quarter is compared with the first; shown are "
+        "medians. Memory may be 5 % more; the fewest files, threads and processes may not be more than the median "
+        "was. In fp32: in bf16, PyTorch on a CPU keeps what it has prepared for each shape of a product, and grows by "
+        "hundreds of megabytes meanwhile.",
     ),
 }
 """Part -> its title, and what is done and looked at. Each is `run(scale, home, seed)` in soaking/PART.py (where a
