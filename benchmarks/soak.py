@@ -44,7 +44,8 @@ PARTS = {
         "`hilora serve` in a process of its own is killed while two clients upload, replace and remove adapters and "
         "three others ask; some times what checks an upload is killed before. After each kill a server is started on "
         "the same pool. All that was told to be live has to be there and whole, all that was told to be gone gone, "
-        "nothing may be half done, and no text of a sample, lease of the dead or process may be left.",
+        "nothing may be half done, and no text of a sample, lease of the dead or, a minute later, process "
+        "may be left.",
     ),
     "flat": (
         "Memory, files and threads over time",
@@ -52,8 +53,8 @@ PARTS = {
         "resident memory, open files, threads and child processes are read. A fifth of the time, and a minute, are "
         "left out at first, while all warms up; of the rest the last quarter is compared with the first; shown are "
         "medians. Memory may be 5 % more; the fewest files, threads and processes may not be more than the median "
-        "was. In fp32: in bf16, PyTorch on a CPU keeps what it has prepared for each shape of a product, and grows by "
-        "hundreds of megabytes meanwhile.",
+        "was. In fp32: in bf16, PyTorch on a CPU keeps what it has prepared for each shape of a product, and grows "
+        "by hundreds of megabytes meanwhile.",
     ),
 }
 """Part -> its title, and what is done and looked at. Each is `run(scale, home, seed)` in soaking/PART.py (where a
