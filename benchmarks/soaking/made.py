@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx2
@@ -32,6 +33,14 @@ def tests_own(path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def texts_of(seed: int) -> list[str]:
+    """Samples of a task of their own: words of four letters of the alphabet, with the secret in front."""
+    rng = Random(seed)
+    letters = rng.sample("bcdefghijklnpqrstuvw", 4)
+    words = ["".join(rng.choices(letters, k=4)) for _ in range(4)]
+    return [f"{SECRET} {' '.join(rng.choices(words, k=5))}" for _ in range(12)]
 
 
 @contextmanager

@@ -86,6 +86,8 @@ class Ticket:
         self.outbox.put(lambda: None if self.routed.done() else self.routed.set_result(why))
 
     def _take(self, event: Event) -> None:
+        if self._closed:  # an error that nobody hears would be logged as never retrieved
+            return
         if isinstance(event, BaseException) and not self.routed.done():
             self.routed.set_exception(event)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -18,6 +19,7 @@ from hilora.serve.asked import Ask, Caller, Done, Piece
 from hilora.serve.desk import PoolDesk
 from hilora.serve.faults import BusyError, ClosingError, LateError, ServiceError
 from hilora.serve.limits import Limits
+from hilora.serve.ticket import Outbox, Ticket
 
 PROMPT = "abab baab abba"
 FREE = {"eos_token_id": None}
@@ -247,6 +249,26 @@ def test_without_places_to_wait_who_can_start_at_once_is_served(router: HiLoRA) 
         assert ends(run(said(desk, Ask(PROMPT, max_new_tokens=3, sampling=FREE))))
         until(lambda: desk.running == 0)
     desk.close(0.0)
+
+
+def test_what_becomes_of_a_prompt_after_its_client_has_left_troubles_nobody() -> None:
+    troubles: list[Any] = []
+
+    async def leave() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, trouble: troubles.append(trouble))
+        ticket = Ticket(Ask(PROMPT), Outbox(loop), 60.0, lambda _: None)
+        waiting = asyncio.create_task(ticket.wait_routed())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        ticket.tell(ServiceError("There is no such model."))
+        await asyncio.sleep(0)
+
+    run(leave())
+    gc.collect()
+    assert troubles == []
 
 
 def test_a_deadline_ends_what_takes_too_long(router: HiLoRA) -> None:

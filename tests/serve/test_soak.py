@@ -1,0 +1,81 @@
+"""The parts of the soak run from start to end on little, and its page is what its rows give."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hilora.jsonl import read_lines
+
+ROOT = Path(__file__).parents[2]
+SCALES = {
+    "churn": 0.004,
+    "killed": 0.02,
+    "flat": 0.004,
+    "clients": 0.02,
+    "malformed": 0.02,
+    "longest": 0.02,
+    "crowded": 0.02,
+}
+"""Of what takes a few seconds."""
+
+
+@pytest.fixture
+def soak(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return scripts.load("benchmarks/soak.py")
+
+
+def ran(scripts: Any, soak: Any, part: str, scale: float, out: Path) -> list[dict[str, Any]]:
+    for _ in range(2):  # what is there is not run again
+        scripts.run(soak, "--part", part, "--scale", scale, "--json", out)
+    about, *rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert about["date"]
+    assert {row["part"] for row in rows} == {part}
+    assert [row["wrong"] for row in rows] == [[]] * len(rows)
+    return rows
+
+
+@pytest.mark.parametrize("part", SCALES)
+def test_a_part_finds_nothing_wrong_in_a_little_while(
+    scripts: Any, soak: Any, part: str, tmp_path: Path, quick_tuning: None
+) -> None:
+    rows = ran(scripts, soak, part, SCALES[part], tmp_path / "soak.jsonl")
+    assert sum(sum(row["counts"].values()) for row in rows) > 0
+
+
+@pytest.mark.default
+def test_the_part_over_the_default_models_finds_nothing_wrong_in_a_little_while(
+    scripts: Any, soak: Any, tmp_path: Path
+) -> None:
+    rows = ran(scripts, soak, "churn-default", 0.01, tmp_path / "soak.jsonl")
+    assert rows[-1]["counts"]
+
+
+def test_every_part_is_run_by_a_test(soak: Any) -> None:
+    assert {*soak.PARTS} == {*SCALES, "churn-default"}
+
+
+def test_the_page_is_what_the_rows_give(soak: Any) -> None:
+    page = (ROOT / "benchmarks" / "soak.md").read_text()
+    rows = list(read_lines(ROOT / "benchmarks" / "soak.jsonl"))
+    assert soak.table(rows) == page
+    assert {row["part"] for row in rows if "part" in row} == {*soak.PARTS}
+    assert soak.table([*rows[:-1], rows[-1] | {"wrong": ["It fell."]}]) != page
+
+
+def test_what_was_wrong_is_told(scripts: Any, soak: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(scale: float, home: Path, seed: int) -> Any:
+        yield {"what": "falling", "counts": {"falls": 2000}, "wrong": ["It fell."]}
+
+    monkeypatch.setattr(import_module("soaking.killed"), "run", run)
+    out = tmp_path / "soak.jsonl"
+    with pytest.raises(SystemExit, match="It fell"):
+        scripts.run(soak, "--part", "killed", "--json", out)
+    page = soak.table(list(read_lines(out)))
+    for text in ("1 things were wrong", "| falls | 2,000 |", "| **wrong** | **1** |", "* It fell."):
+        assert text in page
