@@ -58,21 +58,21 @@ PARTS = {
     ),
     "clients": (
         "Clients that misbehave",
-        "Raw sockets at `hilora serve`: headers and bodies that never end, readers who do not read, clients that vanish, "
-        "requests that are odd by HTTP's own rules, and more connections than files may be open. Meanwhile one who "
+        "Raw sockets at `hilora serve`: headers and bodies that never end, readers who do not read, clients that "
+        "vanish, requests that are odd by HTTP's own rules, and more connections than files may be open. Meanwhile one who "
         "behaves asks on. None may be held for ever, the server may run out of nothing, and memory, files, threads "
         "and the line return to what they were.",
     ),
     "malformed": (
         "Requests that are nearly right, and rubbish",
         "Made by schemathesis of the OpenAPI document, and by hypothesis of bodies that are right but for one place; "
-        "broken JSON, odd paths, methods and forms. No answer may be a failure of the server, hold a traceback or a path, "
-        "or have another form than OpenAI's.",
+        "broken JSON, odd paths, methods and forms. No answer may be a failure of the server, hold a traceback or a "
+        "path, or have another form than OpenAI's.",
     ),
     "longest": (
         "Prompts as long as the context",
-        "One token less than the context, as many, one more, beside short prompts that stream: these have to go on, and "
-        "all answers have to be those that each gets alone.",
+        "One token less than the context, as many, one more, beside short prompts that stream: these have to go on, "
+        "and all answers have to be those that each gets alone.",
     ),
     "crowded": (
         "More clients than places",
