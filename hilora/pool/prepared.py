@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hilora.errors import UnknownNameError
+from hilora.errors import PoolError, UnknownNameError
 from hilora.pool import store
 from hilora.pool.canonical import canonical_factors
 from hilora.pool.described import DESCRIPTION
+from hilora.pool.folder import PoolFolder
 from hilora.pool.looked import Embed, look_at
 from hilora.pool.peft import read_adapter
 from hilora.pool.view import Entry, PoolView
@@ -36,6 +37,34 @@ class Prepared:
         """
         with store.explained(f"write to {pool}"):
             store.write_factors(pool, store.CANONICAL, self.entry.hash, canonical_factors(self.factors))
+
+    def files(self, pool: Path) -> list[Path]:
+        """Where a pool keeps it."""
+        kept = (
+            (store.ADAPTERS, self.entry.hash),
+            (store.CANONICAL, self.entry.hash),
+            (store.SAMPLES, self.entry.samples),
+        )
+        return [pool / folder / f"{content}.safetensors" for folder, content in kept]
+
+    def keep_all(self, pool: Path) -> None:
+        """Write its files and keep its canonical ROCs; where that fails, what is new of them is deleted.
+
+        Raises:
+            PoolError: the pool cannot be written.
+        """
+        new = [path for path in self.files(pool) if not path.exists()]
+        try:
+            with store.explained("write to the pool"):
+                self.keep(pool)
+            self.keep_canonical(pool)
+        except PoolError:
+            with store.alone(pool):  # nobody names them meanwhile
+                named = {content for each in PoolFolder.open(pool).entries for content in (each.hash, each.samples)}
+                for path in new:
+                    if path.stem not in named:
+                        path.unlink(missing_ok=True)
+            raise
 
     def keep(self, pool: Path) -> None:
         """Write its files, which are named by their contents; nobody reads them before a manifest names them.

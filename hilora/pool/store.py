@@ -47,8 +47,9 @@ SAMPLES = "samples"
 STATISTICS = "statistics"
 EPOCHS = "epochs"
 
+FULL = "No space is left on the disk; free some and try again. Nothing was changed."
 _REMEDIES = {
-    errno.ENOSPC: "No space is left on the disk; free some and try again. Nothing was changed.",
+    errno.ENOSPC: FULL,
     errno.EDQUOT: "The disk quota is used up; free some and try again. Nothing was changed.",
     errno.EROFS: "The file system is read-only; copy the pool to change it.",
     errno.EACCES: "You may not write there; copy the pool to change it.",

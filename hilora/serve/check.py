@@ -35,8 +35,13 @@ class CaptureError(InputError):
     """It would take too many of the others' prompts."""
 
 
+class FullError(PoolError):
+    """The disk does not take its files."""
+
+
 REASONS: dict[type[Exception], str] = {
     CaptureError: "capture",
+    FullError: "disk_full",
     InputError: "samples",
     AdapterError: "adapter",
     PoolError: "pool",
@@ -167,6 +172,7 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
     from hilora.pool.private import read_features
     from hilora.route.features import check_samples
     from hilora.serve.asked import Caller
+    from hilora.serve.faults import is_full
     from hilora.serve.parts import FEATURES_FILE
     from hilora.serve.tenants import mask
 
@@ -191,8 +197,12 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
     made = replace(made, entry=replace(made.entry, name=task.inner, extra=extra))
     if task.server not in (os.getpid(), os.getppid()):
         raise InputError("The server has ended.")  # nobody would name these files, nor delete them
-    made.keep(pool.path)
-    made.keep_canonical(pool.path)
+    try:
+        made.keep_all(pool.path)
+    except PoolError as error:
+        if is_full(error):
+            raise FullError(str(error)) from error
+        raise
     return asdict(made.entry)
 
 

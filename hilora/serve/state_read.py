@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class ReadState(State):
 
     def __init__(self, pool: Path) -> None:
         self.folder = pool.absolute() / FOLDER
+        self._late, self._moved, self._lock = [], {}, threading.RLock()
         self._engine = sql.create_engine("sqlite://", creator=lambda: _opened(self.folder / FILE), poolclass=NullPool)
         try:
             self.tokens()
@@ -42,7 +44,7 @@ class ReadState(State):
             return []
         return super()._read(statement)
 
-    def _write(self, statement: Any) -> int:
+    def _write(self, statement: Any, *, late: bool = False) -> int:
         raise PoolError("This server takes no uploads, so it only reads its state.")
 
 
