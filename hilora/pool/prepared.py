@@ -36,7 +36,7 @@ class Prepared:
             PoolError: the pool cannot be written.
         """
         with store.explained(f"write to {pool}"):
-            store.write_factors(pool, store.CANONICAL, self.entry.hash, canonical_factors(self.factors))
+            store.write_canonical(pool, self.entry.hash, canonical_factors(self.factors))
 
     def files(self, pool: Path) -> list[Path]:
         """Where a pool keeps it."""
@@ -72,7 +72,7 @@ class Prepared:
         Raises:
             PoolError: the pool cannot be written.
         """
-        store.write_factors(pool, store.ADAPTERS, self.entry.hash, self.factors)
+        store.write_factors(pool / store.ADAPTERS / f"{self.entry.hash}.safetensors", self.factors)
         store.write_tensors(pool / store.SAMPLES / f"{self.entry.samples}.safetensors", self.features.tensors())
 
 

@@ -165,7 +165,7 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
         HiloraError: it is not good.
     """
     from hilora.pool.folder import PoolFolder
-    from hilora.pool.newcomer import captured
+    from hilora.pool.newcomer import captured, readable
     from hilora.pool.newcomer import told as told_of
     from hilora.pool.peft import WEIGHTS
     from hilora.pool.prepared import prepare
@@ -182,7 +182,7 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
     given: Any
     if (folder / FEATURES_FILE).exists():
         some = (seen & pool.enabled).nonzero()[:32, 0].tolist()
-        given, embed = read_features(folder / FEATURES_FILE, pool.embedder, pool.samples(some), task.samples), None
+        given, embed = read_features(folder / FEATURES_FILE, pool.embedder, readable(pool, some), task.samples), None
         check_samples(given.embeddings, task.name)
     else:
         given = _texts(folder, task)

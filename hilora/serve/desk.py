@@ -21,6 +21,7 @@ from hilora.engine.teams import let_team_go
 from hilora.engine.thread import TURNS
 from hilora.pool.view import Entry, PoolView
 from hilora.serve.asked import Ask, Caller, Why
+from hilora.serve.damages import Damages
 from hilora.serve.edition import Edition
 from hilora.serve.faults import BusyError, ClosingError, LateError
 from hilora.serve.gauges import watch
@@ -67,7 +68,8 @@ class PoolDesk:
         self.engine = router.lanes.engine
         self.width = limits.running if router.batching is Batching.OPEN else TURNS
         self.engine.loop.most = limits.running
-        self._routing = Routing(self.methods, limits, self.meters, self._ended, log_prompts=log_prompts)
+        self.damages = Damages()
+        self._routing = Routing(self.methods, limits, self.meters, self._ended, self.damages, log_prompts=log_prompts)
         self._turn = threading.Condition()
         self._outbox: Outbox | None = None
         self._new: list[Ticket] = []
@@ -125,9 +127,12 @@ class PoolDesk:
 
     def change(self, view: PoolView) -> None:
         """Route over another view of the pool from now on; what is routed already keeps its own."""
-        edition = self.edition.over(view)
-        with self._turn:
-            self.edition = edition
+        self.edition = self.damages.over(self.edition, view)
+
+    def look(self) -> bool:
+        """See which damaged files have been mended; whether the pool has to be looked at anew (`change`)."""
+        self.damages.look()
+        return self.damages.lost() != self.edition.view.lost
 
     def close(self, seconds: float) -> None:
         """Take nothing new, let what is there end for so long, then end it."""
@@ -229,8 +234,7 @@ class PoolDesk:
 
     def state(self) -> Mapping[str, Any]:
         """What `/readyz` says."""
-        view = self.edition.view
-        batching = self.edition.router.batching
+        view, batching = self.edition.view, self.edition.router.batching
         return {
             "status": "closing" if self._closing else "ready",
             "base": view.base.name,
@@ -238,6 +242,7 @@ class PoolDesk:
             "lane": "joining" if batching is Batching.OPEN else f"closed ({batching.value})",
             "epoch": self.edition.router.planner.epoch,
             "adapters": len(view),
+            "damaged": [entry.name for entry in self.damages.entries(view)],
             "pool_version": view.version,
             "waiting": self.waiting,
             "running": self.running,

@@ -85,6 +85,18 @@ class ClosingError(ServiceError):
     status, type = 503, "server_error"
 
 
+class UnusableError(ServiceError):
+    """Files of an adapter are damaged."""
+
+    status, type = 503, "server_error"
+
+    def __init__(self, message: str = "", param: str | None = None) -> None:
+        super().__init__(message or DAMAGED, "adapter_damaged", param)
+
+
+DAMAGED = "An adapter of this prompt turned out to be damaged on the server's disk. Ask again: others serve it now."
+
+
 class FullError(ServiceError):
     """The server's disk is full."""
 

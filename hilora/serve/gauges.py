@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from hilora.engine.thread import Engine
+from hilora.serve.damages import Damages
 from hilora.serve.edition import Edition
 from hilora.serve.meters import Meters
 
@@ -16,6 +17,7 @@ class Watched(Protocol):
 
     edition: Edition
     engine: Engine
+    damages: Damages
 
     @property
     def waiting(self) -> int:
@@ -46,6 +48,7 @@ def watch(meters: Meters, desk: Watched, most: int) -> None:
         ("hilora_waiting", "Requests in the line", lambda: desk.waiting),
         ("hilora_running", "Requests that share the model's steps", lambda: desk.running),
         ("hilora_adapters", "Adapters in the pool", lambda: len(desk.edition.view)),
+        ("hilora_adapters_damaged", "Adapters that are not routed to", lambda: len(_damaged(desk))),
         ("hilora_pool_version", "The pool's version", lambda: desk.edition.view.version),
         ("hilora_kv_bytes", "Keys and values in memory", lambda: desk.engine.loop.num_bytes),
         ("hilora_adapter_memory_bytes", "Adapters in memory, and stacks of them", lambda: memory.used),
@@ -60,6 +63,11 @@ def watch(meters: Meters, desk: Watched, most: int) -> None:
     ):
         meters.watch_count(name, about, read)
     meters.watch_adapters(lambda: desk.at_work, most)
+
+
+def _damaged(desk: Watched) -> Sequence[object]:
+    """Adapters whose files are damaged."""
+    return desk.damages.entries(desk.edition.view)
 
 
 def _laid_out(edition: Edition) -> int:

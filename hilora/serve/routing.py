@@ -16,21 +16,19 @@ from hilora.engine.call import Call
 from hilora.engine.lanes import Lanes
 from hilora.engine.sampling import check_request, is_sampled
 from hilora.engine.thread import Work
+from hilora.errors import DamagedError
 from hilora.planner import Routed
-from hilora.pool.view import PoolView
 from hilora.serve.answers import Answers
-from hilora.serve.asked import AUTO, BASE, Done, Piece, Why
+from hilora.serve.asked import AUTO, BASE, Done, Piece
+from hilora.serve.damages import Damages
 from hilora.serve.edition import Edition
 from hilora.serve.faults import ForbiddenError, ServiceError
 from hilora.serve.journal import LOG
 from hilora.serve.limits import Limits
 from hilora.serve.meters import Meters
-from hilora.serve.tenants import find, fingerprint, mask, outer
+from hilora.serve.tenants import find, mask
 from hilora.serve.ticket import Ticket
-from hilora.types import Choice
-
-PRIVATE = "private"
-"""How adapters that are not everybody's are counted."""
+from hilora.serve.why import PRIVATE, public_name, used, why_of
 
 
 @dataclass(eq=False)
@@ -52,6 +50,7 @@ class Routing:
         limits: of requests.
         meters: counts what happens.
         ended: called in the engine's thread with what was started and one of its works, when that has ended.
+        damages: knows the files that are damaged.
         log_prompts: prompts and answers are written to the log.
     """
 
@@ -61,14 +60,16 @@ class Routing:
         limits: Limits,
         meters: Meters,
         ended: Callable[[Started, Any], None],
+        damages: Damages,
         *,
         log_prompts: bool,
     ) -> None:
         self.methods, self.limits, self.meters, self.ended = methods, limits, meters, ended
-        self.log_prompts = log_prompts
+        self.damages, self.log_prompts = damages, log_prompts
 
     def __call__(self, edition: Edition, tickets: Sequence[Ticket]) -> list[Started]:
         """Route tickets, and tell each how it is served, or why it is not; those that go on."""
+        self.damages.look()
         groups: dict[Any, list[Ticket]] = defaultdict(list)
         for ticket in tickets:
             ask = ticket.ask
@@ -89,9 +90,24 @@ class Routing:
         return found
 
     def _route(self, edition: Edition, group: Sequence[Ticket]) -> list[Started]:
+        began = time.perf_counter()
+        while True:
+            try:
+                lanes, routed = self._routed(edition, group)
+                self.damages.check(edition.view, used(edition.view, routed))
+                break
+            except DamagedError as error:  # without it, then
+                if not self.damages.note(error):
+                    raise
+        self.meters.selected(time.perf_counter() - began, len(group))
+        return [
+            one for row, ticket in enumerate(group) for one in self._prepared(edition, lanes, routed, row, ticket)
+        ]
+
+    def _routed(self, edition: Edition, group: Sequence[Ticket]) -> tuple[Lanes, Routed]:
+        """Tickets that go one way, routed."""
         ask, view = group[0].ask, edition.view
         prompts = [ticket.ask.prompt for ticket in group]
-        began = time.perf_counter()
         if ask.model == BASE:
             lanes = edition.router.lanes
             texts = [query_text(prompt) for prompt in prompts]
@@ -105,22 +121,20 @@ class Routing:
                 )
             lanes = edition.lanes(method, ask.options)
             masks = torch.stack([mask(view, ticket.ask.caller, ticket.ask.allow) for ticket in group])
-            routed = lanes.planner.route(prompts, visible=masks)
+            routed = lanes.planner.route(prompts, visible=masks & self.damages.whole(view))
         else:
             lanes = edition.lanes("oracle", {})
             places = [find(view, ticket.ask.caller, ticket.ask.model) for ticket in group]
             for place, ticket in zip(places, group, strict=True):
                 if not view.entries[place].enabled:
                     raise ForbiddenError(f"The adapter {ticket.ask.model!r} is disabled.")
+                self.damages.refuse(view.entries[place], ticket.ask.model)
             masks = torch.zeros(len(group), len(view), dtype=torch.bool)
             masks[range(len(group)), places] = True
             routed = lanes.planner.route(
                 prompts, labels=[view.entries[place].name for place in places], visible=masks
             )
-        self.meters.selected(time.perf_counter() - began, len(group))
-        return [
-            one for row, ticket in enumerate(group) for one in self._prepared(edition, lanes, routed, row, ticket)
-        ]
+        return lanes, routed
 
     def _prepared(self, edition: Edition, lanes: Lanes, routed: Routed, row: int, ticket: Ticket) -> list[Started]:
         """One ticket's own part; what is wrong with it is its own affair."""
@@ -146,7 +160,7 @@ class Routing:
         check_request(list(ask.stops), options, lanes.model, max_new_tokens=most, batch_size=1)
         call = Call(routed, {row: ids}, ask.seed, list(ask.stops), options | {"max_new_tokens": most})
         if row in routed.silent:
-            ticket.tell_routed(_why(edition, lanes, routed, row, (), len(ids), ticket))
+            ticket.tell_routed(why_of(edition, lanes, routed, row, (), len(ids), ticket))
             for number in range(ask.answers):
                 ticket.tell(Done(number, "", "abstain", 0))
             return []
@@ -164,8 +178,8 @@ class Routing:
         )
         if answers.is_open:
             lanes.check_memory(call, [row])
-        why = _why(edition, lanes, routed, row, answers.choices, len(ids), ticket)
-        names = [_public(view, choice) for choice in answers.choices]
+        why = why_of(edition, lanes, routed, row, answers.choices, len(ids), ticket)
+        names = [public_name(view, choice) for choice in answers.choices]
         self.meters.routed(why, names)
         started.names = [name for name in names if name != PRIVATE]
         started.works, started.first = answers.works, next(iter(why.hashes), "")
@@ -179,6 +193,8 @@ class Routing:
             LOG.info("prompt", extra={"prompt": ticket.ask.prompt})
 
         def tell(event: Piece | Done | BaseException) -> None:
+            if isinstance(event, DamagedError):
+                self.damages.note(event)
             if isinstance(event, BaseException):
                 self.meters.failed(event)
             elif isinstance(event, Done):
@@ -212,26 +228,3 @@ def _room(lanes: Lanes, prompt: int, asked: int | None, default: int) -> int:
             "messages",
         )
     return min(room, default) if asked is None else asked
-
-
-def _public(view: PoolView, choice: Choice) -> str:
-    """An adapter's name if it is everybody's, else one word for all others."""
-    entry = view.entries[view.index(choice.name)]
-    return PRIVATE if entry.extra.get("tenant") else entry.name
-
-
-def _why(
-    edition: Edition, lanes: Lanes, routed: Routed, row: int, choices: Any, prompt_tokens: int, ticket: Ticket
-) -> Why:
-    view, caller = edition.view, ticket.ask.caller
-    hashes = tuple(view.entries[view.index(choice.name)].hash for choice in choices)
-    shown = tuple(outer(view, caller, choice) for choice in choices)
-    return Why(
-        lanes.planner.method.name if ticket.ask.model != BASE else BASE,
-        shown,
-        hashes,
-        routed.notes[row],
-        prompt_tokens,
-        lanes.planner.epoch,
-        fingerprint(view, caller),
-    )

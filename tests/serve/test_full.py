@@ -45,7 +45,7 @@ def test_an_upload_that_the_disk_does_not_take_says_so_and_is_taken_later(
     bench: Any, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     bench.serve()
-    before = {path for path in bench.pool.path.rglob("*.safetensors")}
+    before = set(bench.pool.path.rglob("*.safetensors"))
     with monkeypatch.context() as patch:
         fill(patch, place)
         check_told(bench.send("new"))
@@ -54,7 +54,7 @@ def test_an_upload_that_the_disk_does_not_take_says_so_and_is_taken_later(
         assert bench.left() == []
         assert "new" not in bench.names()
         if place != "pool.json":  # else it had passed its check, and prune takes its files
-            assert {path for path in bench.pool.path.rglob("*.safetensors")} == before
+            assert set(bench.pool.path.rglob("*.safetensors")) == before
     assert bench.send("new").status_code == 201
     assert [entry.name for entry, wrong in Pool.open(bench.pool.path).check() if wrong] == []
 
@@ -112,6 +112,10 @@ def test_what_a_full_disk_does_not_take_of_the_state_is_known_and_is_written_lat
 def test_a_token_that_a_full_disk_does_not_take_is_refused_in_one_line(bench: Any) -> None:
     state = State(bench.pool.path)
     full(state)
-    with pytest.raises(PoolError, match="No space is left"):
+
+    def fill_it() -> None:
         for _ in range(200):
             state.add_token("acme", ["use"], "x" * 100)
+
+    with pytest.raises(PoolError, match="No space is left"):
+        fill_it()

@@ -16,9 +16,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from hilora.errors import HiloraError, InputError
+from hilora.errors import DamagedError, HiloraError, InputError
 from hilora.serve import faults
-from hilora.serve.faults import BusyError, FullError, LateError, ServiceError, UnauthorizedError, is_full
+from hilora.serve.faults import (
+    BusyError,
+    FullError,
+    LateError,
+    ServiceError,
+    UnauthorizedError,
+    UnusableError,
+    is_full,
+)
 from hilora.serve.openai.replies import ErrorReply
 
 log = logging.getLogger(__name__)
@@ -85,6 +93,8 @@ def error_of(error: Exception, request: str = "") -> Told:
         found = told(error.status, str(error), error.type, code, error.param)
         found.headers.update(_headers_of(error))
         return found
+    if isinstance(error, DamagedError):
+        return error_of(UnusableError(), request)
     if is_full(error):
         log.error("Request %s failed: %s", request, error)
         return error_of(FullError(), request)
