@@ -3,8 +3,7 @@
 HiloraError
 ├── AdapterError       an adapter folder that cannot be used, or not with this base model
 ├── PoolError          a pool that cannot be opened, read or changed
-│   ├── MismatchError  a pool made for another base model, embedder or version
-│   └── DamagedError   a file of a pool that is not what its name says
+│   └── MismatchError  a pool made for another base model, embedder or version
 ├── ModelError         a base model or embedder that cannot be loaded or attached to
 └── InputError         a prompt, option or name that the caller has to change
     └── UnknownNameError   with the nearest known name
@@ -12,7 +11,6 @@ HiloraError
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 
 
 class HiloraError(Exception):
@@ -29,19 +27,6 @@ class PoolError(HiloraError):
 
 class MismatchError(PoolError):
     """The pool was made for something else than it is used with."""
-
-
-class DamagedError(PoolError):
-    """A file of a pool is missing, or not what its name says.
-
-    Args:
-        message: says so.
-        path: of the file.
-    """
-
-    def __init__(self, message: str, path: Path) -> None:
-        super().__init__(message)
-        self.path = path
 
 
 class ModelError(HiloraError):

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import torch
 
-from hilora.errors import DamagedError
 from hilora.merge.average import Merge
 from hilora.pool import reading
 from hilora.pool.canonical import canonical_factors
 from hilora.pool.memory import Memory
+from hilora.pool.reading import DamagedError
 from hilora.pool.view import Entry, PoolView, Source
 from hilora.types import Factors, Route
 

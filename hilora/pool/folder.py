@@ -45,12 +45,14 @@ class PoolFolder(PoolView):
         tuned_on: the number of adapters at the last tuning.
         epoch_info: the epoch that the manifest names; None where the pool is fitted from nothing.
         extra: fields of the manifest that this version does not know; kept in every change.
+        lost: hashes of samples that cannot be read, as a server found: another adapter's stand in for them.
     """
 
     calibration: Calibration | None
     tuned_on: int
     epoch_info: EpochInfo | None
     extra: Mapping[str, Any]
+    lost: frozenset[str] = frozenset()
     _head: Mapping[str, Any]
     _text: bytes
     _epoch: Epoch | None = None

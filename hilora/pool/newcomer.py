@@ -8,8 +8,8 @@ from contextlib import suppress
 from jaxtyping import Bool
 from torch import Tensor
 
-from hilora.errors import DamagedError
 from hilora.pool.folder import PoolFolder
+from hilora.pool.reading import DamagedError
 from hilora.route.capture import Capture, capture
 from hilora.route.crossfit import MOST_ADAPTERS
 from hilora.route.features import Features

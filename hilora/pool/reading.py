@@ -8,12 +8,25 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hilora.errors import DamagedError
+from hilora.errors import PoolError
 from hilora.pool.peft import content_hash
 from hilora.pool.store import CANONICAL, HASH
 from hilora.types import Factors
 
 CHANGED = "a file of it was changed: content hash differs"
+
+
+class DamagedError(PoolError):
+    """A file of a pool is missing, or not what its name says.
+
+    Args:
+        message: says so.
+        path: of the file.
+    """
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 def read_factors(path: Path) -> Factors:

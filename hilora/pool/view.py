@@ -60,7 +60,6 @@ class PoolView(Source):
     embedder: EmbedderInfo  # what their samples were embedded with
     ridge: float  # of the own-covariance Gaussian, chosen on the samples
     version: int  # counts the changes
-    lost: frozenset[str] = frozenset()  # hashes of samples that cannot be read: another adapter's stand in for them
     epoch_key: str  # names what its adapters share (`route.epoch`); "" where that is fitted from nothing
     _positions: Mapping[str, int]
     _enabled: Bool[Tensor, " adapter"]

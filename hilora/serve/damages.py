@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hilora.errors import DamagedError, PoolError
+from hilora.errors import PoolError
 from hilora.pool import reading, store
 from hilora.pool.folder import PoolFolder
+from hilora.pool.reading import DamagedError
 from hilora.pool.view import Entry, PoolView
 from hilora.serve.edition import Edition
 from hilora.serve.faults import UnusableError
@@ -72,11 +73,8 @@ class Damages:
                 view.factors(content)
                 self._good[content] = sign
 
-    def look(self) -> bool:
-        """See whether damaged files have been mended. Whether samples were among them."""
-        if not self._found:
-            return False
-        mended = []
+    def look(self) -> None:
+        """See whether damaged files have been mended."""
         for content, damage in list(self._found.items()):
             sign = sign_of(damage.path)
             if sign == damage.sign:
@@ -88,9 +86,8 @@ class Damages:
                     self._found[content] = _Damage(damage.path, sign)
                 continue
             with self._lock:
-                mended += [damage] if self._found.pop(content, None) else []
+                self._found.pop(content, None)
             LOG.info("a damaged file is good again", extra={"subject": content})
-        return any(damage.is_samples for damage in mended)
 
     def forget(self, view: PoolView) -> None:
         """What is in the pool no more is no damage."""
@@ -107,7 +104,8 @@ class Damages:
         """
         self.forget(view)
         while True:
-            view.lost = self.lost()
+            if isinstance(view, PoolFolder):
+                view.lost = self.lost()
             try:
                 return edition.over(view)
             except DamagedError as error:
@@ -118,6 +116,10 @@ class Damages:
         """Hashes of samples that cannot be read."""
         with self._lock:
             return frozenset(content for content, damage in self._found.items() if damage.is_samples)
+
+    def are_new(self, view: PoolView) -> bool:
+        """Whether others have been lost, or found again, than a view knows of."""
+        return isinstance(view, PoolFolder) and self.lost() != view.lost
 
     def whole(self, view: PoolView) -> Bool[Tensor, " adapter"]:
         """Which adapters may be routed to."""

@@ -132,7 +132,7 @@ class PoolDesk:
     def look(self) -> bool:
         """See which damaged files have been mended; whether the pool has to be looked at anew (`change`)."""
         self.damages.look()
-        return self.damages.lost() != self.edition.view.lost
+        return self.damages.are_new(self.edition.view)
 
     def close(self, seconds: float) -> None:
         """Take nothing new, let what is there end for so long, then end it."""

@@ -16,8 +16,8 @@ from hilora.engine.call import Call
 from hilora.engine.lanes import Lanes
 from hilora.engine.sampling import check_request, is_sampled
 from hilora.engine.thread import Work
-from hilora.errors import DamagedError
 from hilora.planner import Routed
+from hilora.pool.reading import DamagedError
 from hilora.serve.answers import Answers
 from hilora.serve.asked import AUTO, BASE, Done, Piece
 from hilora.serve.damages import Damages

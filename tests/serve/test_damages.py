@@ -1,4 +1,4 @@
-"""Files that are damaged while a pool is served: their adapters serve nobody until they are mended, all others go on."""
+"""Files that are damaged while a pool is served: their adapters serve nobody until they are mended; others go on."""
 
 from __future__ import annotations
 

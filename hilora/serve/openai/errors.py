@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from hilora.errors import DamagedError, HiloraError, InputError
+from hilora.errors import HiloraError, InputError
+from hilora.pool.reading import DamagedError
 from hilora.serve import faults
 from hilora.serve.faults import (
     BusyError,
