@@ -30,7 +30,6 @@ PARTS = {
     "full": "A disk that is full at every write",
     "spoiled": "Files of a pool that are damaged while it is served",
     "downgraded": "Pools and states that a newer version has written",
-    "clock": "A clock that is set back, and forward",
 }
 """Part -> what it does, in words. Each is `run(scale, home, seed)` in soaking/PART.py, which yields rows: what was
 done, `counts` (name -> number), `wrong` (texts). `scale` is 1 for what the report shows, less for less of it."""

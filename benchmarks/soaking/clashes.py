@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from soaking.made import bench
-
 from hilora.pool import Pool
+from soaking.made import bench
 
 ROUNDS = 60
 """Of each kind, at scale 1."""
@@ -23,7 +22,9 @@ KINDS = {
     "eight of different contents": tuple(("POST", 7 + number) for number in range(8)),
     "posted and put": (("POST", 7), ("PUT", 8), ("POST", 8), ("PUT", 7)),
     "put, and taken out": (("PUT", 7), ("DELETE", 0), ("PUT", 8), ("DELETE", 0), ("POST", 7)),
-    "eight of each": tuple((method, 7 + number % 3) for number in range(8) for method in ("POST", "PUT", "DELETE"))[:8],
+    "eight of each": tuple((method, 7 + number % 3) for number in range(8) for method in ("POST", "PUT", "DELETE"))[
+        :8
+    ],
 }
 
 

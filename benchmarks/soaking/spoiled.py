@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from soaking.made import PROMPT, Server, bench, server, until
-
 from hilora.pool import Pool
+from soaking.made import PROMPT, Server, bench, server, until
 
 EACH = 40
 """Rounds of each way on each kind of file, at scale 1."""

@@ -13,6 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from hilora.errors import PoolError
 from hilora.serve.state import FILE, FOLDER, State
+from hilora.serve.state_tables import check_format
 
 
 class ReadState(State):
@@ -30,6 +31,8 @@ class ReadState(State):
         self._late, self._moved, self._lock = [], {}, threading.RLock()
         self._engine = sql.create_engine("sqlite://", creator=lambda: _opened(self.folder / FILE), poolclass=NullPool)
         try:
+            if found := self._read(sql.text("PRAGMA user_version")):
+                check_format(found[0]["user_version"])
             self.tokens()
         except (OSError, sql.exc.SQLAlchemyError) as error:
             raise PoolError(

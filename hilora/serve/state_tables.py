@@ -78,6 +78,19 @@ class Upload:
     changed: str
 
 
+def check_format(number: int) -> None:
+    """Refuse a state of a later format.
+
+    Raises:
+        MismatchError: it is.
+    """
+    if number > FORMAT:
+        raise MismatchError(
+            f"The server's state beside the pool was written by a newer hilora (format {number}, this version "
+            f"reads {FORMAT}). Run: pip install --upgrade hilora"
+        )
+
+
 def prepare(connection: Any, _: object) -> None:
     """Make a connection what all of them are.
 
@@ -87,11 +100,7 @@ def prepare(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     try:
         ((number,),) = cursor.execute("PRAGMA user_version").fetchall()
-        if number > FORMAT:
-            raise MismatchError(
-                f"The server's state beside the pool was written by a newer hilora (format {number}, this version "
-                f"reads {FORMAT}). Run: pip install --upgrade hilora"
-            )
+        check_format(number)
         for line in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=NORMAL"):
             cursor.execute(f"PRAGMA {line}")
     finally:
