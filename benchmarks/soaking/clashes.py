@@ -1,4 +1,4 @@
-"""Uploads of one name at the same time, of the same content and of others, posted and put, and taken out beside them."""
+"""Uploads of one name at the same time, of one content and of several, posted and put, and taken out beside them."""
 
 from __future__ import annotations
 

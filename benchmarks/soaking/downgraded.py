@@ -100,7 +100,7 @@ def later(made: Any, home: Path) -> dict[str, Any]:
 
 
 def unknown(made: Any, home: Path) -> dict[str, Any]:
-    """Fields that nobody here knows, of the pool, an adapter, the embedder and the epoch, last through all changes."""
+    """Fields that nobody here knows, of pool, adapter, embedder and epoch, last through all changes."""
     pool, wrong = Path(shutil.copytree(made.pool.path, home / "unknown")), list[str]()
     read = json.loads((pool / "pool.json").read_text())
     read["adapters"][0] |= KNOWN
