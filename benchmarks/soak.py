@@ -29,10 +29,10 @@ PARTS = {
     "churn": (
         "Adapters that come and go",
         "A tiny base in fp64, its service in one process with 16 clients who ask all the time: whole answers and "
-        "streams, routed by several methods, to adapters by name and by hash, among some, to the base; a quarter of "
-        "them leave. Meanwhile adapters are added, replaced, deleted, disabled and enabled at random, over HTTP, by "
-        "the library and by the command line. Each answer is compared with the one that a router of its own gives "
-        "over the version of the pool that the answer names: adapters, ROCs and text have to be the same.",
+        "streams, routed by several methods, to adapters by name and by hash, among some, to the base; a quarter of"
+        " them leave. Meanwhile adapters are added, replaced, deleted, disabled and enabled at random, over HTTP, "
+        "by the library and by the command line. Each answer is compared with the one that a router of its own "
+        "gives over the version of the pool that the answer names: adapters, ROCs and text have to be the same.",
     ),
     "churn-default": (
         "The same on flan-mini and its own base",
@@ -41,11 +41,11 @@ PARTS = {
     ),
     "killed": (
         "`kill -9` at any moment",
-        "`hilora serve` in a process of its own is killed while two clients upload, replace and remove adapters and "
-        "three others ask; some times what checks an upload is killed before. After each kill a server is started on "
-        "the same pool. All that was told to be live has to be there and whole, all that was told to be gone gone, "
-        "nothing may be half done, and no text of a sample, lease of the dead or, a minute later, process "
-        "may be left.",
+        "`hilora serve` in a process of its own is killed while two clients upload, replace and remove adapters and"
+        " three others ask; some times what checks an upload is killed before. After each kill a server is started "
+        "on the same pool. All that was told to be live has to be there and whole, all that was told to be gone "
+        "gone, nothing may be half done, and no text of a sample, lease of the dead or, a minute later, process may"
+        " be left.",
     ),
     "flat": (
         "Memory, files and threads over time",
@@ -59,25 +59,45 @@ PARTS = {
     "clients": (
         "Clients that misbehave",
         "Raw sockets at `hilora serve`: headers and bodies that never end, readers who do not read, clients that "
-        "vanish, requests that are odd by HTTP's own rules, and more connections than files may be open. Meanwhile one who "
-        "behaves asks on. None may be held for ever, the server may run out of nothing, and memory, files, threads "
-        "and the line return to what they were.",
+        "vanish, requests that are odd by HTTP's own rules, and more connections than files may be open. Meanwhile "
+        "one who behaves asks on. None may be held for ever, the server may run out of nothing, and memory, files, "
+        "threads and the line return to what they were.",
     ),
     "malformed": (
         "Requests that are nearly right, and rubbish",
-        "Made by schemathesis of the OpenAPI document, and by hypothesis of bodies that are right but for one place; "
-        "broken JSON, odd paths, methods and forms. No answer may be a failure of the server, hold a traceback or a "
-        "path, or have another form than OpenAI's.",
+        "Made by schemathesis of the OpenAPI document, and by hypothesis of bodies that are right but for one "
+        "place; broken JSON, odd paths, methods and forms. No answer may be a failure of the server, hold a "
+        "traceback or a path, or have another form than OpenAI's.",
     ),
     "longest": (
         "Prompts as long as the context",
-        "One token less than the context, as many, one more, beside short prompts that stream: these have to go on, "
-        "and all answers have to be those that each gets alone.",
+        "One token less than the context, as many, one more, beside short prompts that stream: these have to go on,"
+        " and all answers have to be those that each gets alone.",
     ),
     "crowded": (
         "More clients than places",
         "64 clients for a line of 32, with tenants: each request is answered or refused, once, with the time after "
         "which it finds a place; who asks without end keeps nobody out; the counters agree with what clients saw.",
+    ),
+    "clashes": (
+        "Uploads of one name at the same time",
+        "The same content, and different ones, by POST, PUT and beside a DELETE, at many timings: one content wins,"
+        " the same content gives the same result, others are told of it; nothing stays open or reserved.",
+    ),
+    "full": (
+        "A disk that is full at every write",
+        "The pool on a file system of its own, with so many bytes free, and so many more each time, through all "
+        "that an upload, a removal, a token and a change by the library write. Each has to be refused in clear "
+        "words or done, never half; requests go on; what is left for `hilora pool prune` is counted.",
+    ),
+    "spoiled": (
+        "Damaged files of a pool that is served",
+        "Weights, samples and canonical forms are cut, changed and deleted under a server: the adapter is taken "
+        "out, all others go on, and it comes back when the file does.",
+    ),
+    "downgraded": (
+        "Pools and states that a later version has written",
+        "They are refused in words that say what to do, and nothing is changed; what is older is read.",
     ),
 }
 """Part -> its title, and what is done and looked at. Each is `run(scale, home, seed)` in soaking/PART.py (where a

@@ -139,7 +139,8 @@ class Bank:
                     slots.of.move_to_end(content)
                 self._sources = {content: self._sources[content] for content in slots.of}
                 return slots
-        all_of = {content: new.get(content) or self._factors(content) for content in sorted(stays | set(new))}
+        held = {} if self.slots is None else {content: self.slots.factors(content) for content in stays - set(new)}
+        all_of = {c: new.get(c) or held.get(c) or self._factors(c) for c in sorted(stays | set(new))}
         self.slots = self._laid_out(all_of, bool(stays - set(needed)))
         self._bound.clear()
         self._sources = {content: self._sources[content] for content in all_of}

@@ -75,6 +75,14 @@ class Slots:
             self.form.wrote()
         return gone
 
+    def factors(self, content: str) -> Factors:
+        """An adapter's factors as they lie here: others may have taken them out of memory, or off the disk."""
+        slot, found = self.of[content], Factors()
+        for rank, name in self.shapes[slot]:
+            start, site = self._starts[name][slot], self.form.sites[name]
+            found[name] = site.down[start : start + rank].clone(), site.up[:, start : start + rank].clone()
+        return found
+
     def _write(self, factors: Factors, slot: int) -> None:
         for rank, name in self.shapes[slot]:
             start, site, (down, up) = self._starts[name][slot], self.form.sites[name], factors[name]

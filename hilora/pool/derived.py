@@ -7,16 +7,20 @@ written to the pool: factors are kept for the next batch in a `Memory`.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import replace
 
 import torch
 
 from hilora.merge.average import Merge
-from hilora.pool import store
+from hilora.pool import reading
 from hilora.pool.canonical import canonical_factors
 from hilora.pool.memory import Memory
+from hilora.pool.reading import DamagedError
 from hilora.pool.view import Entry, PoolView, Source
 from hilora.types import Factors, Route
+
+_log = logging.getLogger(__name__)
 
 
 class Canonical(Source):
@@ -32,9 +36,12 @@ class Canonical(Source):
 
     def _factors(self, content: str) -> Factors:
         """As they are kept, or worked out now."""
-        if (self.pool.path / store.CANONICAL / f"{content}.safetensors").exists():
-            return store.map_factors(self.pool.path, store.CANONICAL, content)
-        return canonical_factors(self.pool.factors(content))
+        try:
+            kept = reading.read_canonical(self.pool.path, content)
+        except DamagedError as error:
+            _log.warning("%s is damaged, and was worked out anew.", error.path)
+            kept = None
+        return canonical_factors(self.pool.factors(content)) if kept is None else kept
 
 
 class Merged(Source):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hilora.base.embed import EmbedderInfo
 from hilora.errors import MismatchError, PoolError
-from hilora.pool import store
+from hilora.pool import reading, store
 from hilora.pool.manifest import known
 from hilora.route.epoch import Epoch, learn_epoch
 from hilora.route.features import Features
@@ -129,7 +129,7 @@ def read(pool: Path, info: EpochInfo, embedder: EmbedderInfo) -> Epoch:
     path = path_of(pool, info.key)
     info.check(pool, embedder)
     try:
-        kept = store.map_tensors(path)
+        kept = reading.read_tensors(path)
         if _key(kept) != info.key:
             raise PoolError(f"{path} was changed (content hash differs)")
     except PoolError as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hilora.base.fingerprint import BaseInfo
 from hilora.errors import PoolError
-from hilora.pool import epochs, statistics, store
+from hilora.pool import epochs, reading, statistics, store
 from hilora.pool.epochs import EpochInfo
 from hilora.pool.manifest import HEAD, read_entry
 from hilora.pool.place import read_base, read_embedder
@@ -45,12 +45,14 @@ class PoolFolder(PoolView):
         tuned_on: the number of adapters at the last tuning.
         epoch_info: the epoch that the manifest names; None where the pool is fitted from nothing.
         extra: fields of the manifest that this version does not know; kept in every change.
+        lost: hashes of samples that cannot be read, as a server found: another adapter's stand in for them.
     """
 
     calibration: Calibration | None
     tuned_on: int
     epoch_info: EpochInfo | None
     extra: Mapping[str, Any]
+    lost: frozenset[str] = frozenset()
     _head: Mapping[str, Any]
     _text: bytes
     _epoch: Epoch | None = None
@@ -124,8 +126,12 @@ class PoolFolder(PoolView):
             raise PoolError(f"{self.path / store.BASE} cannot be read: {error!r}. Restore it from a copy.") from error
 
     def factors(self, content: str) -> Factors:
-        """An adapter's factors by content hash, memory-mapped."""
-        return store.map_factors(self.path, store.ADAPTERS, content)
+        """An adapter's factors by content hash.
+
+        Raises:
+            DamagedError: their file is missing, or not what its name says.
+        """
+        return reading.read_factors(self.path / store.ADAPTERS / f"{content}.safetensors")
 
     def samples(self, some: Sequence[int] | None = None) -> list[Features]:
         """What is kept of all adapters' samples, or of some, by position; in the pool's order."""
@@ -133,8 +139,9 @@ class PoolFolder(PoolView):
         return [self._samples(entry) for entry in entries]
 
     def sample_keys(self) -> list[str]:
-        """Content hashes of all adapters' samples, in the pool's order."""
-        return [entry.samples for entry in self.entries]
+        """Content hashes of all adapters' samples, in the pool's order; of lost ones no hash that others have."""
+        lost = self.lost
+        return [f"lost {entry.samples}" if entry.samples in lost else entry.samples for entry in self.entries]
 
     def embeddings(self) -> list[Float[Tensor, "_ dim"]]:
         """Those of each adapter's samples, in the pool's order."""
@@ -218,8 +225,20 @@ class PoolFolder(PoolView):
         )
 
     def _samples(self, entry: Entry) -> Features:
-        path = self.path / store.SAMPLES / f"{entry.samples}.safetensors"
+        readable = (each.samples for each in (entry, *self.entries) if each.samples not in self.lost)
+        return self.read_samples(self.path / store.SAMPLES / f"{next(readable, entry.samples)}.safetensors")
+
+    @staticmethod
+    def read_samples(path: Path) -> Features:
+        """What is kept of an adapter's samples, from a file that is named by their content.
+
+        Raises:
+            DamagedError: the file is missing, or not what its name says.
+        """
         try:
-            return Features.from_tensors(store.map_tensors(path))
-        except KeyError as error:
-            raise store.damaged(path, f"no tensor {error}") from error
+            found = Features.from_tensors(reading.read_tensors(path))
+        except (KeyError, RuntimeError) as error:
+            raise reading.damaged(path, f"no tensor {error}") from error
+        if found.content_hash() != path.stem:
+            raise reading.damaged(path, reading.CHANGED)
+        return found

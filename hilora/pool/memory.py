@@ -52,7 +52,7 @@ class Memory:
     """What was made once and may be of use again, up to a number of bytes.
 
     Args:
-        limit: bytes, as for `parse_bytes`. Memory-mapped tensors count as if they had been read.
+        limit: bytes, as for `parse_bytes`.
 
     Attributes:
         used: bytes of what is kept.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+
 from jaxtyping import Bool
 from torch import Tensor
 
 from hilora.pool.folder import PoolFolder
+from hilora.pool.reading import DamagedError
 from hilora.route.capture import Capture, capture
 from hilora.route.crossfit import MOST_ADAPTERS
 from hilora.route.features import Features
@@ -31,12 +35,21 @@ def captured(
         most: of larger pools so many adapters are asked, evenly taken.
 
     Raises:
-        PoolError: samples of the pool cannot be read.
+        PoolError: the pool's epoch cannot be read.
     """
     mask = pool.allowed() if seen is None else seen & pool.enabled
     some = [place for place in mask.nonzero()[:, 0].tolist() if pool.entries[place].name != name]
     some = some[:: max(1, -(-len(some) // most))]
-    return capture(newcomer, pool.samples(some), ridge=pool.ridge, calibration=pool.calibration, epoch=pool.epoch)
+    return capture(newcomer, readable(pool, some), ridge=pool.ridge, calibration=pool.calibration, epoch=pool.epoch)
+
+
+def readable(pool: PoolFolder, some: Sequence[int]) -> list[Features]:
+    """What is kept of some adapters' samples, but for damaged ones: nobody is routed to their adapters."""
+    found = []
+    for place in some:
+        with suppress(DamagedError):
+            found += pool.samples([place])
+    return found
 
 
 def told(found: Capture, limit: float) -> str:

@@ -25,7 +25,6 @@ from hilora.pool.folder import PoolFolder, in_order
 from hilora.pool.lease import refuse_leased
 from hilora.pool.looked import Embed, look_at
 from hilora.pool.manifest import OF_SAMPLES, check_name, inherit
-from hilora.pool.peft import content_hash
 from hilora.pool.place import write_base, write_embedder
 from hilora.pool.prepared import prepare
 from hilora.pool.view import Entry
@@ -232,11 +231,9 @@ class Pool(PoolFolder):
         """Read every adapter again; yields each with what is wrong, "" if nothing is."""
         for entry in self.entries:
             try:
-                whole = content_hash(self.factors(entry.hash)) == entry.hash
-                found = self._samples(entry)
-                whole &= found.content_hash() == entry.samples
-                wrong = "" if whole else "a file of it was changed (content hash differs)"
-                check_samples(found.embeddings, entry.name)
+                self.factors(entry.hash)
+                check_samples(self._samples(entry).embeddings, entry.name)
+                wrong = ""
             except (PoolError, InputError) as error:
                 wrong = str(error)
             yield entry, wrong

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hilora.errors import UnknownNameError
+from hilora.errors import PoolError, UnknownNameError
 from hilora.pool import store
 from hilora.pool.canonical import canonical_factors
 from hilora.pool.described import DESCRIPTION
+from hilora.pool.folder import PoolFolder
 from hilora.pool.looked import Embed, look_at
 from hilora.pool.peft import read_adapter
 from hilora.pool.view import Entry, PoolView
@@ -35,7 +36,35 @@ class Prepared:
             PoolError: the pool cannot be written.
         """
         with store.explained(f"write to {pool}"):
-            store.write_factors(pool, store.CANONICAL, self.entry.hash, canonical_factors(self.factors))
+            store.write_canonical(pool, self.entry.hash, canonical_factors(self.factors))
+
+    def files(self, pool: Path) -> list[Path]:
+        """Where a pool keeps it."""
+        kept = (
+            (store.ADAPTERS, self.entry.hash),
+            (store.CANONICAL, self.entry.hash),
+            (store.SAMPLES, self.entry.samples),
+        )
+        return [pool / folder / f"{content}.safetensors" for folder, content in kept]
+
+    def keep_all(self, pool: Path) -> None:
+        """Write its files and keep its canonical ROCs; where that fails, what is new of them is deleted.
+
+        Raises:
+            PoolError: the pool cannot be written.
+        """
+        new = [path for path in self.files(pool) if not path.exists()]
+        try:
+            with store.explained("write to the pool"):
+                self.keep(pool)
+            self.keep_canonical(pool)
+        except PoolError:
+            with store.alone(pool):  # nobody names them meanwhile
+                named = {content for each in PoolFolder.open(pool).entries for content in (each.hash, each.samples)}
+                for path in new:
+                    if path.stem not in named:
+                        path.unlink(missing_ok=True)
+            raise
 
     def keep(self, pool: Path) -> None:
         """Write its files, which are named by their contents; nobody reads them before a manifest names them.
@@ -43,7 +72,7 @@ class Prepared:
         Raises:
             PoolError: the pool cannot be written.
         """
-        store.write_factors(pool, store.ADAPTERS, self.entry.hash, self.factors)
+        store.write_factors(pool / store.ADAPTERS / f"{self.entry.hash}.safetensors", self.factors)
         store.write_tensors(pool / store.SAMPLES / f"{self.entry.samples}.safetensors", self.features.tensors())
 
 

@@ -29,6 +29,7 @@ from typing import Any
 from torch import Tensor
 
 from hilora.errors import MismatchError, PoolError
+from hilora.pool.peft import content_hash
 from hilora.pool.view import Entry
 from hilora.types import Factors
 
@@ -46,9 +47,12 @@ CANONICAL = "canonical"
 SAMPLES = "samples"
 STATISTICS = "statistics"
 EPOCHS = "epochs"
+HASH = "sha256"
+"""Of a file's tensors, where its name does not say it."""
 
+FULL = "No space is left on the disk; free some and try again. Nothing was changed."
 _REMEDIES = {
-    errno.ENOSPC: "No space is left on the disk; free some and try again. Nothing was changed.",
+    errno.ENOSPC: FULL,
     errno.EDQUOT: "The disk quota is used up; free some and try again. Nothing was changed.",
     errno.EROFS: "The file system is read-only; copy the pool to change it.",
     errno.EACCES: "You may not write there; copy the pool to change it.",
@@ -171,57 +175,25 @@ def _unreadable(pool: Path, why: Exception) -> PoolError:
     return PoolError(f"{pool / MANIFEST} cannot be read as a pool's manifest: {why}. Restore it from a copy.")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
     """Write tensors under a name that stands for their content; a file that holds it already is left."""
     from safetensors.torch import save
 
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, about)
     if not (path.exists() and path.read_bytes() == content):
         write_whole(path, content)
 
 
-def write_factors(pool: Path, folder: str, content: str, factors: Factors) -> None:
-    """Keep an adapter's factors in one of the pool's folders, under its content hash."""
+def write_factors(path: Path, factors: Factors, about: dict[str, str] | None = None) -> None:
+    """Keep an adapter's factors."""
     sides = (("down", 0), ("up", 1))
     tensors = {f"{site}|{side}": pair[place] for site, pair in factors.items() for side, place in sides}
-    write_tensors(pool / folder / f"{content}.safetensors", tensors)
+    write_tensors(path, tensors, about)
 
 
-def map_factors(pool: Path, folder: str, content: str) -> Factors:
-    """Inverse of `write_factors`, memory-mapped.
-
-    Raises:
-        PoolError: the file is missing or damaged.
-    """
-    path = pool / folder / f"{content}.safetensors"
-    tensors = map_tensors(path)
-    sites = {key.rsplit("|", 1)[0] for key in tensors}
-    try:
-        return {site: (tensors[f"{site}|down"], tensors[f"{site}|up"]) for site in sorted(sites)}
-    except KeyError as error:
-        raise damaged(path, f"no tensor {error}") from error
-
-
-def map_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, memory-mapped: pages are read from disk when they are used.
-
-    Raises:
-        PoolError: the file is missing or damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise damaged(path, error) from error
-
-
-def damaged(path: Path, why: object) -> PoolError:
-    """The error of a data file that is not what its name says."""
-    return PoolError(
-        f"{path} is missing or damaged ({why}). Run: hilora pool check; then remove and add the adapter again."
-    )
+def write_canonical(pool: Path, content: str, factors: Factors) -> None:
+    """Keep the canonical factors of the adapter with that hash, and a hash of their own."""
+    write_factors(pool / CANONICAL / f"{content}.safetensors", factors, {HASH: content_hash(factors)})
 
 
 def prune(pool: Path, used: set[str]) -> list[Path]:

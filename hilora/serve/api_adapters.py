@@ -15,11 +15,12 @@ from hilora.errors import HiloraError
 from hilora.pool.view import Entry
 from hilora.serve.access import need
 from hilora.serve.asked import Caller
-from hilora.serve.faults import ConflictError, ForbiddenError, MissingError, ServiceError
+from hilora.serve.faults import DISK_FULL, ConflictError, ForbiddenError, FullError, MissingError, ServiceError
 from hilora.serve.meters import reason_of
 from hilora.serve.parts import FILES, WORDS, Form, receive
 from hilora.serve.publish import TAKEN
-from hilora.serve.state import OPEN, Upload
+from hilora.serve.state import OPEN
+from hilora.serve.state_tables import Upload
 from hilora.serve.tenants import called, find, tenant_of, visible
 from hilora.serve.uploads import Uploads
 
@@ -145,6 +146,8 @@ async def _take(uploads: Uploads, request: Request, caller: Caller, name: str | 
         await asyncio.shield(asyncio.to_thread(uploads.release, caller, folder))
         raise
     found = await uploads.wait(upload.id, wait) if wait else upload
+    if found.reason == DISK_FULL:
+        raise FullError
     if found.state == "refused":
         kind = ConflictError if found.reason == TAKEN else ServiceError
         raise kind(found.reason, "already_exists" if found.reason == TAKEN else "adapter_refused")

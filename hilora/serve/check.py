@@ -35,8 +35,13 @@ class CaptureError(InputError):
     """It would take too many of the others' prompts."""
 
 
+class FullError(PoolError):
+    """The disk does not take its files."""
+
+
 REASONS: dict[type[Exception], str] = {
     CaptureError: "capture",
+    FullError: "disk_full",
     InputError: "samples",
     AdapterError: "adapter",
     PoolError: "pool",
@@ -160,13 +165,14 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
         HiloraError: it is not good.
     """
     from hilora.pool.folder import PoolFolder
-    from hilora.pool.newcomer import captured
+    from hilora.pool.newcomer import captured, readable
     from hilora.pool.newcomer import told as told_of
     from hilora.pool.peft import WEIGHTS
     from hilora.pool.prepared import prepare
     from hilora.pool.private import read_features
     from hilora.route.features import check_samples
     from hilora.serve.asked import Caller
+    from hilora.serve.faults import is_full
     from hilora.serve.parts import FEATURES_FILE
     from hilora.serve.tenants import mask
 
@@ -176,7 +182,7 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
     given: Any
     if (folder / FEATURES_FILE).exists():
         some = (seen & pool.enabled).nonzero()[:32, 0].tolist()
-        given, embed = read_features(folder / FEATURES_FILE, pool.embedder, pool.samples(some), task.samples), None
+        given, embed = read_features(folder / FEATURES_FILE, pool.embedder, readable(pool, some), task.samples), None
         check_samples(given.embeddings, task.name)
     else:
         given = _texts(folder, task)
@@ -191,8 +197,12 @@ def _checked(task: Task, loaded: Any) -> Mapping[str, Any]:
     made = replace(made, entry=replace(made.entry, name=task.inner, extra=extra))
     if task.server not in (os.getpid(), os.getppid()):
         raise InputError("The server has ended.")  # nobody would name these files, nor delete them
-    made.keep(pool.path)
-    made.keep_canonical(pool.path)
+    try:
+        made.keep_all(pool.path)
+    except PoolError as error:
+        if is_full(error):
+            raise FullError(str(error)) from error
+        raise
     return asdict(made.entry)
 
 

@@ -21,6 +21,7 @@ from hilora.engine.teams import let_team_go
 from hilora.engine.thread import TURNS
 from hilora.pool.view import Entry, PoolView
 from hilora.serve.asked import Ask, Caller, Looked, Why
+from hilora.serve.damages import Damages
 from hilora.serve.edition import Edition
 from hilora.serve.faults import BusyError, ClosingError, LateError
 from hilora.serve.gauges import watch
@@ -68,7 +69,9 @@ class PoolDesk:
         self.engine = router.lanes.engine
         self.width = limits.running if router.batching is Batching.OPEN else TURNS
         self.engine.loop.most = limits.running
-        self._routing = Routing(self.methods, limits, self.meters, self.traffic, self._ended, log_prompts=log_prompts)
+        self.damages = Damages()
+        counted = self.meters, self.traffic
+        self._routing = Routing(self.methods, limits, *counted, self._ended, self.damages, log_prompts=log_prompts)
         self._turn = threading.Condition()
         self._outbox: Outbox | None = None
         self._new: list[Ticket] = []
@@ -131,9 +134,12 @@ class PoolDesk:
 
     def change(self, view: PoolView) -> None:
         """Route over another view of the pool from now on; what is routed already keeps its own."""
-        edition = self.edition.over(view)
-        with self._turn:
-            self.edition = edition
+        self.edition = self.damages.over(self.edition, view)
+
+    def look_for_mended(self) -> bool:
+        """See which damaged files have been mended; whether the pool has to be looked at anew (`change`)."""
+        self.damages.look()
+        return self.damages.are_new(self.edition.view)
 
     def close(self, seconds: float) -> None:
         """Take nothing new, let what is there end for so long, then end it."""

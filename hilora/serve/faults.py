@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
+
 from hilora.errors import HiloraError
+
+FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE")
+"""What SQLite calls a disk that takes no more."""
 
 
 class ServiceError(HiloraError):
@@ -77,3 +83,40 @@ class ClosingError(ServiceError):
     """The server is about to end."""
 
     status, type = 503, "server_error"
+
+
+class UnusableError(ServiceError):
+    """Files of an adapter are damaged."""
+
+    status, type = 503, "server_error"
+
+    def __init__(self, message: str = "", param: str | None = None) -> None:
+        super().__init__(message or DAMAGED, "adapter_damaged", param)
+
+
+DAMAGED = "An adapter of this prompt turned out to be damaged on the server's disk. Ask again: others serve it now."
+
+
+class FullError(ServiceError):
+    """The server's disk is full."""
+
+    status, type = 507, "server_error"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or DISK_FULL, "disk_full")
+
+
+DISK_FULL = "No space is left on the server's disk. Nothing was changed; come again once there is some."
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether something failed because a disk is full."""
+    while error is not None:
+        if isinstance(error, FullError):
+            return True
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorname", "") in FULL:
+            return True
+        error = error.__cause__
+    return False

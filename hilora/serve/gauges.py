@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from hilora.engine.batching import Batching
 from hilora.engine.thread import Engine
+from hilora.serve.damages import Damages
 from hilora.serve.edition import Edition
 from hilora.serve.meters import Meters
 
@@ -17,6 +18,7 @@ class Watched(Protocol):
 
     edition: Edition
     engine: Engine
+    damages: Damages
     closing: bool
 
     @property
@@ -53,6 +55,7 @@ def watch(meters: Meters, desk: Watched, most: int) -> None:
         ("hilora_waiting", "Requests in the line", lambda: desk.waiting),
         ("hilora_running", "Requests that share the model's steps", lambda: desk.running),
         ("hilora_adapters", "Adapters in the pool", lambda: len(desk.edition.view)),
+        ("hilora_adapters_damaged", "Adapters that are not routed to", lambda: len(_damaged(desk))),
         ("hilora_pool_version", "The pool's version", lambda: desk.edition.view.version),
         ("hilora_kv_bytes", "Keys and values in memory", lambda: desk.engine.loop.num_bytes),
         ("hilora_adapter_memory_bytes", "Adapters in memory, and stacks of them", lambda: memory.used),
@@ -79,10 +82,16 @@ def state_of(desk: Watched) -> dict[str, Any]:
         "lane": "joining" if router.batching is Batching.OPEN else f"closed ({router.batching.value})",
         "epoch": router.planner.epoch,
         "adapters": len(view),
+        "damaged": [entry.name for entry in desk.damages.entries(view)],
         "pool_version": view.version,
         "waiting": desk.waiting,
         "running": desk.running,
     }
+
+
+def _damaged(desk: Watched) -> Sequence[object]:
+    """Adapters whose files are damaged."""
+    return desk.damages.entries(desk.edition.view)
 
 
 def _laid_out(edition: Edition) -> int:

@@ -17,9 +17,10 @@ from hilora.engine.lanes import Lanes
 from hilora.engine.sampling import check_request, is_sampled
 from hilora.engine.thread import Work
 from hilora.planner import Routed
-from hilora.pool.view import PoolView
+from hilora.pool.reading import DamagedError
 from hilora.serve.answers import Answers
 from hilora.serve.asked import AUTO, BASE, Done, Piece, Why
+from hilora.serve.damages import Damages
 from hilora.serve.edition import Edition
 from hilora.serve.faults import ForbiddenError, ServiceError
 from hilora.serve.journal import LOG
@@ -27,13 +28,10 @@ from hilora.serve.limits import Limits
 from hilora.serve.looks import Look
 from hilora.serve.meters import Meters
 from hilora.serve.room import room
-from hilora.serve.tenants import find, fingerprint, mask, outer
+from hilora.serve.tenants import find, mask, outer
 from hilora.serve.ticket import Ticket
 from hilora.serve.traffic import Traffic
-from hilora.types import Choice
-
-PRIVATE = "private"
-"""How adapters that are not everybody's are counted."""
+from hilora.serve.why import PRIVATE, public_name, used, why_of
 
 
 @dataclass(eq=False)
@@ -56,6 +54,7 @@ class Routing:
         limits: of requests.
         meters, traffic: count what happens.
         ended: called in the engine's thread with what was started and one of its works, when that has ended.
+        damages: knows the files that are damaged.
         log_prompts: prompts and answers are written to the log.
     """
 
@@ -66,14 +65,16 @@ class Routing:
         meters: Meters,
         traffic: Traffic,
         ended: Callable[[Started, Any], None],
+        damages: Damages,
         *,
         log_prompts: bool,
     ) -> None:
         self.methods, self.limits, self.ended, self.log_prompts = methods, limits, ended, log_prompts
-        self.meters, self.traffic = meters, traffic
+        self.meters, self.traffic, self.damages = meters, traffic, damages
 
     def __call__(self, edition: Edition, tickets: Sequence[Ticket]) -> list[Started]:
         """Route tickets, and tell each how it is served, or why it is not; those that go on."""
+        self.damages.look()
         groups: dict[Any, list[Ticket]] = defaultdict(list)
         for ticket in tickets:
             ask = ticket.ask
@@ -94,9 +95,24 @@ class Routing:
         return found
 
     def _route(self, edition: Edition, group: Sequence[Ticket]) -> list[Started]:
+        began = time.perf_counter()
+        while True:
+            try:
+                lanes, routed = self._routed(edition, group)
+                self.damages.check(edition.view, used(edition.view, routed))
+                break
+            except DamagedError as error:  # without it, then
+                if not self.damages.note(error):
+                    raise
+        self.meters.selected(time.perf_counter() - began, len(group))
+        return [
+            one for row, ticket in enumerate(group) for one in self._prepared(edition, lanes, routed, row, ticket)
+        ]
+
+    def _routed(self, edition: Edition, group: Sequence[Ticket]) -> tuple[Lanes, Routed]:
+        """Tickets that go one way, routed."""
         ask, view = group[0].ask, edition.view
         prompts = [ticket.ask.prompt for ticket in group]
-        began = time.perf_counter()
         if ask.model == BASE:
             lanes = edition.router.lanes
             texts = [query_text(prompt) for prompt in prompts]
@@ -110,22 +126,20 @@ class Routing:
                 )
             lanes = edition.lanes(method, ask.options)
             masks = torch.stack([mask(view, ticket.ask.caller, ticket.ask.allow) for ticket in group])
-            routed = lanes.planner.route(prompts, visible=masks)
+            routed = lanes.planner.route(prompts, visible=masks & self.damages.whole(view))
         else:
             lanes = edition.lanes("oracle", {})
             places = [find(view, ticket.ask.caller, ticket.ask.model) for ticket in group]
             for place, ticket in zip(places, group, strict=True):
                 if not view.entries[place].enabled:
                     raise ForbiddenError(f"The adapter {ticket.ask.model!r} is disabled.")
+                self.damages.refuse(view.entries[place], ticket.ask.model)
             masks = torch.zeros(len(group), len(view), dtype=torch.bool)
             masks[range(len(group)), places] = True
             routed = lanes.planner.route(
                 prompts, labels=[view.entries[place].name for place in places], visible=masks
             )
-        self.meters.selected(time.perf_counter() - began, len(group))
-        return [
-            one for row, ticket in enumerate(group) for one in self._prepared(edition, lanes, routed, row, ticket)
-        ]
+        return lanes, routed
 
     def _prepared(self, edition: Edition, lanes: Lanes, routed: Routed, row: int, ticket: Ticket) -> list[Started]:
         """One ticket's own part; what is wrong with it is its own affair."""
@@ -151,7 +165,7 @@ class Routing:
         check_request(list(ask.stops), options, lanes.model, max_new_tokens=most, batch_size=1)
         call = Call(routed, {row: ids}, ask.seed, list(ask.stops), options | {"max_new_tokens": most})
         if row in routed.silent and ask.answer is None:
-            ticket.tell_routed(_why(edition, lanes, routed, row, (), len(ids), ticket))
+            ticket.tell_routed(why_of(edition, lanes, routed, row, (), len(ids), ticket))
             for number in range(ask.answers):
                 ticket.tell(Done(number, "", "abstain", 0))
             return []
@@ -169,7 +183,7 @@ class Routing:
                 tell=ticket.tell,
                 on_end=partial(self.ended, started),
             )
-            return self._routed(started, seen, _why(edition, lanes, routed, row, seen.choices, len(ids), ticket))
+            return self._goes_on(started, seen, why_of(edition, lanes, routed, row, seen.choices, len(ids), ticket))
         answers = Answers(
             lanes,
             call,
@@ -182,15 +196,15 @@ class Routing:
         )
         if answers.is_open:
             lanes.check_memory(call, [row])
-        why = _why(edition, lanes, routed, row, answers.choices, len(ids), ticket)
-        names = [_public(view, choice) for choice in answers.choices]
+        why = why_of(edition, lanes, routed, row, answers.choices, len(ids), ticket)
+        names = [public_name(view, choice) for choice in answers.choices]
         self.meters.routed(why, names)
         if not ticket.only_route:
             self.traffic.count(ask.caller, why.hashes)
         started.names = [name for name in names if name != PRIVATE]
-        return self._routed(started, answers, why)
+        return self._goes_on(started, answers, why)
 
-    def _routed(self, started: Started, made: Answers | Look, why: Why) -> list[Started]:
+    def _goes_on(self, started: Started, made: Answers | Look, why: Why) -> list[Started]:
         """A ticket that is told how it is served; what goes on of it."""
         started.works, started.first = made.works, next(iter(why.hashes), "")
         started.ticket.tell_routed(why)
@@ -203,6 +217,8 @@ class Routing:
             LOG.info("prompt", extra={"prompt": ticket.ask.prompt})
 
         def tell(event: Piece | Done | BaseException) -> None:
+            if isinstance(event, DamagedError):
+                self.damages.note(event)
             if isinstance(event, BaseException):
                 self.meters.failed(event)
             elif isinstance(event, Done):
@@ -215,26 +231,3 @@ class Routing:
             ticket.tell(event)
 
         return tell
-
-
-def _public(view: PoolView, choice: Choice) -> str:
-    """An adapter's name if it is everybody's, else one word for all others."""
-    entry = view.entries[view.index(choice.name)]
-    return PRIVATE if entry.extra.get("tenant") else entry.name
-
-
-def _why(
-    edition: Edition, lanes: Lanes, routed: Routed, row: int, choices: Any, prompt_tokens: int, ticket: Ticket
-) -> Why:
-    view, caller = edition.view, ticket.ask.caller
-    hashes = tuple(view.entries[view.index(choice.name)].hash for choice in choices)
-    shown = tuple(outer(view, caller, choice) for choice in choices)
-    return Why(
-        lanes.planner.method.name if ticket.ask.model != BASE else BASE,
-        shown,
-        hashes,
-        routed.notes[row],
-        prompt_tokens,
-        lanes.planner.epoch,
-        fingerprint(view, caller),
-    )

@@ -108,6 +108,7 @@ def serve(router: HiLoRA, settings: Settings, state: State, say: Callable[[str],
     methods = GROWING if settings.methods is None else settings.methods
     desk = PoolDesk(router, limits, methods, log_prompts=settings.log_prompts)
     watch = Watch(folder, pool.version, desk.change)
+    watch.asked = desk.look_for_mended
     held, closed, others = ExitStack(), [watch.close], list[APIRouter]()
     if settings.uploads:
         renewal = Renewal(folder, desk.meters)

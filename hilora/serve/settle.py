@@ -6,7 +6,8 @@ from collections.abc import Container
 
 from hilora.pool.view import PoolView
 from hilora.serve.meters import Meters
-from hilora.serve.state import State, Upload
+from hilora.serve.state import State
+from hilora.serve.state_tables import Upload
 from hilora.serve.tenants import inner_name
 
 INTERRUPTED = "interrupted: the server ended before it was checked. Send it again."

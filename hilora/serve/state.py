@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ import sqlalchemy as sql
 from sqlalchemy.pool import NullPool
 
 from hilora.errors import InputError, PoolError
+from hilora.pool import store
 from hilora.pool.manifest import check_name
+from hilora.serve import state_tables as tables
 from hilora.serve.asked import SCOPES
+from hilora.serve.faults import is_full
+from hilora.serve.state_tables import Token, Upload
 
 FOLDER, FILE = "serve", "state.sqlite"
 OPEN = ("received", "checking")
@@ -28,71 +33,8 @@ STATES = (*OPEN, "live", "refused", "removed")
 """Of an upload; from "received" it can only go on. While it is open nothing is known of its fate."""
 PREFIX = "hlr_"
 """How tokens begin, so that people and scanners know them."""
-
-_meta = sql.MetaData()
-_tokens = sql.Table(
-    "tokens",
-    _meta,
-    sql.Column("id", sql.String, primary_key=True),
-    sql.Column("digest", sql.String, unique=True, nullable=False),
-    sql.Column("tenant", sql.String, nullable=False),
-    sql.Column("scopes", sql.String, nullable=False),
-    sql.Column("note", sql.String, nullable=False),
-    sql.Column("created", sql.String, nullable=False),
-    sql.Column("revoked", sql.String),
-)
-_uploads = sql.Table(
-    "uploads",
-    _meta,
-    sql.Column("id", sql.String, primary_key=True),
-    sql.Column("tenant", sql.String, nullable=False),
-    sql.Column("name", sql.String, nullable=False),
-    sql.Column("hash", sql.String, nullable=False),
-    sql.Column("state", sql.String, nullable=False),
-    sql.Column("reason", sql.String, nullable=False),
-    sql.Column("bytes", sql.Integer, nullable=False),
-    sql.Column("created", sql.String, nullable=False),
-    sql.Column("changed", sql.String, nullable=False),
-    sql.Index("uploads_by_name", "tenant", "name"),
-)
-_audit = sql.Table(
-    "audit",
-    _meta,
-    sql.Column("id", sql.Integer, primary_key=True, autoincrement=True),
-    sql.Column("at", sql.String, nullable=False),
-    sql.Column("tenant", sql.String, nullable=False),
-    sql.Column("token", sql.String, nullable=False),
-    sql.Column("action", sql.String, nullable=False),
-    sql.Column("subject", sql.String, nullable=False),
-    sql.Column("detail", sql.String, nullable=False),
-)
-
-
-@dataclass(frozen=True)
-class Token:
-    """Who may do what; the secret itself is known to nobody but its owner."""
-
-    id: str
-    tenant: str
-    scopes: frozenset[str]
-    note: str
-    created: str
-    revoked: str | None
-
-
-@dataclass(frozen=True)
-class Upload:
-    """What became of one upload."""
-
-    id: str
-    tenant: str
-    name: str  # as its tenant calls it
-    hash: str  # of its content; "" before it is checked
-    state: str  # one of STATES
-    reason: str  # why it was refused
-    bytes: int
-    created: str
-    changed: str
+ARRIVAL = sql.text("rowid")
+"""The order in which rows came, whatever the clock said."""
 
 
 class State:
@@ -108,17 +50,36 @@ class State:
     def __init__(self, pool: Path) -> None:
         self.folder = pool / FOLDER
         path = self.folder / FILE
+        self._late: list[Any] = []  # changes that a full disk has not taken yet
+        self._moved: dict[str, dict[str, Any]] = {}  # what they make of uploads
+        self._lock = threading.RLock()
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
             self._engine = sql.create_engine(f"sqlite:///{path}", poolclass=NullPool)
-            sql.event.listen(self._engine, "connect", _prepare)
-            _meta.create_all(self._engine)
+            sql.event.listen(self._engine, "connect", tables.prepare)
+            tables.meta.create_all(self._engine)
+            with self._engine.begin() as connection:
+                if not connection.execute(sql.text("PRAGMA user_version")).scalar_one():
+                    connection.execute(sql.text(f"PRAGMA user_version={tables.FORMAT}"))
         except (OSError, sql.exc.SQLAlchemyError) as error:
+            why = store.FULL if is_full(error) else f"{getattr(error, 'orig', error)}."
             raise PoolError(
-                f"A server keeps its state in {path}, which cannot be written: {error}. "
+                f"A server keeps its state in {path}, which cannot be written: {why} "
                 "Where adapters are not to be uploaded, --no-uploads serves the pool without."
             ) from error
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile reading needs no space on the disk: files that SQLite has beside its own stay there."""
+        with self._engine.connect() as connection:
+            connection.execute(sql.text("PRAGMA user_version"))
+            connection.rollback()
+            try:
+                yield
+            finally:
+                with suppress(PoolError):
+                    self._write(sql.text("SELECT 1"))  # and what is late
 
     def add_token(self, tenant: str, scopes: Iterable[str], note: str = "") -> tuple[str, Token]:
         """A new token: its secret, which is shown once, and what is kept.
@@ -141,7 +102,7 @@ class State:
         secret = PREFIX + secrets.token_urlsafe(32)
         token = Token(uuid.uuid4().hex[:12], tenant, frozenset(wanted), note, _now(), None)
         self._write(
-            sql.insert(_tokens).values(
+            sql.insert(tables.tokens).values(
                 id=token.id,
                 digest=_digest(secret),
                 tenant=tenant,
@@ -155,13 +116,15 @@ class State:
     def token(self, secret: str) -> Token | None:
         """The token with that secret, if there is one that has not been revoked."""
         found = self._read(
-            sql.select(_tokens).where(_tokens.c.digest == _digest(secret), _tokens.c.revoked.is_(None))
+            sql.select(tables.tokens).where(
+                tables.tokens.c.digest == _digest(secret), tables.tokens.c.revoked.is_(None)
+            )
         )
         return _token(found[0]) if found else None
 
     def tokens(self) -> list[Token]:
         """All of them, the oldest first."""
-        return [_token(row) for row in self._read(sql.select(_tokens).order_by(_tokens.c.created, _tokens.c.id))]
+        return [_token(row) for row in self._read(sql.select(tables.tokens).order_by(ARRIVAL))]
 
     def revoke(self, token: str) -> None:
         """Take back a token, by its id.
@@ -169,7 +132,7 @@ class State:
         Raises:
             InputError: there is none.
         """
-        here = sql.update(_tokens).where(_tokens.c.id == token, _tokens.c.revoked.is_(None))
+        here = sql.update(tables.tokens).where(tables.tokens.c.id == token, tables.tokens.c.revoked.is_(None))
         if not self._write(here.values(revoked=_now())):
             raise InputError(f"There is no token {token!r} to revoke. See: hilora serve token list")
 
@@ -177,61 +140,86 @@ class State:
         """An upload has come."""
         now = _now()
         upload = Upload(uuid.uuid4().hex, tenant, name, "", "received", "", size, now, now)
-        self._write(sql.insert(_uploads).values(**upload.__dict__))
+        self._write(sql.insert(tables.uploads).values(**upload.__dict__))
         return upload
 
-    def move(self, upload: str, state: str, *, content: str | None = None, reason: str = "") -> Upload:
-        """An upload comes into a state."""
+    def move(
+        self, upload: str, state: str, *, content: str | None = None, reason: str = "", late: bool = False
+    ) -> Upload:
+        """An upload comes into a state.
+
+        Args:
+            upload: its id.
+            state: one of STATES.
+            content: its content hash, if that is known now.
+            reason: why it was refused.
+            late: it has come so far: where the disk is full, that is known here alone until it can be written.
+        """
         assert state in STATES
         values: dict[str, Any] = {"state": state, "reason": reason, "changed": _now()}
         values |= {} if content is None else {"hash": content}
-        self._write(sql.update(_uploads).where(_uploads.c.id == upload).values(**values))
+        with self._lock:
+            self._write(sql.update(tables.uploads).where(tables.uploads.c.id == upload).values(**values), late=late)
+            if self._late:
+                self._moved[upload] = self._moved.get(upload, {}) | values
         found = self.upload(upload)
         assert found is not None
         return found
 
     def upload(self, upload: str) -> Upload | None:
         """One upload."""
-        found = self._read(sql.select(_uploads).where(_uploads.c.id == upload))
-        return Upload(**found[0]) if found else None
+        found = self._uploads(sql.select(tables.uploads).where(tables.uploads.c.id == upload))
+        return found[0] if found else None
 
     def last(self, tenant: str, name: str) -> Upload | None:
         """A tenant's newest upload of a name."""
-        mine = sql.select(_uploads).where(_uploads.c.tenant == tenant, _uploads.c.name == name)
-        found = self._read(mine.order_by(_uploads.c.created.desc(), _uploads.c.id).limit(1))
-        return Upload(**found[0]) if found else None
+        found = sql.select(tables.uploads).where(tables.uploads.c.tenant == tenant, tables.uploads.c.name == name)
+        newest = self._uploads(found.order_by(sql.desc(ARRIVAL)).limit(1))
+        return newest[0] if newest else None
 
     def open_uploads(self) -> list[Upload]:
         """Those that are neither live nor refused."""
-        waiting = _uploads.c.state.in_(OPEN)
-        return [Upload(**row) for row in self._read(sql.select(_uploads).where(waiting))]
+        found = self._uploads(sql.select(tables.uploads).where(tables.uploads.c.state.in_(OPEN)))
+        return [upload for upload in found if upload.state in OPEN]
+
+    def _uploads(self, statement: Any) -> list[Upload]:
+        with self._lock:
+            return [Upload(**{**row, **self._moved.get(row["id"], {})}) for row in self._read(statement)]
 
     def note(self, action: str, subject: str, *, tenant: str = "", token: str = "", detail: str = "") -> None:
-        """Write down who did what."""
-        self._write(
-            sql.insert(_audit).values(
-                at=_now(), tenant=tenant, token=token, action=action, subject=subject, detail=detail
-            )
-        )
+        """Write down who did what; where the disk is full, once it can be written."""
+        said = {"tenant": tenant, "token": token, "action": action, "subject": subject, "detail": detail}
+        self._write(sql.insert(tables.audit).values(at=_now(), **said), late=True)
 
     def audit(self, limit: int = 100) -> list[dict[str, Any]]:
         """What was done, the newest first."""
-        return self._read(sql.select(_audit).order_by(_audit.c.id.desc()).limit(limit))
+        return self._read(sql.select(tables.audit).order_by(tables.audit.c.id.desc()).limit(limit))
 
-    def _write(self, statement: Any) -> int:
-        with self._engine.begin() as connection:
-            return int(connection.execute(statement).rowcount)
+    def _write(self, statement: Any, *, late: bool = False) -> int:
+        """Rows that a change touches.
+
+        Raises:
+            PoolError: it cannot be written; if it may be late, for another reason than a full disk.
+        """
+        with self._lock:
+            try:
+                with self._engine.begin() as connection:
+                    for each in self._late:
+                        connection.execute(each)
+                    count = int(connection.execute(statement).rowcount)
+            except sql.exc.OperationalError as error:
+                if late and is_full(error):
+                    self._late.append(statement)
+                    return 1
+                why = store.FULL if is_full(error) else f"{error.orig}."
+                raise PoolError(f"{self.folder / FILE} cannot be written: {why}") from error
+            self._late.clear()
+            self._moved.clear()
+            return count
 
     def _read(self, statement: Any) -> list[dict[str, Any]]:
         with self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(statement).mappings()]
-
-
-def _prepare(connection: Any, _: object) -> None:
-    cursor = connection.cursor()
-    for line in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {line}")
-    cursor.close()
 
 
 def _digest(secret: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from hilora.errors import PoolError
 from hilora.serve.state import FILE, FOLDER, State
+from hilora.serve.state_tables import check_format
 
 
 class ReadState(State):
@@ -26,8 +28,11 @@ class ReadState(State):
 
     def __init__(self, pool: Path) -> None:
         self.folder = pool.absolute() / FOLDER
+        self._late, self._moved, self._lock = [], {}, threading.RLock()
         self._engine = sql.create_engine("sqlite://", creator=lambda: _opened(self.folder / FILE), poolclass=NullPool)
         try:
+            if found := self._read(sql.text("PRAGMA user_version")):
+                check_format(found[0]["user_version"])
             self.tokens()
         except (OSError, sql.exc.SQLAlchemyError) as error:
             raise PoolError(
@@ -42,7 +47,7 @@ class ReadState(State):
             return []
         return super()._read(statement)
 
-    def _write(self, statement: Any) -> int:
+    def _write(self, statement: Any, *, late: bool = False) -> int:
         raise PoolError("This server takes no uploads, so it only reads its state.")
 
 

@@ -29,18 +29,24 @@ from hilora.pool.view import Entry
 from hilora.serve.asked import Caller
 from hilora.serve.check import Task
 from hilora.serve.checker import Checker, RefusedError
-from hilora.serve.faults import BusyError, ServiceError
+from hilora.serve.faults import DISK_FULL, BusyError, ServiceError, is_full
 from hilora.serve.journal import LOG
 from hilora.serve.limits import Limits
 from hilora.serve.meters import Meters, reason_of
 from hilora.serve.parts import Form
 from hilora.serve.publish import Publisher
 from hilora.serve.settle import INTERRUPTED, settle
-from hilora.serve.state import FOLDER, OPEN, State, Upload
+from hilora.serve.state import FOLDER, OPEN, State
+from hilora.serve.state_tables import Upload
 from hilora.serve.tenants import called, inner_name, tenant_of
 
 INCOMING = "incoming"
 FAILED = "The server failed; its log says why."
+
+
+def reason_for(error: BaseException) -> str:
+    """What a sender is told of a failure of the server's own."""
+    return DISK_FULL if is_full(error) else FAILED
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Uploads:
         """Hold the pool's lease, delete what a crash left, and begin to check."""
         pool, home = self.publisher.pool, self._folder
         lease = self._held.enter_context(leased(pool))
+        self._held.enter_context(self.state.held())
         self._folder = home / lease
         self._folder.mkdir(mode=0o700, parents=True)
         alive = {*holders(pool), lease}
@@ -150,7 +157,11 @@ class Uploads:
         self.publisher.check_quota(tenant, inner, form.size)
         any_base = form.flag("any_base", False)
         upload = self.state.receive(tenant, name, form.size)
-        folder = form.folder.rename(self._folder / upload.id)
+        try:
+            folder = form.folder.rename(self._folder / upload.id)
+        except OSError as error:
+            self.state.move(upload.id, "refused", reason=reason_for(error), late=True)
+            raise
         task = Task(
             pool=str(self.publisher.pool.absolute()),
             folder=str(folder),
@@ -187,7 +198,7 @@ class Uploads:
         self.meters.removed(tenant_of(entry))
         tenant, name = tenant_of(entry), called(entry)
         if (last := self.state.last(tenant, name)) is not None and last.state == "live":
-            self.state.move(last.id, "removed")
+            self.state.move(last.id, "removed", late=True)
         self.state.note("remove", name, tenant=tenant, token=caller.token, detail=entry.hash)
 
     def _work(self) -> None:
@@ -203,21 +214,21 @@ class Uploads:
         try:
             self.state.move(job.upload.id, "checking")
             entry = self._checked(job.task)
-            self.state.move(
-                job.upload.id, "checking", content=entry.hash
-            )  # for `settle`, if this server is killed now
+            self.state.move(job.upload.id, "checking", content=entry.hash)  # for `settle`, if it is killed now
             self.publisher.publish(entry, job.upload.bytes, replace=job.replace)
             state, content, fate = "live", entry.hash, ("live", "")
         except (RefusedError, ServiceError) as error:
             ended = self.checker.ended
-            reason = INTERRUPTED if ended else str(error)
+            reason = INTERRUPTED if ended else DISK_FULL if error.code == "disk_full" else str(error)
             fate = "refused", "interrupted" if ended else reason_of(error)
         except HiloraError as error:
             LOG.error("An upload could not be published: %s", error, extra={"subject": job.upload.id})
-            reason = FAILED
-        except Exception:  # noqa: BLE001  others wait: the thread goes on
+            reason = reason_for(error)
+        except Exception as error:  # noqa: BLE001  others wait: the thread goes on
             LOG.exception("An upload failed.", extra={"subject": job.upload.id})
-            reason = FAILED
+            reason = reason_for(error)
+        if reason == DISK_FULL:
+            fate = "failed", "disk_full"
         shutil.rmtree(job.task.folder, ignore_errors=True)  # before anybody hears that it is done
         self.meters.uploaded(*fate)
         self._tell(job, state, content, reason)
@@ -232,7 +243,7 @@ class Uploads:
     def _tell(self, job: _Job, state: str, content: str, reason: str) -> None:
         upload = job.upload
         try:
-            self.state.move(upload.id, state, content=content, reason=reason)
+            self.state.move(upload.id, state, content=content, reason=reason, late=True)
             self.state.note(state, upload.name, tenant=upload.tenant, token=job.caller.token, detail=upload.id)
         except Exception:  # noqa: BLE001  likewise
             LOG.exception("The state cannot be written.", extra={"subject": upload.id})

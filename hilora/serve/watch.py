@@ -27,6 +27,7 @@ class Watch:
 
     def __init__(self, path: Path, version: int, changed: Callable[[PoolView], None]) -> None:
         self.path, self.version, self.changed = path, version, changed
+        self.asked: Callable[[], bool] = lambda: False  # whether to look though the manifest is as it was
         self.seen: Callable[[PoolFolder], None] = lambda view: None  # called with each view that is there
         self.trouble = ""
         self._closed = threading.Event()
@@ -59,8 +60,13 @@ class Watch:
 
     def _work(self) -> None:
         while not self._closed.wait(SECONDS):
-            if self._sign() != self._sign_seen:
-                self.look()
+            try:
+                if self.asked():
+                    self.version = -1
+                if self.version == -1 or self._sign() != self._sign_seen:
+                    self.look()
+            except Exception:  # noqa: BLE001  # others wait for the next look
+                LOG.exception("the pool could not be looked at")
 
     def _sign(self) -> tuple[int, int, int]:
         try:

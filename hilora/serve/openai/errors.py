@@ -17,8 +17,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from hilora.errors import HiloraError, InputError
+from hilora.pool.reading import DamagedError
 from hilora.serve import faults
-from hilora.serve.faults import BusyError, LateError, ServiceError, UnauthorizedError
+from hilora.serve.faults import (
+    BusyError,
+    FullError,
+    LateError,
+    ServiceError,
+    UnauthorizedError,
+    UnusableError,
+    is_full,
+)
 from hilora.serve.openai.replies import ErrorReply
 
 log = logging.getLogger(__name__)
@@ -85,6 +94,11 @@ def error_of(error: Exception, request: str = "") -> Told:
         found = told(error.status, str(error), error.type, code, error.param)
         found.headers.update(_headers_of(error))
         return found
+    if isinstance(error, DamagedError):
+        return error_of(UnusableError(), request)
+    if is_full(error):
+        log.error("Request %s failed: %s", request, error)
+        return error_of(FullError(), request)
     if isinstance(error, InputError):
         return told(HTTPStatus.BAD_REQUEST, str(error), code="invalid_value")
     log.error("Request %s failed.", request, exc_info=error)
@@ -109,6 +123,7 @@ def _headers_of(error: ServiceError) -> dict[str, str]:
 def install_errors(app: FastAPI) -> None:
     """Have an application tell all its errors in OpenAI's form."""
     app.add_exception_handler(HiloraError, _refuse)
+    app.add_exception_handler(OSError, _refuse)  # a full disk
     app.add_exception_handler(RequestValidationError, _refuse_fields)
     app.add_exception_handler(HTTPException, _refuse_http)
     documented = app.openapi

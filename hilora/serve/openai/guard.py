@@ -74,7 +74,13 @@ class Guard:
         name = given.get("x-request-id", "")
         name = name if ID.fullmatch(name) else f"req_{uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = name
-        begun = False
+        begun, unread = False, bool(given.get("transfer-encoding")) or given.get("content-length", "0") != "0"
+
+        async def take() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and bool(message.get("more_body"))
+            return message
 
         async def send_safely(message: Message) -> None:
             nonlocal begun
@@ -85,14 +91,14 @@ class Guard:
                 for key, value in (SAFE | {"Content-Security-Policy": policy}).items():
                     headers.setdefault(key, value)
                 headers["X-Request-Id"] = name
+                if unread:  # nor will it be: the next request on this connection would not be understood
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
-            await self._pass(scope, given, receive, send_safely)
-        except TooLargeError as error:  # what is left of the body is not read
-            refused = error_of(error)
-            refused.headers["Connection"] = "close"
-            await refused.response(scope, receive, send_safely)
+            await self._pass(scope, given, take, send_safely)
+        except TooLargeError as error:
+            await error_of(error).response(scope, receive, send_safely)
         except ClientDisconnect:
             log.info("The client of request %s has left.", name)
         except Exception:
