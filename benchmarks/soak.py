@@ -95,6 +95,11 @@ PARTS = {
         "Weights, samples and canonical forms are cut, changed and deleted under a server: the adapter is taken "
         "out, all others go on, and it comes back when the file does.",
     ),
+    "clock": (
+        "Clocks that are set",
+        "The clock of a server goes back and forward by a day and a year while it runs and between runs, and the time of "
+        "the pool's manifest with it: uploads, tokens, changes, leases, restarts and `prune` go by what came when.",
+    ),
     "downgraded": (
         "Pools and states that a later version has written",
         "They are refused in words that say what to do, and nothing is changed; what is older is read.",
