@@ -97,8 +97,9 @@ PARTS = {
     ),
     "clock": (
         "Clocks that are set",
-        "The clock of a server goes back and forward by a day and a year while it runs and between runs, and the time of "
-        "the pool's manifest with it: uploads, tokens, changes, leases, restarts and `prune` go by what came when.",
+        "The clock of a server goes back and forward by a day and a year while it runs and between runs, and the "
+        "time of the pool's manifest with it: uploads, tokens, changes, leases, restarts and `prune` go by what came "
+        "when.",
     ),
     "downgraded": (
         "Pools and states that a later version has written",

@@ -22,10 +22,11 @@ OPTIONAL: Mapping[str, str | dict[str, Any]] = {
     "note": "",  # for people
     "release": "",  # of its content, in its owner's words
     "template": "",  # id of the prompt template that it was trained with; "" for the base's
+    "upload": "",  # to a server, by which it came
     "statistics": {},  # numbers measured on its weights and samples
 }
 """An adapter's optional fields, each with what it is where it is not there. Routing asks for `tenant` alone."""
-OF_CONTENT = ("release", "template", "statistics")
+OF_CONTENT = ("release", "template", "upload", "statistics")
 """Those that another content under the same name does not inherit."""
 OF_SAMPLES = ("statistics",)
 """Those that do not outlive the samples."""

@@ -13,6 +13,7 @@ from hilora.pool.manifest import inherit
 from hilora.pool.view import Entry, PoolView
 from hilora.serve.faults import ConflictError, ForbiddenError, ServiceError
 from hilora.serve.limits import Limits
+from hilora.serve.state_tables import Upload
 from hilora.serve.tenants import tenant_of
 
 TAKEN = "There is an adapter of this name with another content already. PUT takes its place."
@@ -63,14 +64,14 @@ class Publisher:
         except OSError:
             return 0
 
-    def publish(self, entry: Entry, size: int, *, replace: bool) -> None:
+    def publish(self, entry: Entry, upload: Upload, *, replace: bool) -> None:
         """Let an adapter whose files are kept be routed to, and see that it is; else all is as it was.
 
         The same content and samples under the same name change nothing.
 
         Args:
             entry: what the manifest is to say.
-            size: bytes that came.
+            upload: by which it came.
             replace: it may take the place of another content.
 
         Raises:
@@ -80,7 +81,7 @@ class Publisher:
             PoolError: the pool cannot be written.
         """
         with self._changing:
-            self.check_quota(tenant_of(entry), entry.name, size)
+            self.check_quota(tenant_of(entry), entry.name, upload.bytes)
             pool = Pool.open(self.pool)
             old = next((each for each in pool.entries if each.name == entry.name), None)
             if old is not None and (old.hash, old.samples) == (entry.hash, entry.samples):
@@ -88,7 +89,8 @@ class Publisher:
             if old is not None and not replace:
                 raise ConflictError(TAKEN, "already_exists")
             kept = inherit(entry, old)
-            pool.publish(changed(kept, extra={**kept.extra, **entry.extra}), replace=True)
+            extra = {**kept.extra, **entry.extra, "upload": upload.id}  # by which `settle` knows it
+            pool.publish(changed(kept, extra=extra), replace=True)
             self.on_change()
             if not any((each.name, each.hash) == (entry.name, entry.hash) for each in self.served().entries):
                 _undo(pool, entry, old)

@@ -214,8 +214,8 @@ class Uploads:
         try:
             self.state.move(job.upload.id, "checking")
             entry = self._checked(job.task)
-            self.state.move(job.upload.id, "checking", content=entry.hash)  # for `settle`, if it is killed now
-            self.publisher.publish(entry, job.upload.bytes, replace=job.replace)
+            self.state.move(job.upload.id, "checking", content=entry.hash)
+            self.publisher.publish(entry, job.upload, replace=job.replace)
             state, content, fate = "live", entry.hash, ("live", "")
         except (RefusedError, ServiceError) as error:
             ended = self.checker.ended

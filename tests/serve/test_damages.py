@@ -18,6 +18,7 @@ from hilora.pool.derived import Canonical
 from hilora.serve.asked import Ask, Done
 from hilora.serve.desk import PoolDesk
 from hilora.serve.faults import UnusableError
+from hilora.serve.gauges import state_of
 from hilora.serve.limits import Limits
 
 PROMPT = "abab baab abba"
@@ -92,11 +93,11 @@ def test_whose_weights_are_damaged_serves_nobody_until_they_are_mended(desk: Poo
     assert text
     with pytest.raises(UnusableError, match="'alpha' are damaged"):
         run(said(desk, asks[1]))
-    assert (desk.state()["damaged"], value(desk)) == (["alpha"], 1)
+    assert (state_of(desk)["damaged"], value(desk)) == (["alpha"], 1)
     assert run(said(desk, Ask(PROMPT, model="beta", sampling=FREE)))[0] == ["beta"]
     path.write_bytes(whole)
     assert [run(said(desk, ask)) for ask in asks] == want
-    assert (desk.state()["damaged"], value(desk)) == ([], 0)
+    assert (state_of(desk)["damaged"], value(desk)) == ([], 0)
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -134,7 +135,7 @@ def test_damaged_canonical_rocs_are_worked_out_anew(desk: PoolDesk, how: str) ->
         for site, (down, up) in want.items():
             torch.testing.assert_close(found[site], (down, up), rtol=1e-9, atol=1e-9)
     assert "alpha" in run(said(desk, ask))[0]
-    assert desk.state()["damaged"] == []
+    assert state_of(desk)["damaged"] == []
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -153,7 +154,7 @@ def test_whose_samples_are_damaged_is_left_out_of_the_next_edition_until_they_ar
     pool.enable("gamma", True)
     pool.tune(always=False)
     desk.change(_changed(pool.path))
-    assert desk.state()["damaged"] == ["alpha"]
+    assert state_of(desk)["damaged"] == ["alpha"]
     assert "alpha" not in run(said(desk, asks["alpha"]))[0]
     assert "beta" in run(said(desk, asks["beta"]))[0]
     assert run(said(desk, Ask(PROMPT, model="alpha", max_new_tokens=3)))[0] == ["alpha"]  # its weights are whole
