@@ -2,8 +2,8 @@
 
 python benchmarks/shapes.py --json benchmarks/shapes.jsonl
 
-A process of its own for each capacity of oneDNN's caches: 6,000 products of one weight, 64 x 64, with 1 to 3,000 rows,
-and the resident memory after every 500 of them. 1,024 is what PyTorch takes where nobody says otherwise.
+A process of its own for each capacity of oneDNN's caches: 6,000 products of one weight, 64 x 64, with 1 to 3,000
+rows, and the resident memory after every 500 of them. 1,024 is what PyTorch takes where nobody says otherwise.
 """
 
 from __future__ import annotations

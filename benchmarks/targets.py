@@ -48,6 +48,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/serve.py --json benchmarks/serve.jsonl               # a server under load
     python benchmarks/uploads.py --json benchmarks/uploads.jsonl           # uploads to a server at work
     python benchmarks/soak.py --json benchmarks/soak.jsonl                 # a server shaken for an hour: soak.md
+    python benchmarks/shapes.py --json benchmarks/shapes.jsonl             # memory that bf16 on a CPU takes
     python benchmarks/epochs.py --data FLAN_MINI/val --json benchmarks/epochs.jsonl    # pools that grow
     python benchmarks/capture.py --json benchmarks/capture.jsonl           # whom the bound on uploads refuses
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md

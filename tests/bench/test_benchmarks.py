@@ -615,3 +615,14 @@ def test_the_page_says_what_its_rows_say(bench_scripts: Any) -> None:
     script = bench_scripts.load("benchmarks/targets.py")
     home = Path(__file__).parents[2] / "benchmarks"
     assert script.page(home) == (home / "README.md").read_text()
+
+
+def test_memory_of_shapes_is_bounded_by_the_caches_capacity(
+    bench_scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = bench_scripts.load("benchmarks/shapes.py")
+    monkeypatch.setattr(shapes, "CAPACITIES", (64,))
+    bench_scripts.run(shapes, "--json", tmp_path / "shapes.jsonl")
+    _, row = lines(tmp_path / "shapes.jsonl")
+    assert row["capacity"] == 64
+    assert len(row["mib"]) == 1 + shapes.PRODUCTS // shapes.EVERY
