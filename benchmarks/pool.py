@@ -9,7 +9,6 @@ names of their own, samples are its samples with some noise. Run it with nothing
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -34,7 +33,9 @@ from hilora.planner import Planner
 from hilora.pool import store
 from hilora.pool.export import export_adapter
 from hilora.pool.folder import in_order
+from hilora.pool.peft import content_hash
 from hilora.route.features import Features
+from hilora.types import Factors
 
 seconds = stopwatch(torch.device("cpu"))
 """Seconds that a call takes."""
@@ -45,17 +46,19 @@ LOADED = 2000
 
 
 def make_pool(source: Pool, count: int, folder: Path) -> Pool:
-    """A pool of so many adapters, all with contents of the source's."""
+    """A pool of so many adapters: the source's, again and again, each with two numbers and its embeddings changed."""
     stream = np.random.default_rng(0)
     samples, manifest = source.samples(), json.loads((source.path / store.MANIFEST).read_text())
+    weights = [source.factors(entry.hash) for entry in source.entries]
     for name in (store.ADAPTERS, store.SAMPLES):
         (folder / name).mkdir(parents=True)
     os.link(source.path / store.BASE, folder / store.BASE)
     made = []
     for i in range(count):
         own = source.entries[i % len(source)]
-        content, name = hashlib.sha256(f"adapter {i}".encode()).hexdigest(), f"{own.name}.{i // len(source)}"
-        os.link(_file(source, store.ADAPTERS, own.hash), folder / store.ADAPTERS / f"{content}.safetensors")
+        factors = _numbered(weights[i % len(source)], i // len(source))
+        content, name = content_hash(factors), f"{own.name}.{i // len(source)}"
+        store.write_factors(folder / store.ADAPTERS / f"{content}.safetensors", factors)
         known = samples[i % len(source)]
         noise = torch.from_numpy(stream.standard_normal(known.embeddings.shape, dtype=np.float32)) * 0.02
         looked = Features(known.embeddings + noise, known.terms)
@@ -65,6 +68,15 @@ def make_pool(source: Pool, count: int, folder: Path) -> Pool:
     del manifest["adapters"]
     store.write_manifest(folder, manifest, in_order(made))
     return Pool.open(folder)
+
+
+def _numbered(factors: Factors, number: int) -> Factors:
+    """An adapter with a small number in two of its weights, which bf16 holds exactly."""
+    site = min(factors)
+    down, up = factors[site]
+    down = down.clone()
+    down[0, :2] = torch.tensor([number % 256, number // 256]) / 2**16
+    return Factors(factors) | {site: (down, up)}
 
 
 def _file(pool: Pool, folder: str, content: str) -> Path:
