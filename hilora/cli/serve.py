@@ -59,6 +59,7 @@ def serve(
     try:
         from hilora.serve.run import Settings as Served
         from hilora.serve.run import serve as run
+        from hilora.serve.run import share_malloc
     except ModuleNotFoundError as error:
         raise InputError(f"Serving needs {error.name}. Install it: pip install 'hilora[serve]'") from error
     from hilora.engine.generate import HiLoRA
@@ -85,6 +86,7 @@ def serve(
     )
     state = asked.check(Path(opened.path), built)
     quiet_transformers()
+    share_malloc()
     with status(f"Loading {base or opened.base.name} and {len(opened)} adapters"):
         loading: dict[str, Any] = {"dtype": dtype, "quantization_config": quantize}
         router = HiLoRA.from_pretrained(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ from hilora.serve.state_read import ReadState
 from hilora.serve.uploads import Uploads
 from hilora.serve.watch import Watch
 
+M_ARENA_MAX = -8
+"""Of glibc's mallopt: how many heaps there are."""
 READ_ONLY = (
     "The pool's folder cannot be written. It is served as it is; nobody who may write there is kept from deleting "
     "files of it meanwhile, and who did what is in this log alone."
@@ -130,6 +133,15 @@ def serve(router: HiLoRA, settings: Settings, state: State, say: Callable[[str],
         say(f"http://{host}:{port}  (a page at /ui, API at /v1, documentation at /docs)")
         limits = replace(limits, connections=room(limits.connections, listening.fileno()))
         asyncio.run(Orderly(config_of(app, limits)).serve(sockets=[listening]))
+
+
+def share_malloc() -> None:
+    """Have glibc's malloc keep one heap for all threads; elsewhere nothing happens.
+
+    A heap of each thread's own keeps what others have freed in it, and a server's memory grows for hours.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def config_of(app: FastAPI, limits: Limits) -> uvicorn.Config:
