@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from hilora.serve.connections import OTHERS
-from soaking.made import PROMPT, Server, bench, server
+from soaking.made import EXACT, PROMPT, Server, bench, server
 from soaking.odd import ODD
-from soaking.raw import EXACT, FORM, STREAM, Good, Held, Raw, head, request, status, warm
+from soaking.raw import FORM, STREAM, Good, Held, Raw, head, request, status, warm
 
 PATIENCE = 0.6
 """Seconds that the server is given for slow clients, so that there is less to wait for."""

@@ -16,13 +16,12 @@ from typing import Any
 from hilora.pool import Pool
 from hilora.pool.lease import holders
 from hilora.serve.state import State
-from soaking.made import Server, bench, until
+from soaking.made import EXACT, Server, bench, until
 from soaking.shifted import CLOCK
 
 DAY = 86400.0
 SHIFTS = (-DAY, DAY, -365 * DAY, 365 * DAY, 0.0)
 ROUNDS = 10
-OPTIONS = ("--dtype", "float32")
 
 
 class Shaken:
@@ -38,7 +37,7 @@ class Shaken:
         self.counts, self.wrong = Counter[str](), list[str]()
         self.file.write_text("0")
         os.environ[CLOCK] = str(self.file)
-        self.server = Server(made, OPTIONS, (sys.executable, str(Path(__file__).with_name("shifted.py"))))
+        self.server = Server(made, EXACT, (sys.executable, str(Path(__file__).with_name("shifted.py"))))
         self.said = self.server.ask("alpha")["choices"]
         self.last = ""
 

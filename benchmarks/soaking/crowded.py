@@ -14,8 +14,7 @@ from typing import Any
 import httpx2
 
 from hilora.serve.state import State
-from soaking.made import Server, bench, server, until
-from soaking.raw import EXACT
+from soaking.made import EXACT, Server, bench, server, until
 
 CLIENTS, WAITING, RUNNING = 64, 32, 2
 TENANTS = ("one", "two", "three", "four")

@@ -18,7 +18,7 @@ import psutil
 from hilora.pool import Pool
 from hilora.pool.view import Entry
 from soaking.crowd import Asked, Crowd
-from soaking.made import Server, bench, server, texts_of
+from soaking.made import EXACT, Server, bench, server, texts_of
 from soaking.things import Tiny
 
 CLIENTS, REQUESTS = 16, 8000
@@ -31,8 +31,6 @@ WARM, MINUTE, FEWEST = 0.2, 60, 60
 of them. Where fewer than so many are left, nothing is compared."""
 GROWTH = 1.05
 MIB = 1 << 20
-FP32 = ("--dtype", "fp32")
-"""In bf16, PyTorch on a CPU keeps what it has prepared for each shape of a product (LRU_CACHE_CAPACITY)."""
 OK, CREATED = 200, 201
 
 
@@ -136,7 +134,7 @@ async def asked_for(outside: Outside, requests: int, seed: int) -> tuple[list[As
 
 def run(scale: float, home: Path, seed: int) -> Iterator[dict[str, Any]]:
     """One server from start to end."""
-    with bench(home) as made, server(made, FP32) as shaken:
+    with bench(home) as made, server(made, EXACT) as shaken:
         with Readings(psutil.Process(shaken.process.pid)) as readings:
             every, changes = asyncio.run(asked_for(Outside(shaken), max(1, round(REQUESTS * scale)), seed))
         ends = Counter(each.ends[0] if each.ends else "never" for each in every)

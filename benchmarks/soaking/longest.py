@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx2
 
-from soaking.made import Server, bench, server
-from soaking.raw import EXACT, Held, warm
+from soaking.made import EXACT, Server, bench, server
+from soaking.raw import Held, warm
 
 SHORT = [{"model": model, "prompt": "ab ba ab " * n} for model, n in (("auto", 1), ("alpha", 3), ("base", 2))]
 ALIKE = {"temperature": 0, "seed": 5}

@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[2]
 SECRET = "sesquipedalian"
 """A word that stands in every sample that is sent, and must not be found when its upload has ended."""
 DATA = ("adapters", "canonical", "samples")
+EXACT = ("--dtype", "float32")
+"""Options: in half precision the most likely of two words that are near may depend on who shares a step, and PyTorch
+on a CPU keeps what it has prepared for each shape of a product (LRU_CACHE_CAPACITY)."""
 PROMPT = {"prompt": "abab baab abba", "temperature": 0, "max_tokens": 12, "hilora": {"explain": True}}
 
 

@@ -18,8 +18,6 @@ import psutil
 
 from soaking.made import PROMPT, Server, until
 
-EXACT = ["--dtype", "float32"]
-"""In half precision the most likely of two words that are near may depend on who shares a step."""
 FORM = b"multipart/form-data; boundary=edge"
 STREAM = {"model": "auto", "prompt": "abab baab abba", "max_tokens": 50, "stream": True, "logprobs": 5, "n": 4}
 
