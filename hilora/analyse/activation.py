@@ -24,6 +24,7 @@ from hilora.engine.attach import attach
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
 from hilora.planner import Planner, Routed
+from hilora.pool.view import Source
 from hilora.types import Factors, Plan, Rocs, Site
 
 
@@ -144,38 +145,40 @@ def record(router: HiLoRA, prompt: Prompt, *, seed: int = 0, max_new_tokens: int
     """
     planner = router.planner
     routed = planner.route([prompt], **options)
-    check_shown(router.model, planner, routed, 0)
+    plan = shown_plan(router.model, planner, routed, 0, seed)
     collector = _Collector()
     (answer,) = router.generate(
         [prompt], seed=seed, max_new_tokens=max_new_tokens, batch_size=1, streamer=collector, **options
     )
     (given,) = encode_prompts([prompt], router.tokenizer)
     said = collector.ids[len(given) : len(given) + answer.completion_tokens]
-    used = activation_of(router.model, router.tokenizer, planner, routed, 0, seed, given, said)
+    used = activation_of(router.model, router.tokenizer, planner.method.gate, routed.source, plan, given, said)
     return replace(used, answer=answer.text)
 
 
-def check_shown(model: Any, planner: Planner, routed: Routed, row: int) -> None:
-    """Refuse rows whose tokens use nothing that could be shown.
+def shown_plan(model: Any, planner: Planner, routed: Routed, row: int, seed: int) -> Plan:
+    """The plan of a row whose tokens use something that can be shown.
 
     Raises:
         InputError: an encoder-decoder model, or a prompt that the base model answers alone.
     """
     if model.config.is_encoder_decoder:
         raise InputError("Activations are recorded for decoder-only models; this base model has an encoder, too.")
-    alone = routed.route is None or planner.method.gate is None
-    if alone or row in routed.silent or not planner.plan(routed, [row], 0).ids:
-        why = f"method {planner.method.name!r} uses no adapter" if alone else "the base model answers this prompt"
-        raise InputError(f"There is no ROC to look at: {routed.notes[row] or why}. Choose another method or pool.")
+    why = f"method {planner.method.name!r} uses no adapter"
+    if routed.route is not None and planner.method.gate is not None:
+        plan = planner.plan(routed, [row], seed)
+        if plan.ids and row not in routed.silent:
+            return plan
+        why = "the base model answers this prompt"
+    raise InputError(f"There is no ROC to look at: {routed.notes[row] or why}. Choose another method or pool.")
 
 
 def activation_of(
     model: Any,
     tokenizer: Any,
-    planner: Planner,
-    routed: Routed,
-    row: int,
-    seed: int,
+    gate: Gate | None,
+    source: Source,
+    plan: Plan,
     given: Sequence[int],
     said: Sequence[int],
 ) -> Activation:
@@ -183,16 +186,15 @@ def activation_of(
 
     Args:
         model, tokenizer: the base model's.
-        planner: has routed the prompt.
-        routed, row: its route, which `check_shown` has let pass.
-        seed: of the draw of ROCs.
+        gate: the method's composer, which has one where there is a plan (`shown_plan`).
+        source: the adapters that the plan counts along.
+        plan: of the one row.
         given, said: token ids of the prompt, and of the answer.
     """
-    plan, ids = planner.plan(routed, [row], seed), [*given, *said]
-    assert planner.method.gate is not None
-    entries = [routed.source.entries[i] for i in plan.ids]
-    recorder = Recorder(planner.method.gate)
-    sites = look(model, [routed.source.factors(entry.hash) for entry in entries], plan, recorder, ids)
+    assert gate is not None
+    ids, entries = [*given, *said], [source.entries[i] for i in plan.ids]
+    recorder = Recorder(gate)
+    sites = look(model, [source.factors(entry.hash) for entry in entries], plan, recorder, ids)
     owners = torch.arange(len(entries)).repeat_interleave(torch.tensor([entry.rank for entry in entries]))
     return Activation(
         tokens=[tokenizer.decode([token]) for token in ids],

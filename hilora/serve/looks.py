@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from hilora.analyse.activation import Activation, activation_of, check_shown
+from hilora.analyse.activation import Activation, activation_of, shown_plan
 from hilora.engine.job import Job
 from hilora.engine.lanes import Lanes
 from hilora.engine.thread import Work
@@ -55,7 +55,8 @@ class Look:
         tell: Tell,
         on_end: Callable[[Work], None],
     ) -> None:
-        check_shown(lanes.model, lanes.planner, routed, row)
+        planner = lanes.planner
+        plan = shown_plan(lanes.model, planner, routed, row, ask.seed)
         said = list(lanes.tokenizer(ask.answer or "", add_special_tokens=False)["input_ids"])
         if len(given) + len(said) > most:
             raise ServiceError(
@@ -65,11 +66,11 @@ class Look:
             )
         if said:
             room(lanes, len(given), len(said), most)
-        self.lanes, self.called, self.tell, self.on_end = lanes, called, tell, on_end
-        plan = lanes.planner.plan(routed, [row], ask.seed)
-        (self.choices,) = lanes.planner.choices(routed, [row], plan)
+        self.called, self.tell, self.on_end = called, tell, on_end
+        (self.choices,) = planner.choices(routed, [row], plan)
         self._found: list[Activation] = []
-        see = partial(activation_of, lanes.model, lanes.tokenizer, lanes.planner, routed, row, ask.seed, given, said)
+        gate, source = planner.method.gate, routed.source
+        see = partial(activation_of, lanes.model, lanes.tokenizer, gate, source, plan, given, said)
         self.works: list[Work] = [Job(lambda job: self._found.append(see()), self._ended)]
 
     def _ended(self, job: Job) -> None:

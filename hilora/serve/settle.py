@@ -20,12 +20,12 @@ def settle(state: State, view: PoolView, there: Container[str], meters: Meters) 
         there: ids of uploads that another server has in hand.
         meters: count what was refused.
     """
-    published = {entry.extra.get("upload") for entry in view.entries}
+    published = {entry.extra.get("upload"): entry.hash for entry in view.entries}
     for upload in state.open_uploads():
         if upload.id in there:
             continue
         if upload.id in published:  # the server that was killed could tell nobody any more
-            state.move(upload.id, "live")
+            state.move(upload.id, "live", content=published[upload.id])
         else:
             state.move(upload.id, "refused", reason=INTERRUPTED)
             meters.uploaded("refused", "interrupted")

@@ -214,7 +214,6 @@ class Uploads:
         try:
             self.state.move(job.upload.id, "checking")
             entry = self._checked(job.task)
-            self.state.move(job.upload.id, "checking", content=entry.hash)
             self.publisher.publish(entry, job.upload, replace=job.replace)
             state, content, fate = "live", entry.hash, ("live", "")
         except (RefusedError, ServiceError) as error:
