@@ -24,6 +24,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+CONTEXT = 8192
 SIZES = {"wide": (1200, 900), "narrow": (400, 800)}
 
 
@@ -45,9 +46,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: Any) -> Iterator[Server]:
-    """A server for this machine alone."""
-    with bench(tmp_path_factory.mktemp("shown")) as made, server(made) as running:
-        yield running
+    """A server for this machine alone, whose base model holds enough for an answer that nobody waits out."""
+    with bench(tmp_path_factory.mktemp("shown")) as made:
+        model = made.tiny.model("llama")
+        model.config.max_position_embeddings = CONTEXT
+        model.save_pretrained(made.home / "base")
+        made.tiny.tokenizer().save_pretrained(made.home / "base")
+        with server(made) as running:
+            yield running
 
 
 class Visitor:

@@ -71,7 +71,7 @@ def test_two_methods_stand_side_by_side_under_one_seed(visit: Any) -> None:
 
 def test_an_answer_comes_piece_by_piece_and_can_be_stopped(visit: Any) -> None:
     visitor = visit()
-    visitor.ask(PROMPT, method="selection", most="200", temperature="1")
+    visitor.ask(PROMPT, method="selection", most="4000", temperature="0")  # greedy: these weights never end it
     expect(visitor.page.locator(".answer .text")).not_to_be_empty()
     visitor.page.get_by_role("button", name="Stop").click()
     expect(visitor.page.locator(".answer [role=status]")).to_have_text("stopped")
@@ -80,8 +80,8 @@ def test_an_answer_comes_piece_by_piece_and_can_be_stopped(visit: Any) -> None:
 
 def test_what_is_refused_is_said_in_the_servers_words(visit: Any, shown: Server) -> None:
     visitor = visit()
-    visitor.ask("ab " * 200)
-    given = {"messages": [{"role": "user", "content": "ab " * 200}], "max_tokens": 64}
+    visitor.ask("ab " * 4000)
+    given = {"messages": [{"role": "user", "content": "ab " * 4000}], "max_tokens": 64}
     words = shown.client.post("/v1/chat/completions", json=given).json()["error"]["message"]
     expect(visitor.page.locator(".answer [role=status]")).to_have_text(words)
 
