@@ -27,6 +27,8 @@ class Places(CacheLayerMixin):
 
     is_compileable = True
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, keys: Tensor, values: Tensor, held: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,8 +41,6 @@ class Places(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write (row, head, 1, dim); returns all that attention reads."""
-        assert self.keys is not None
-        assert self.values is not None
         self.keys[self.rows, :, self.held] = key_states[:, :, 0]
         self.values[self.rows, :, self.held] = value_states[:, :, 0]
         return self.keys, self.values
@@ -81,9 +81,9 @@ class Fixed:
         """Of all buffers."""
         return sum(each.numel() * each.element_size() for layer in self.buffers for each in layer)
 
-    def cache(self, rows: int, tokens: int, held: Tensor) -> Cache:
+    def cache(self, rows: int, tokens: int, held: Tensor) -> Any:
         """A part of it as a model reads it; `held` (row,) is where rows write next."""
-        found = []
+        found: list[Any] = []
         for keys, values in self.buffers:
             found.append(Places(keys[:rows, :, :tokens], values[:rows, :, :tokens], held))
         return Cache(layers=found)

@@ -66,25 +66,31 @@ class Step:
             self._columns = torch.arange(tokens, device=where)
         config = model.config.get_text_config(decoder=True)
         kinds = getattr(config, "layer_types", None) or [FULL]
-        self._window = {kind: getattr(config, "sliding_window", None) for kind in set(kinds)}
+        self._window: dict[str, Any] = {kind: getattr(config, "sliding_window", None) for kind in set(kinds)}
         self._is_soft = model.config._attn_implementation == "eager"
         self._dtype = model.dtype
         for each in self._buffers(made):
             torch._dynamo.mark_static_address(each)
-        self._go = self.eager = self._make()
+        self._go = self._plain = self._make()
         if options.backend != "eager":
-            more = {"mode": "reduce-overhead"} if options.backend == "inductor" and where.type == "cuda" else {}
-            self._go = torch.compile(self.eager, backend=options.backend, fullgraph=True, dynamic=False, **more)
+            mode = "reduce-overhead" if options.backend == "inductor" and where.type == "cuda" else None
+            self._go = torch.compile(self._plain, backend=options.backend, mode=mode, fullgraph=True, dynamic=False)
         self.is_ready = False
 
     def __call__(self, ids: Sequence[int], held: Sequence[int]) -> Tensor:
         """Logits (row, vocabulary), of rows that hold so many tokens and read one more; good until the next step."""
+        return self._run(self._go, ids, held)
+
+    def plainly(self, ids: Sequence[int], held: Sequence[int]) -> Tensor:
+        """The same without a graph."""
+        return self._run(self._plain, ids, held)
+
+    def _run(self, go: Callable[[], Tensor], ids: Sequence[int], held: Sequence[int]) -> Tensor:
         spare = self.rows - len(ids)
         given = torch.tensor([[*ids, *[0] * spare], [*held, *[0] * spare]])
         with torch.inference_mode(False), torch.no_grad():
             self._read.copy_(given)
-            logits: Tensor = self._go()
-        return logits[: len(ids)]
+            return go()[: len(ids)]
 
     def bind(self, plan: Plan) -> None:
         """What rows use from now on."""
@@ -98,14 +104,17 @@ class Step:
         """
         if self.is_ready:
             return
+        first = [(each, each[:, :, 0].clone()) for layer in self._cache.layers for each in (layer.keys, layer.values)]
         try:
             with torch._dynamo.config.patch(recompile_limit=CAPTURES, accumulated_recompile_limit=CAPTURES):
                 for _ in range(3):  # a graph is recorded at the second
                     self([0], [0])
         except Exception as error:
-            raise ModelError(
-                f"The base model cannot be compiled: {first_line(error)} Leave compile out, or report it."
-            ) from error
+            why = first_line(getattr(error, "inner_exception", error))
+            raise ModelError(f"The base model cannot be compiled: {why} Leave compile out, or report it.") from error
+        finally:
+            for each, was in first:  # of rows that are there
+                each[:, :, 0] = was
         self.is_ready = True
 
     def _make(self) -> Callable[[], Tensor]:

@@ -2,7 +2,8 @@
 
 Hooks that come after a step was captured would be left out without a word, and forwards that are set would have it
 captured again. So nothing is ever set here: a copy of the model's modules, which shares all weights, has `Part`s where
-adapters may change it, and what changes are the values of buffers. Modules that read one input are worked out when the first of them is asked.
+adapters may change it, and what changes are the values of buffers. Modules that read one input are worked out when
+the first of them is asked.
 """
 
 from __future__ import annotations
@@ -75,6 +76,11 @@ class Group(nn.Module):
         using: what rows use.
     """
 
+    weight: Tensor | None
+    bias: Tensor | None
+    down: Tensor
+    whole: Tensor | None
+
     def __init__(self, stacked: Stacked, modules: Sequence[nn.Module], pack: Packed | None, using: Using) -> None:
         super().__init__()
         self.names = pack.names if pack else tuple(site.name for site in stacked.sites)
@@ -121,19 +127,20 @@ class Group(nn.Module):
             found[place] = found[place] + delta.to(made.dtype)
         return found
 
-    def deltas(self, z: Tensor, x: Tensor) -> Sequence[Tensor]:
+    def deltas(self, z: Tensor, x: Tensor) -> list[Tensor]:
         """What each site adds (row, out), given z (row, roc)."""
         tokens = Even(1, x.to(z.dtype))
         gate, plan = self.using.gate, self.using.plan
         if gate.joinable:
             gated = self._gated()(z.t(), tokens).t()
             if self.whole is not None:
-                return (gated @ self.whole).split(self.outs, 1)
-            each = gated.split(self.lengths, 1)
+                both: Tensor = gated @ self.whole
+                return list(both.split(self.outs, 1))
+            each = list(gated.split(self.lengths, 1))
         else:
             parts = zip(self.parts, z.split(self.lengths, 1), strict=True)
             each = [gate(part, plan)(own.t(), tokens).t() for part, own in parts]
-        return [own @ getattr(self, f"up{place}") for place, own in enumerate(each)]
+        return [own @ self.get_buffer(f"up{place}") for place, own in enumerate(each)]
 
     def _gated(self) -> Gated:
         """The gate, bound to the plan as it is now."""

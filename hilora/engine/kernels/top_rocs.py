@@ -3,8 +3,8 @@
     gated = z * factor where fewer than `keep` ROCs of the same adapter are stronger, else 0
     keep  = budget * count / rank, rounded up: a site whose rank is below the adapter's largest gets its share
 
-It is an operation of torch's own (`torch.library`), so that a compiled graph holds it: one launch of a Triton kernel on
-a GPU, tensor operations elsewhere. Of equal ROCs the earlier is the stronger.
+It is an operation of torch's own (`torch.library`), so that a compiled graph holds it: one launch of a Triton kernel
+on a GPU, tensor operations elsewhere. Of equal ROCs the earlier is the stronger.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ BLOCK = 128
 """ROCs of a token that a program of the kernel chooses at most."""
 
 
-@torch.library.custom_op("hilora::top_rocs", mutates_args=())
+SCHEMA = (
+    "(Tensor z, Tensor size, Tensor first, Tensor count, Tensor owner, Tensor budget, Tensor rank, Tensor factor, "
+    "int criterion, int most) -> Tensor"
+)
+
+
+@torch.library.custom_op("hilora::top_rocs", mutates_args=(), schema=SCHEMA)
 def top_rocs(
     z: Tensor,
     size: Tensor,
