@@ -10,7 +10,7 @@ import typer
 from hilora.cli import serve_tokens
 from hilora.cli.opened import choose_method, open_pool
 from hilora.cli.options import Base, Dtype, Method, PoolName, Quantize, Settings, quiet_transformers, split_names
-from hilora.cli.show import console, status
+from hilora.cli.show import console, progress, status
 from hilora.cli.usage import Commands
 from hilora.errors import InputError
 from hilora.methods import DEFAULT_METHOD
@@ -51,6 +51,17 @@ def serve(
     kv_memory: Annotated[
         str | None, typer.Option(help="For keys and values of all requests, e.g. 2GB; default: half of what is free.")
     ] = None,
+    compile_steps: Annotated[
+        str,
+        typer.Option("--compile", help="off, or step: the steps of --method are compiled before the first request."),
+    ] = "off",
+    compile_rows: Annotated[
+        str, typer.Option(help="Answers that compiled steps are made for, with commas.")
+    ] = "1,8,32",
+    compile_tokens: Annotated[
+        str, typer.Option(help="Tokens of a prompt and its answer that they are made for, with commas.")
+    ] = "256,1024",
+    compile_slots: Annotated[int, typer.Option(min=1, help="Adapters of each shape that they hold at once.")] = 8,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")] = False,
 ) -> None:
     """Serve a pool: OpenAI's API at http://HOST:PORT/v1, its description at /docs, a page at /ui."""
@@ -66,6 +77,7 @@ def serve(
     from hilora.serve.limits import Limits
 
     built, settings = choose_method(method, option)
+    compiled = compiled_of(compile_steps, compile_rows, compile_tokens, compile_slots)
     opened = open_pool(pool)
     limits = Limits(
         running=running,
@@ -90,8 +102,38 @@ def serve(
     with status(f"Loading {base or opened.base.name} and {len(opened)} adapters"):
         loading: dict[str, Any] = {"dtype": dtype, "quantization_config": quantize}
         router = HiLoRA.from_pretrained(
-            base, opened, method, adapter_memory=adapter_memory, kv_memory=kv_memory, **loading, **settings
+            base,
+            opened,
+            method,
+            adapter_memory=adapter_memory,
+            kv_memory=kv_memory,
+            compile=compiled,
+            **loading,
+            **settings,
         )
         router.planner.embedder  # noqa: B018  # loaded now, not with the first request
         router.batching  # noqa: B018
+    if compiled != "off":
+        with progress(router.lanes.fixed.sizes, "steps compiled") as advance:
+            router.compile(lambda done, of: advance(done))
     run(router, asked, state, console.print)
+
+
+def compiled_of(name: str, rows: str, tokens: str, slots: int) -> Any:
+    """What `HiLoRA` is told to compile.
+
+    Raises:
+        InputError: numbers that are none.
+    """
+    from hilora.engine.compiled.options import Compile, options_of
+
+    if options_of(name) is None:
+        return "off"
+    numbers = {}
+    for option, given in (("rows", rows), ("tokens", tokens)):
+        try:
+            numbers[option] = tuple(int(each) for each in given.split(","))
+        except ValueError as error:
+            message = f"--compile-{option} are numbers with commas between, such as 1,8; got {given!r}."
+            raise InputError(message) from error
+    return Compile(**numbers, slots=slots)

@@ -75,6 +75,7 @@ def _batch(lanes: Lanes, call: Call, rows: Sequence[int], job: Job) -> list[tupl
             ids, mask = ids.repeat_interleave(answers, 0), mask.repeat_interleave(answers, 0)
     if blind := padding_blind(kwargs, lanes.model):
         kwargs["logits_processor"] = [Unpadded(blind), *(kwargs.get("logits_processor") or ())]
+    kwargs["disable_compile"] = True  # by itself, on a GPU with a static cache: hooks that come and go are no graph
     if kwargs.get("pad_token_id") is None:
         kwargs["pad_token_id"] = lanes.fill
     ending = row_ends(lanes.model, lanes.tokenizer, call.stops, kwargs, ids.shape[1])

@@ -10,12 +10,16 @@ For sites that read one input x (q, k and v of a layer):
 
 However z was made, only each row's own ROCs are compared: they are picked out of z and put back.
 `benchmarks/forms.py` times the forms.
+
+On a GPU what counts is how many operations are launched: there all is stacked, z token by token in memory, and gates
+are one operation where they can be (`fused`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +29,7 @@ from hilora.compose.delta import Gated, Tokens
 from hilora.engine.attach import tokens_per_row
 from hilora.engine.bound import Bound
 from hilora.engine.even import Even, add_delta
+from hilora.engine.fused import FusedTopRocs
 from hilora.engine.stacked import Stacked
 
 Add = Callable[[Tensor], Tensor]
@@ -50,7 +55,9 @@ class Forms:
     def __init__(self, stacked: Stacked, bound: Bound) -> None:
         self.stack, self.bound, self.sites = stacked, bound, stacked.sites
         self.plan, self.gate, self.rocs = bound.plan, bound.gate, stacked.rocs
-        self.lengths, self.widths, self.own = stacked.lengths, stacked.widths, bound.own(stacked)
+        self.lengths, self.widths = stacked.lengths, stacked.widths
+        self.is_direct = stacked.rocs.down.is_cuda or isinstance(bound.gate, FusedTopRocs)
+        self.own = None if self.is_direct else bound.own(stacked)
 
     def __call__(self, x: Tensor) -> list[Add]:
         """What to add at each site, given what the sites read: (..., in), row by row.
@@ -59,7 +66,7 @@ class Forms:
             ModelError: its tokens are of another batch.
         """
         each, count = self.each(x), len(self.rocs.owner)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.is_direct:
             return self.stacked(x)
         if each == 1:
             return self.joined(x)
@@ -77,8 +84,9 @@ class Forms:
 
     def stacked(self, x: Tensor) -> list[Add]:
         """The deltas by the stacks of all ROCs."""
-        tokens = self._tokens(x)
-        z = self._gated(self.rocs.down @ tokens.x.T, tokens).split(self.lengths)
+        tokens, down = self._tokens(x), self.rocs.down
+        projected = (tokens.x @ down.T).T if self.is_direct else down @ tokens.x.T
+        z = self._gated(projected, tokens).split(self.lengths)
         return [partial(_add_stacked, z=part, up=site.up) for part, site in zip(z, self.sites, strict=True)]
 
     def joined(self, x: Tensor) -> list[Add]:
@@ -114,6 +122,32 @@ class Forms:
             return up(room.put_(goes, gated(made.take(lies).to(dtype), tokens).to(kept)))
 
         return one
+
+    def add_to(
+        self, rows: Tensor, z: Float[Tensor, "token roc"], x: Tensor, spans: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """Add the deltas to outputs that lie side by side, given z: each in one product into its place.
+
+        Args:
+            rows: (token, column) outputs of the sites, and of whatever else.
+            z: projections of what the sites read.
+            x: (token, in) that itself.
+            spans: (column, first of the deltas' columns, width) of runs of sites.
+        """
+        tokens = self._tokens(x)
+        gated = self._gated(z.t(), tokens).t()
+        if self.stack.whole is not None and tokens.each == 1:
+            for start, begin, width in spans:
+                rows[:, start : start + width].addmm_(gated, self.stack.whole[:, begin : begin + width])
+            return
+        starts = [start + done for start, begin, width in spans for done in self._within(begin, width)]
+        for start, part, site in zip(starts, gated.split(self.lengths, 1), self.sites, strict=True):
+            rows[:, start : start + len(site.up)].addmm_(part, site.up.T)
+
+    def _within(self, begin: int, width: int) -> list[int]:
+        """Where sites begin in a run of the deltas' columns."""
+        starts = list(accumulate([0, *self.widths]))[:-1]
+        return [start - begin for start in starts if begin <= start < begin + width]
 
     def gathered(self, x: Tensor) -> list[Add]:
         """The deltas by each row's own ROCs."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hilora.compose.delta import Gate, Gated
+from hilora.compose.delta import Gate, Gated, Tokens
 from hilora.compose.rocs import TopRocs
 from hilora.engine.kernels.top_rocs import CRITERIA, top_rocs
 from hilora.types import Plan, Rocs
@@ -31,7 +31,14 @@ class FusedTopRocs(TopRocs):
     def __call__(self, rocs: Rocs, plan: Plan) -> Gated:
         """Bind to ROCs and a plan."""
         lies, shares = self._once(rocs.blocks, lambda: lies_of(rocs)), self._once(plan, lambda: self.shares_of(plan))
-        return self.bound(rocs, lies, shares)
+        one, plainly = self.bound(rocs, lies, shares), super().__call__
+
+        def gated(z: Tensor, tokens: Tokens) -> Tensor:
+            if torch.is_grad_enabled():  # the operation has no gradient
+                return plainly(rocs, plan)(z, tokens)
+            return one(z, tokens)
+
+        return gated
 
     def bound(self, rocs: Rocs, lies: tuple[Any, ...], shares: tuple[Tensor, Tensor, Tensor]) -> Gated:
         """The same, given what ROCs that lie alike have in common, and what all sites have."""

@@ -85,6 +85,11 @@ class Lanes:
                     self._open(self.fixed)
         return self._batching
 
+    @property
+    def banks(self) -> list[Bank]:
+        """All that hold adapters."""
+        return [self.bank, *filter(None, [self.fixed])]
+
     def bank_of(self, plan: RowPlan | None, tokens: int) -> Bank:
         """What serves a request of so many tokens in all, prompt and answer."""
         return self.fixed if self.fixed is not None and self.fixed.serves(plan, tokens) else self.bank

@@ -54,6 +54,7 @@ _BEAMS = {"length_penalty", "early_stopping"}
 _ELSEWHERE = {
     "max_length": "It counts the prompt, too, which differs from row to row. Give max_new_tokens.",
     "min_length": "It counts the prompt, too, which differs from row to row. Give min_new_tokens.",
+    "compile_config": 'What transformers compiles knows no adapters. Make the HiLoRA with compile="step".',
     "return_dict_in_generate": "Answers come as completions. Leave it out.",
     **dict.fromkeys(
         ("output_attentions", "output_hidden_states", "output_scores", "output_logits"),

@@ -143,12 +143,23 @@ class Together:
         Raises:
             ModelError: its tokens are of another batch.
         """
-        if self.forms.each(x) == 1 and not torch.is_grad_enabled():
+        each = self.forms.each(x)
+        if self.forms.is_direct and not torch.is_grad_enabled():
+            return self._directly(x)
+        if each == 1 and not torch.is_grad_enabled():
             return self._one(x)
         outputs = [_linear(module, x) for module in self.pack.modules]
         for place, add in zip(self.places, self.forms(x), strict=True):
             outputs[place] = add(outputs[place])
         return outputs
+
+    def _directly(self, x: Tensor) -> list[Tensor]:
+        """The same in as few operations as can be."""
+        made, flat = self.pack.project(x, self.lodged), x.reshape(-1, x.shape[-1])
+        rows, outputs = made.view(len(flat), -1), sum(self.pack.widths)
+        z = rows[:, outputs:] if self.lodged else flat @ self.forms.rocs.down.t()
+        self.forms.add_to(rows, z, flat, self.spans)
+        return list(made.split([*self.pack.widths, self.lodged], dim=-1))
 
     def _one(self, x: Tensor) -> list[Tensor]:
         """The same for one token in each row."""

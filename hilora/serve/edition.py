@@ -45,7 +45,7 @@ class Edition:
 
     def _count_banks(self) -> None:
         lanes = (self.router.lanes, *self._before.values(), *self._lanes.values())
-        self.banks: tuple[Bank, ...] = tuple({id(each.bank): each.bank for each in lanes}.values())
+        self.banks: tuple[Bank, ...] = tuple({id(each): each for all_of in lanes for each in all_of.banks}.values())
 
     def lanes(self, method: str, options: Mapping[str, Any]) -> Lanes:
         """The lanes of a method, made when it is first asked for.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from hilora import METHODS, HiLoRA, Pool
 from hilora.engine.compiled.options import Compile
@@ -122,3 +123,18 @@ def test_compiling_is_refused_where_it_cannot_be(build: Build) -> None:
         build("hilora", compile=SIZES, kv_memory=1000).compile()
     with pytest.raises(ModelError, match="closed"):
         build("hilora", "t5", compile=SIZES).compile()
+
+
+def test_a_static_cache_is_not_compiled_under_adapters_that_come_and_go(build: Build) -> None:
+    """On a GPU transformers compiles whatever has a static cache, and hooks crashed it."""
+    router = build("hilora")
+    config = router.model.generation_config
+    wanted = texts(router)
+    config.compile_config = CompileConfig(backend="aot_eager")
+    config.compile_config._compile_all_devices = True  # as on a GPU
+    try:
+        assert texts(router, cache_implementation="static") == wanted
+    finally:
+        config.compile_config = None
+    with pytest.raises(InputError, match="compile="):
+        texts(router, compile_config=CompileConfig())

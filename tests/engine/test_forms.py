@@ -13,6 +13,7 @@ from hilora.compose.weighted import Weighted
 from hilora.engine import forms, stacked
 from hilora.engine.bound import Bound
 from hilora.engine.forms import Forms
+from hilora.engine.fused import FusedTopRocs
 from hilora.engine.own import own_rocs
 from hilora.engine.stacked import Stacked
 from hilora.types import Factors, Plan, Site
@@ -31,6 +32,7 @@ GATES = (
     Likewise(),
     TopRocs("contribution"),
     TopRocs("magnitude", weighted=True),
+    FusedTopRocs("contribution", weighted=True),
     Weighted(),
     Fused(),
     PoolTopRocs(3),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hilora import METHODS, HiLoRA, Pool
 from hilora.engine import packed
 from hilora.engine.attachment import Attachment
+from hilora.engine.fused import FusedTopRocs
 from hilora.engine.packed import PACKS, SPARE, pack_weights
 
 Shared = Callable[[str], tuple[Any, Pool]]
@@ -57,10 +58,11 @@ def test_packed_weights_give_the_same_answers(build: Any, kind: str, method: str
 
 
 @pytest.mark.parametrize("spare", [0, 1, SPARE])
+@pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("each", [1, 5])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_hidden_states_are_the_same_wherever_the_rocs_lie(
-    build: Any, monkeypatch: pytest.MonkeyPatch, kind: str, each: int, spare: int
+    build: Any, monkeypatch: pytest.MonkeyPatch, kind: str, each: int, spare: int, direct: bool
 ) -> None:
     monkeypatch.setattr(packed, "SPARE", spare)
     router = build(kind)
@@ -68,9 +70,10 @@ def test_hidden_states_are_the_same_wherever_the_rocs_lie(
     sites, gate = router.lanes.bank.sites_of(plan, router.planner.source), router.planner.method.gate
     ids = torch.arange(4 * each).view(4, each) % 20 + 5
     attachments = [Attachment(router.model, sites).bind(plan, gate)]
-    packs = pack_weights(router.model, sites)
+    packs = pack_weights(router.model, sites, alone=direct)
     assert packs
-    attachments.append(Attachment(router.model, sites, packs).bind(plan, gate))
+    ours = FusedTopRocs(gate.criterion, gate.weighted) if direct else gate  # as on a GPU
+    attachments.append(Attachment(router.model, sites, packs).bind(plan, ours))
 
     def logits(attachment: Attachment) -> Tensor:
         with attachment(), torch.inference_mode():

@@ -79,6 +79,11 @@ class FixedBank(Bank):
         self._last: tuple[RowPlan | None, ...] | None = None
         self._at: tuple[int, int] | None = None
 
+    @property
+    def sizes(self) -> int:
+        """How many steps there are to compile."""
+        return len(self._sizes)
+
     # -- which requests
 
     def serves(self, plan: RowPlan | None, tokens: int) -> bool:

@@ -1,7 +1,7 @@
 """The model as it is compiled: the same weights in other modules, which hold the adapters' sites from the start.
 
 Hooks that come after a step was captured would be left out without a word, and forwards that are set would have it
-captured again. So nothing is ever set here: a copy of the model's modules, which shares all weights, has `Part`s where
+captured again. So nothing is ever set here: a copy of the modules, which shares all weights, has `Part`s where
 adapters may change it, and what changes are the values of buffers. Modules that read one input are worked out when
 the first of them is asked.
 """
