@@ -129,7 +129,7 @@ def compiled_of(name: str, rows: str, tokens: str, slots: int) -> Any:
 
     if options_of(name) is None:
         return "off"
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for option, given in (("rows", rows), ("tokens", tokens)):
         try:
             numbers[option] = tuple(int(each) for each in given.split(","))
