@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cache
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from hilora.errors import InputError
+
+M = TypeVar("M")
+
 SHARE = 0.01
-"""Of a card's memory, that the tables of one question may take; larger ones stay on the CPU."""
+"""Of a card's memory, that what a model of a pool's adapters knows may take; a larger one stays on the CPU."""
 LEAST = 2**28
-"""Bytes of tables that a card always takes."""
+"""Bytes that it may always take."""
 _kept: Any = WeakTensorKeyDictionary()
 _lock = Lock()
 
@@ -26,6 +31,21 @@ def reading_device(model: nn.Module) -> torch.device:
     return found if found.type == "cuda" else torch.device("cpu")
 
 
+def parse_device(name: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        InputError: there is none of that name here.
+    """
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"No device {name!r}. Name one as PyTorch does, such as cpu, cuda or cuda:1.") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"No device {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA devices here.")
+    return found
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device; whoever sends it to a card does not wait for what the card has yet to do."""
     if device.type == "cuda" and torch.cuda.is_available():
@@ -33,16 +53,24 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def meet(asked: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
-    """What is asked, and the tables that it is compared with, on one device: where it is, unless they are too large.
+def meet(asked: Tensor, model: M) -> tuple[Tensor, M]:
+    """What is asked, and the model that it is put to, on one device: where it is, unless the model is too large.
 
-    Tables stay on a card for as long as the tensors on the CPU live that they are copies of; no value of those may
-    change.
+    Args:
+        asked: on any device.
+        model: holds tensors of the CPU as attributes, which are replaced by others and never written to.
+
+    Returns:
+        As given where all is on the CPU; else a copy of the model with its tensors on that device, where they stay
+        for as long as those of the CPU live. Of a model too large for it, what is asked comes to the CPU.
     """
-    device = asked.device
-    if sum(table.nbytes for table in tables) > room_on(device):
-        return asked.cpu(), *tables
-    return asked, *(at(table, device) for table in tables)
+    tables = {} if asked.device.type == "cpu" else {k: v for k, v in vars(model).items() if isinstance(v, Tensor)}
+    if not tables or sum(table.nbytes for table in tables.values()) > room_on(asked.device):
+        return asked.cpu(), model
+    placed = copy(model)
+    for name, table in tables.items():
+        setattr(placed, name, at(table, asked.device))
+    return asked, placed
 
 
 def at(table: Tensor, device: torch.device) -> Tensor:
@@ -59,9 +87,7 @@ def at(table: Tensor, device: torch.device) -> Tensor:
 
 @cache
 def room_on(device: torch.device) -> float:
-    """Bytes that the tables of one question may take on a device."""
-    if device.type == "cpu":
-        return float("inf")
+    """Bytes that a model of a pool's adapters may take on a device."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return LEAST
     return max(LEAST, SHARE * torch.cuda.get_device_properties(device).total_memory)
