@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.devices import send
 from hilora.base.embed import Embedder
 from hilora.base.encoders import Span
 from hilora.base.prompts import Prompt, each_of, joined, query_turns
@@ -59,7 +60,7 @@ def look(prompts: Sequence[Prompt], embedder: Embedder | None, device: torch.dev
         return Asked(whole, None, [""] * len(whole))
     texts, left_out = zip(*(shorten(text, embedder) for text in whole), strict=True) if whole else ((), ())
     said = [_said(len(own), count) for own, count in zip(turns, left_out, strict=True)]
-    return Asked(list(texts), embedder(texts).to(device or torch.device("cpu")), said)
+    return Asked(list(texts), send(embedder(texts), device or torch.device("cpu")), said)
 
 
 def _said(turns: int, left_out: int) -> str:

@@ -47,10 +47,10 @@ def parse_device(name: str | torch.device) -> torch.device:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device; whoever sends it to a card does not wait for what the card has yet to do."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """A tensor on a device; whoever sends one of the CPU to a card does not wait for what the card has yet to do."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)  # to the CPU nothing goes unawaited: its numbers would be read too early
+    return (tensor.pin_memory() if torch.cuda.is_available() else tensor).to(device, non_blocking=True)
 
 
 def meet(asked: Tensor, model: M) -> tuple[Tensor, M]:
@@ -86,8 +86,8 @@ def at(table: Tensor, device: torch.device) -> Tensor:
 
 
 @cache
-def room_on(device: torch.device) -> float:
+def room_on(device: torch.device) -> int:
     """Bytes that a model of a pool's adapters may take on a device."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return LEAST
-    return max(LEAST, SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return max(LEAST, int(SHARE * torch.cuda.get_device_properties(device).total_memory))

@@ -75,6 +75,8 @@ class Card(TorchDispatchMode):
         on_card = bool(cards) if asked is None else torch.device(asked).type in ("cuda", GHOST)
         if asked is not None:
             kwargs["device"] = torch.device("cpu")
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
         if name in ("_to_copy", "copy_"):
             if not on_card and cards:
                 self.waits["to the CPU"] += 1
@@ -112,10 +114,20 @@ class Card(TorchDispatchMode):
             )
 
 
+def tensor(*args: Any, _made: Any = torch.tensor, **kwargs: Any) -> torch.Tensor:
+    """`torch.tensor`, which would copy behind everybody's back."""
+    where = kwargs.pop("device", None)
+    found: torch.Tensor = _made(*args, **kwargs)
+    return found if where is None or torch.device(where).type == "cpu" else found.to(where)
+
+
 @contextmanager
 def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     """A card that is there while this is open."""
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # its tensors cannot be wrapped
     with torch.no_grad(), Card() as card:
         yield card
