@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hilora.base.asked import look
 from hilora.base.embed import Embedder, describe_embedder
-from hilora.base.models import default_dtype
 from hilora.base.prompts import Names, Prompts, per_prompt, query_texts
 from hilora.methods.method import Method
 from hilora.pool.view import PoolView, Source
@@ -39,10 +38,11 @@ class Planner:
     Args:
         pool: the pool; its view is kept.
         method: the method, see `methods.lookup.get_method`.
-        embedder: the pool's, loaded already; default: loaded when first needed.
+        embedder: the pool's, loaded already, which stays where it is; default: loaded when first needed.
         memory: where adapters are kept between batches (`pool.memory.Memory`); default: one of their own.
         dtype: that an embedder loaded here computes in; default: bf16 where it is fast, else fp32.
         since: of the same method, whose router is taken over as far as it holds: see `over`.
+        device: where prompts are embedded and compared; default: the base model's in a `HiLoRA`, else the CPU.
 
     Raises:
         PoolError: the embedder is not the pool's; the method is not trained yet, or for other adapters.
@@ -56,6 +56,7 @@ class Planner:
         memory: Any = None,
         dtype: torch.dtype | None = None,
         since: Planner | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if embedder is not None:
             pool.embedder.check(describe_embedder(embedder), pool.path)
@@ -65,7 +66,7 @@ class Planner:
             method = method.complete(method, self.pool)
         kept = None if since is None else self.pool.regrown(since.method.router, since.pool)
         self.method: Method = replace(method, router=kept or deepcopy(method.router))  # fitted to this pool only
-        self.memory, self._dtype = memory, dtype or default_dtype()
+        self.memory, self._dtype, self.device = memory, dtype, device
         self._embedder: list[Embedder | None] = [embedder] if since is None else since._embedder
         self.source: Source = self.pool if method.make is None else method.make(self.pool, memory)
         if kept is None and self.method.router is not None and self.pool.entries:
@@ -75,7 +76,7 @@ class Planner:
     def embedder(self) -> Embedder:
         """The pool's embedder."""
         if (found := self._embedder[0]) is None:
-            found = self._embedder[0] = self.pool.embedder.load(self.pool.path, self._dtype)
+            found = self._embedder[0] = self.pool.embedder.load(self.pool.path, self._dtype, device=self.device)
         return found
 
     def over(self, pool: PoolView) -> Planner:
@@ -88,7 +89,7 @@ class Planner:
         """
         pool.embedder.check(self.pool.embedder, pool.path)
         memory = getattr(self.source, "memory", None) if self.memory is None else self.memory
-        return Planner(pool, self._given, None, memory, self._dtype, self)
+        return Planner(pool, self._given, None, memory, self._dtype, self, self.device)
 
     def route(
         self,
@@ -121,7 +122,7 @@ class Planner:
         notes = ["" if s else f"{why}: the base model answered alone" for s in served.tolist()]
         if not served.any():
             return Routed(texts, None, self.source, notes)
-        asked = look(prompts, self.embedder if router.needs_embedding else None)
+        asked = look(prompts, self.embedder if router.needs_embedding else None, self.device)
         route = router(Query(asked.texts, asked.embedding, positions), allowed)
         strange = (served & ~(route.weights > 0).any(1)).nonzero()[:, 0].tolist()
         for row in strange:

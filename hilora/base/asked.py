@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.devices import send
 from hilora.base.embed import Embedder
 from hilora.base.encoders import Span
 from hilora.base.prompts import Prompt, each_of, joined, query_turns
@@ -41,12 +43,13 @@ class Asked:
         return ["; ".join(filter(None, pair)) for pair in zip(others, self.said, strict=True)]
 
 
-def look(prompts: Sequence[Prompt], embedder: Embedder | None) -> Asked:
+def look(prompts: Sequence[Prompt], embedder: Embedder | None, device: torch.device | None = None) -> Asked:
     """Prompts as a router gets them.
 
     Args:
         prompts: texts and chats.
         embedder: the pool's; None for a router that does not look at what is asked: then nothing is left out.
+        device: where the embeddings are to lie; default: the CPU.
 
     Raises:
         InputError: as `base.prompts.query_text`.
@@ -57,7 +60,7 @@ def look(prompts: Sequence[Prompt], embedder: Embedder | None) -> Asked:
         return Asked(whole, None, [""] * len(whole))
     texts, left_out = zip(*(shorten(text, embedder) for text in whole), strict=True) if whole else ((), ())
     said = [_said(len(own), count) for own, count in zip(turns, left_out, strict=True)]
-    return Asked(list(texts), embedder(texts), said)
+    return Asked(list(texts), send(embedder(texts), device or torch.device("cpu")), said)
 
 
 def _said(turns: int, left_out: int) -> str:

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hilora.base.devices import send
+
 Linear = tuple[Tensor, Tensor]
 """Weight (out, in) and bias (out)."""
 Norm = tuple[Tensor, Tensor]
@@ -59,7 +61,8 @@ class Bert:
         """The last layer's hidden states; positions where the mask is False are not looked at."""
         count, length = ids.shape
         x = self._norm(self.words[ids] + self.places[:length], self.norm)
-        seen = None if bool(mask.all()) else mask[:, None, None]
+        whole = mask.device.type == "cpu" and bool(mask.all())  # a card would be waited for
+        seen = None if whole else mask[:, None, None]
         for layer in self.layers:
             q, k, v = F.linear(x, *layer.qkv).view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             mixed = attend(q, k, v, seen).transpose(1, 2).reshape(count, length, -1)
@@ -103,9 +106,9 @@ def can_read(path: Path, config: dict[str, Any]) -> bool:
     return same and {"embeddings.word_embeddings.weight", last} <= names
 
 
-def read_bert(path: Path, config: dict[str, Any], device: str, dtype: torch.dtype = torch.float32) -> Bert:
+def read_bert(path: Path, config: dict[str, Any], device: torch.device, dtype: torch.dtype = torch.float32) -> Bert:
     """The encoder in a folder."""
-    loaded = load_file(path / "model.safetensors", device=device)
+    loaded = load_file(path / "model.safetensors", device=str(device))
     tensors = {name.removeprefix("bert."): tensor.to(dtype) for name, tensor in loaded.items()}
 
     def pair(name: str) -> tuple[Tensor, Tensor]:
@@ -138,10 +141,10 @@ class Reader:
     """Texts to padded token ids, cut at `longest`."""
 
     tokenizer: Any
-    device: str
+    device: torch.device
 
     @classmethod
-    def open(cls, path: Path, longest: int, pad: int, device: str) -> Reader:
+    def open(cls, path: Path, longest: int, pad: int, device: torch.device) -> Reader:
         """The tokenizer in a folder."""
         from tokenizers import Tokenizer
 
@@ -153,9 +156,8 @@ class Reader:
     def __call__(self, texts: list[str]) -> tuple[Int[Tensor, "text seq"], Bool[Tensor, "text seq"]]:
         """Token ids, and which of them are not padding."""
         found = self.tokenizer.encode_batch(texts)
-        ids = torch.tensor([each.ids for each in found], device=self.device)
-        mask = torch.tensor([each.attention_mask for each in found], device=self.device, dtype=torch.bool)
-        return ids, mask
+        ids, mask = send(torch.tensor([[e.ids for e in found], [e.attention_mask for e in found]]), self.device)
+        return ids, mask.bool()
 
     @property
     def special(self) -> int:

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.devices import parse_device, send
 from hilora.base.embedded import Embedded
 from hilora.base.encoders import Span, plain_encoder, sentence_encoder
-from hilora.base.models import first_line, parse_dtype, told_in_a_line
+from hilora.base.models import default_dtype, first_line, parse_dtype, told_in_a_line
 from hilora.base.pointers import refuse_pointers
 from hilora.base.prompts import UNBOUNDED, check_whole
 from hilora.base.stored import PICKLED, hash_files
@@ -27,6 +28,8 @@ INSTRUCTION = "Represent the sentence for similar task retrieval"
 
 BATCH = 16
 """Texts embedded at once: of like length, so that little is padded; 32 are no faster (`benchmarks/embedding.py`)."""
+CARD_BATCH = 64
+"""On another device than the CPU, which a few texts do not fill."""
 
 FEW_CHARACTERS = 256
 """Of all texts of a call, with their instructions, that one thread embeds: a question of a line or two, in some 64
@@ -41,41 +44,43 @@ EMBEDDERS = {
 
 
 class Embedder:
-    """Texts to instructed embeddings, fp32.
+    """Texts to instructed embeddings, fp32, on the device that they are made on.
 
     Args:
         name: one of `EMBEDDERS`, a sentence-transformers model name, or a path.
         instruction: put in front of every text, with ": "; "" for none.
-        device: torch device.
+        device: torch device; where `HiLoRA` loads the pool's, the base model's (`Planner.device`).
         dtype: that the encoder computes in, or its name. bf16 takes a third of the time where it is fast, and
             changes embeddings slightly, a little differently in each batch (`benchmarks/embedding.py`).
 
     Attributes:
         dim: length of an embedding.
+        device: where embeddings are made.
         fingerprint: tells models of the same name apart.
         spans: where each token of a text begins and ends in it; None where that is unknown.
         room: tokens of a text that are read, the instruction's not counted; no bound where that is unknown.
 
     Raises:
         ModelError: there is no such model.
+        InputError: there is no such device.
     """
 
     spans: Callable[[str], list[Span]] | None = None
     room: int = UNBOUNDED
+    device: torch.device = torch.device("cpu")
 
     def __init__(
         self,
         name: str = DEFAULT_EMBEDDER,
         *,
         instruction: str = INSTRUCTION,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         dtype: torch.dtype | str = torch.float32,
     ) -> None:
-        self.name = name
-        self.instruction = instruction
+        self.name, self.instruction, self.device = name, instruction, parse_device(device)
         path, dtype = embedder_path(name), parse_dtype(dtype)
         with told_in_a_line(f"The embedder {name!r} cannot be loaded", "Check its files."):
-            encoder = plain_encoder(path, device, dtype) or sentence_encoder(path, device, dtype)
+            encoder = plain_encoder(path, self.device, dtype) or sentence_encoder(path, self.device, dtype)
             self._encode = encoder.embed
             if encoder.spans is not None:
                 self.spans = encoder.spans
@@ -84,8 +89,8 @@ class Embedder:
             with one_thread():
                 self.dim = int(self._encode(["a"]).shape[1])
 
-    def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
-        """Embed texts; like lengths share a batch, the order is the caller's.
+    def __call__(self, texts: Sequence[str], batch_size: int | None = None) -> Float[Tensor, "text dim"]:
+        """Embed texts; like lengths share a batch, the order is the caller's. Nobody waits for a card meanwhile.
 
         Raises:
             InputError: a text has half a character, which no tokenizer reads.
@@ -94,12 +99,12 @@ class Embedder:
             check_whole(text, f"Text {number}")
         instructed = [f"{self.instruction}: {text}" if self.instruction else text for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(instructed[i]))
-        out = torch.empty(len(texts), self.dim)
+        size = batch_size or (BATCH if self.device.type == "cpu" else CARD_BATCH)
+        found = [torch.empty(0, self.dim, device=self.device)]
         with one_thread(sum(map(len, instructed)), FEW_CHARACTERS):
-            for start in range(0, len(order), batch_size):
-                part = order[start : start + batch_size]
-                out[part] = self._encode([instructed[i] for i in part]).float().cpu()
-        return out
+            for start in range(0, len(order), size):
+                found.append(self._encode([instructed[i] for i in order[start : start + size]]).float())
+        return torch.cat(found)[send(torch.tensor(order, dtype=torch.long).argsort(), self.device)]
 
 
 @dataclass(frozen=True)
@@ -133,19 +138,28 @@ class EmbedderInfo:
             return False
         return mine.samefile(other) if mine.exists() else mine.is_absolute() and any(other.glob("*.safetensors"))
 
-    def load(self, pool: Path, dtype: torch.dtype | str = torch.float32, name: str | None = None) -> Embedder:
+    def load(
+        self,
+        pool: Path,
+        dtype: torch.dtype | str | None = torch.float32,
+        name: str | None = None,
+        device: torch.device | None = None,
+    ) -> Embedder:
         """Load this embedder of a pool.
 
         Args:
             pool: its folder.
-            dtype: that the encoder computes in.
+            dtype: that the encoder computes in; None: bf16 where it is fast, else fp32.
             name: what it goes by now, where that is another folder or name than the pool's.
+            device: where it is to embed; default: the CPU.
 
         Raises:
             ModelError: there is no such model.
             MismatchError: there is another one under this name.
         """
-        embedder = Embedder(name or self.name, instruction=self.instruction, dtype=dtype)
+        where = device or torch.device("cpu")
+        computes = default_dtype(str(where)) if dtype is None else dtype
+        embedder = Embedder(name or self.name, instruction=self.instruction, device=where, dtype=computes)
         self.check(describe_embedder(embedder), pool)
         return embedder
 
@@ -161,7 +175,7 @@ class StandIn(Embedder):
     def __init__(self, like: Embedder) -> None:
         self.name, self.instruction = like.name, like.instruction
         self.dim, self.fingerprint = like.dim, like.fingerprint
-        self.spans, self.room = like.spans, like.room
+        self.spans, self.room, self.device = like.spans, like.room, like.device
 
 
 class Remembering(StandIn):
@@ -171,7 +185,7 @@ class Remembering(StandIn):
         super().__init__(inner)
         self.inner, self.vectors = inner, dict[str, Tensor]()
 
-    def __call__(self, texts: Sequence[str], batch_size: int = BATCH) -> Float[Tensor, "text dim"]:
+    def __call__(self, texts: Sequence[str], batch_size: int | None = None) -> Float[Tensor, "text dim"]:
         """Embed those texts that are new."""
         new = list(dict.fromkeys(text for text in texts if text not in self.vectors))
         if new:

@@ -34,7 +34,7 @@ class Encoder:
     longest: int  # tokens that are read of a text, special ones not counted
 
 
-def plain_encoder(path: Path, device: str, dtype: torch.dtype) -> Encoder | None:
+def plain_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> Encoder | None:
     """Encoder, pooling and normalisation; None where the layout has more parts."""
     pooling = pooling_of(path)
     if pooling is None:
@@ -104,7 +104,7 @@ def pooled(
 
 
 def _bert(
-    path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype
+    path: Path, config: dict[str, Any], longest: int | None, device: torch.device, dtype: torch.dtype
 ) -> tuple[Any, Any, int]:
     model = read_bert(path, config, device, dtype)
     stated = _read_json(path / "tokenizer_config.json").get("model_max_length") or math.inf
@@ -135,7 +135,7 @@ def load_encoder(path: Path, **options: Any) -> tuple[Any, Any]:
 
 
 def _transformer(
-    path: Path, config: dict[str, Any], longest: int | None, device: str, dtype: torch.dtype
+    path: Path, config: dict[str, Any], longest: int | None, device: torch.device, dtype: torch.dtype
 ) -> tuple[Any, Any, int]:
     model, tokenizer = load_encoder(path, dtype=dtype)
     model.eval().to(device)
@@ -160,7 +160,7 @@ def _spans_by(tokenizer: Any) -> Callable[[str], list[Span]] | None:
     return spans
 
 
-def sentence_encoder(path: Path, device: str, dtype: torch.dtype) -> Encoder:
+def sentence_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> Encoder:
     """Whatever parts the folder names, run by sentence-transformers.
 
     Raises:
@@ -172,7 +172,7 @@ def sentence_encoder(path: Path, device: str, dtype: torch.dtype) -> Encoder:
         raise ModelError(
             f"The embedder at {path} has parts that need sentence-transformers. Run: pip install 'hilora[embedders]'"
         ) from error
-    model = SentenceTransformer(str(path), device=device, trust_remote_code=False).to(dtype)
+    model = SentenceTransformer(str(path), device=str(device), trust_remote_code=False).to(dtype)
 
     def encode(texts: list[str]) -> Tensor:
         vectors: Tensor = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)

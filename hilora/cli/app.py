@@ -89,11 +89,13 @@ def route(
     seed: Seed = 0,
     allow: Allow = None,
     deny: Deny = None,
+    device: Annotated[str, typer.Option(help="Where prompts are embedded and compared, e.g. cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Say which adapters would serve each prompt, and why. No base model is loaded."""
     from dataclasses import asdict
 
+    from hilora.base.devices import parse_device
     from hilora.base.prompts import query_texts
     from hilora.planner import Planner
 
@@ -102,7 +104,7 @@ def route(
     built, _ = choose_method(method, option)
     opened = open_pool(pool)
     with status(f"Routing over {len(opened)} adapters"):
-        planner = Planner(opened, built)
+        planner = Planner(opened, built, device=parse_device(device))
         routed = planner.route(listed, allow=allow, deny=deny)
         why = planner.explain(routed, seed)
     for text, choices, note in zip(routed.texts, why, routed.notes, strict=True):

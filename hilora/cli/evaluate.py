@@ -50,6 +50,7 @@ def tasks(
     quantize: Quantize = None,
 ) -> None:
     """Answer the rows of tasks by each method, and score the answers. An interrupted run resumes."""
+    from hilora.base.devices import reading_device
     from hilora.base.models import load_base
     from hilora.base.outputs import check_file, refuse_held
     from hilora.evaluate.job import CONSTANT, Bench, Job
@@ -76,7 +77,7 @@ def tasks(
     quiet_transformers()
     with status("Loading the models"):
         model, tokenizer = load_base(base or opened.base.name, dtype=dtype, quantization_config=quantize)
-        embedder = opened.embedder.load(opened.path)
+        embedder = opened.embedder.load(opened.path, device=reading_device(model))
     bench = Bench(opened, model, tokenizer, embedder, job)
     header = bench.header("hilora evaluate tasks", part=part, per_task=per_task)
     before = {label: number * len(cases) for number, label in enumerate(job.methods)}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hilora.base.devices import reading_device
 from hilora.base.embed import Embedder
 from hilora.base.models import load_base, parse_dtype
 from hilora.base.prompts import (
@@ -97,6 +98,7 @@ class HiLoRA:
         self.model: Any = model
         self.tokenizer: Any = tokenizer
         self.planner = planner
+        planner.device = planner.device or reading_device(model)
         self.memory: Memory = Memory() if planner.memory is None else planner.memory
         self.lanes = Lanes(
             model, tokenizer, planner, self.memory, form=form, packed=packed, kv_memory=kv_memory, compile=compiled
@@ -133,7 +135,7 @@ class HiLoRA:
                 there is one, else flan-mini.
             method: a name in `hilora.METHODS`; "hilora" is the paper's.
             tokenizer: needed with a loaded model only.
-            embedder: the pool's, if loaded already.
+            embedder: the pool's, if loaded already, which stays where it is; default: loaded where the base model is.
             dtype: of the base model; default: bf16 where it is fast, else fp32; fp16 with 8 bits.
             device_map: as in transformers; default: CUDA if there is one, else the CPU.
             quantization_config: of the base model, as in transformers, or "4bit" or "8bit".

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,8 @@ from transformers import (
 
 from hilora.base.models import first_line
 from hilora.base.prompts import check_whole
-from hilora.engine.pick import Process, gumbel
+from hilora.engine.kernels.gumbel import gumbel_rows
+from hilora.engine.pick import Process
 from hilora.errors import InputError, UnknownNameError
 
 _WARPERS: dict[str, Any] = {
@@ -46,10 +48,8 @@ _WARPERS: dict[str, Any] = {
 SAMPLING = frozenset(_WARPERS)
 """Their names."""
 
-_NEUTRAL = {
-    **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
-    **{"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
-}
+_NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+_NEUTRAL |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 _BEAMS = {"length_penalty", "early_stopping"}
 _ELSEWHERE = {
     "max_length": "It counts the prompt, too, which differs from row to row. Give max_new_tokens.",
@@ -65,7 +65,7 @@ _ELSEWHERE = {
 
 
 class SeededSampling(LogitsProcessor):
-    """Turns the greedy choice into a draw: warp the scores, add each row's own Gumbel noise (`pick.gumbel`).
+    """Turns the greedy choice into a draw: warp the scores, add each row's own Gumbel noise (`kernels.gumbel`).
 
     Args:
         keys: of each row's draws.
@@ -82,8 +82,8 @@ class SeededSampling(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (row, vocabulary) whose largest entry is a sample."""
         warped = torch.log_softmax(self.warpers(cast("Any", input_ids), cast("Any", scores.float())), dim=-1)
-        position, size = input_ids.shape[1] - self.start, scores.shape[1]
-        return warped + torch.stack([gumbel(key, position, size) for key in self.keys]).to(warped)
+        positions = [input_ids.shape[1] - self.start] * len(self.keys)
+        return warped + gumbel_rows(self.keys, positions, scores.shape[1], scores.device)
 
 
 class Unpadded(LogitsProcessor):
@@ -113,16 +113,21 @@ def warpers_of(options: dict[str, Any]) -> LogitsProcessorList:
     Raises:
         InputError: one of them makes no sense.
     """
-    found = LogitsProcessorList()
-    for name, make in _WARPERS.items():
-        value = options.get(name)
-        if value is None or value == _NEUTRAL.get(name):
-            continue
-        try:
-            found.append(make(value))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"The sampling option {name}={value!r} makes no sense: {first_line(error)}") from error
+    given = {name: options.get(name) for name in _WARPERS}
+    found, name = LogitsProcessorList(), ""
+    try:
+        for name, value in given.items():
+            if value is not None and value != _NEUTRAL.get(name):
+                found.append(_warper(name, value))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The sampling option {name}={given[name]!r} makes no sense: {first_line(error)}") from error
     return found
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _warper(name: str, value: Any) -> Any:
+    """One for all rows of the same value, which are warped together where that saves launches (`pick`)."""
+    return _WARPERS[name](value)
 
 
 def is_sampled(options: Mapping[str, Any], defaults: Any) -> bool:

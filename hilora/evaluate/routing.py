@@ -193,7 +193,7 @@ def evaluate_routing(
 
 def look_at(texts: list[str], embed: Embedder, worded: bool) -> Features:
     """Texts as routing sees them."""
-    return Features(embed(texts), hash_terms(texts) if worded else None)
+    return Features(embed(texts).cpu(), hash_terms(texts) if worded else None)
 
 
 def top_hits(scores: Float[Tensor, "batch adapter"], own: int) -> Floats:

@@ -30,7 +30,7 @@ def look_at(name: str, samples: Sequence[str], embed: Embed, embedder: EmbedderI
         InputError: too few samples, or embeddings that are no numbers.
     """
     texts = [text for text in samples if text.strip()]
-    vectors = embed(texts).float().contiguous() if texts else torch.empty(0, embedder.dim)
+    vectors = embed(texts).float().cpu().contiguous() if texts else torch.empty(0, embedder.dim)
     if vectors.ndim != 2 or vectors.shape[1] != embedder.dim:
         raise MismatchError(
             f"Embeddings have shape {tuple(vectors.shape)}; this pool's embedder {embedder.name!r} has "

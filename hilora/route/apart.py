@@ -60,12 +60,12 @@ def route_apart(router: Router, known: Known, query: Query, allowed: Bool[Tensor
         allowed: adapters that each row may use.
     """
     masks, mask_of = torch.unique(allowed, dim=0, return_inverse=True)
-    parts = []
+    assert query.embedding is not None
+    embedding, parts = query.embedding.cpu(), []  # what is learned for one call is not worth sending to a card
     for number, mask in enumerate(masks):
         rows, kept = (mask_of == number).nonzero()[:, 0], mask.nonzero()[:, 0]
         if len(kept):
-            assert query.embedding is not None
-            some = Query([query.texts[row] for row in rows.tolist()], query.embedding[rows])
+            some = Query([query.texts[row] for row in rows.tolist()], embedding[rows])
             own = router if len(kept) == len(known) else copy(router).fit(Remaining(sampled(known), kept))
             route = own(some, torch.ones(len(rows), len(kept), dtype=torch.bool))
             parts.append((rows, Route(kept[route.ids], route.scores, route.weights, route.leads)))

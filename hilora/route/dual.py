@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.devices import meet
 from hilora.route.gaussian import LOG_2PI
 
 
@@ -59,11 +60,12 @@ class DualGaussian:
         return self
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
-        """(1/dim) log p_i(query) for every adapter, fp32, worked out in fp64: the squares cancel."""
+        """(1/dim) log p_i(query) for every adapter, fp32, in fp64, for the squares cancel; where the query is."""
+        query, own = meet(query, self)
         dim = query.shape[1]
         z = query.double()
-        whole = _squared_distances(z, self.mean_)
-        spanned = _squared_distances(z @ self.whitening_.T, self.white_mean_)
+        whole = _squared_distances(z, own.mean_)
+        spanned = _squared_distances(z @ own.whitening_.T, own.white_mean_)
         distance = (whole - spanned) / self.level_
         return (-0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)).float()
 

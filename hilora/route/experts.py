@@ -70,10 +70,10 @@ class Experts:
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
         """Log posterior of every adapter, up to a term that is the same for all; fp32."""
-        scores = self.witnesses_["meaning"].score(texts) * self.weights_["meaning"]
-        if len(self.witnesses_) == 1 or texts.terms is None:
+        found = said_of(self.witnesses_, texts)
+        scores = found.pop("meaning") * self.weights_["meaning"]
+        if not found:
             return scores
-        found = {name: witness.score(texts) for name, witness in self.witnesses_.items() if name != "meaning"}
         wording = sum_scores(found, self.weights_)  # (text, worded adapter)
         expected = torch.logsumexp(torch.log_softmax(scores[:, self.worded_], dim=1) + wording, dim=1)
         out = scores + expected[:, None]
@@ -86,6 +86,16 @@ class Experts:
         """Log posteriors over the whole pool, and the lead of each text's best allowed adapter; fp32."""
         scores = self.score(texts)
         return torch.log_softmax(scores, dim=1), leads(scores, allowed)
+
+
+def said_of(witnesses: Mapping[str, Any], texts: Features) -> dict[str, Float[Tensor, "text _"]]:
+    """What each witness says of texts, those without terms judged by meaning alone; on the CPU.
+
+    They are brought there together: a card goes on with one while the CPU sees to the next.
+    """
+    asked = witnesses if texts.terms is not None else {"meaning": witnesses["meaning"]}
+    found = {name: witness.score(texts) for name, witness in asked.items()}
+    return {name: scores.cpu() for name, scores in found.items()}
 
 
 def witness_scores(

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hilora.base.devices import meet
 from hilora.errors import InputError
 
 LOG_2PI = math.log(2 * math.pi)
@@ -82,15 +83,15 @@ class OwnGaussian:
         return self
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
-        """(1/dim) log p_i(query) for every adapter, fp32, worked out in fp64."""
-        dim, z = query.shape[1], query.double()
+        """(1/dim) log p_i(query) for every adapter, fp32, worked out in fp64, where the query is."""
+        dim, (z, own) = query.shape[1], meet(query.double(), self)
         # sum_d precision (z - mean)^2, expanded into matrix products; the terms cancel, hence fp64: in fp32 a
         # score near 0 would depend on the batch, and with it the candidates
         distance = (
-            z.square() @ self.precision_.T
-            - 2 * z @ (self.precision_ * self.mean_).T
-            + (self.precision_ * self.mean_.square()).sum(1)
+            z.square() @ own.precision_.T
+            - 2 * z @ (own.precision_ * own.mean_).T
+            + (own.precision_ * own.mean_.square()).sum(1)
         )
-        along = (z @ self.directions_.T - self.offset_).square() * self.gain_  # (batch, direction)
-        distance = distance.index_add(1, self.owner_, along, alpha=-1)
-        return (-0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)).float()
+        along = (z @ own.directions_.T - own.offset_).square() * own.gain_  # (batch, direction)
+        distance = distance.index_add(1, own.owner_, along, alpha=-1)
+        return (-0.5 / dim * (distance + own.log_det_ + dim * LOG_2PI)).float()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hilora.base.threads import one_thread
 from hilora.route.epoch import Epoch
-from hilora.route.experts import sum_scores
+from hilora.route.experts import said_of, sum_scores
 from hilora.route.features import Features
 from hilora.route.kept import tensors_of, witness_of
 from hilora.route.meaning import NearMeaning
@@ -79,10 +79,10 @@ class GrownExperts:
         self, texts: Features, allowed: Bool[Tensor, "text adapter"]
     ) -> tuple[Float[Tensor, "text adapter"], Float[Tensor, " text"]]:
         """Log posteriors among the allowed adapters, and the best one's lead over the mean adapter; fp32."""
-        found = self.witnesses_["meaning"].score(texts) * self.weights_["meaning"]
+        said = said_of(self.witnesses_, texts)
+        found = said.pop("meaning") * self.weights_["meaning"]
         mean, scores = found[:, 0], found[:, 1:]
-        if len(self.witnesses_) > 1 and texts.terms is not None:
-            said = {name: parts.score(texts) for name, parts in self.witnesses_.items() if name != "meaning"}
+        if said:
             both = sum_scores(said, self.weights_)
             mean_wording, wording = both[:, 0], both[:, 1:]
             usable = allowed[:, self.worded_]

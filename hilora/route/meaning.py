@@ -40,7 +40,7 @@ class NearMeaning:
         self, embeddings: Float[Tensor, "text dim"], count: int, allowed: Bool[Tensor, "text adapter"]
     ) -> tuple[Float[Tensor, "text found"], Int[Tensor, "text found"], Float[Tensor, " text"]]:
         """Scores and positions of the best allowed adapters, by position; the mean adapter's score."""
-        white = embeddings.numpy().astype(np.float64) @ self._whitening
+        white = embeddings.cpu().numpy().astype(np.float64) @ self._whitening
         scores, ids = self._all.top(torch.from_numpy(white), count, allowed)
         ids, order = ids.sort(1)
         return scores.gather(1, order), ids, torch.from_numpy((white * self._mean).sum(1) + self._mean_offset)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hilora.base.devices import at
 from hilora.route.features import Features
 from hilora.route.rows import KINDS
 
@@ -50,11 +51,11 @@ class Parts(Generic[M]):
         return len(self.place)
 
     def score(self, texts: Any) -> Tensor:
-        """The model's score of every adapter of the pool, (text, adapter)."""
+        """The model's score of every adapter of the pool, (text, adapter), where it works them out."""
         found = self.main.score(texts)  # type: ignore[attr-defined]
         if self.late is not None:
-            found = torch.cat([found, self.late.score(texts)], 1)  # type: ignore[attr-defined]
-        return torch.index_select(found, 1, self.place)
+            found = torch.cat([found, self.late.score(texts).to(found.device)], 1)  # type: ignore[attr-defined]
+        return torch.index_select(found, 1, at(self.place, found.device))
 
     def some(self, text: Any, adapters: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
         """The model's score of some of the pool's adapters, for one text, at a cost that follows their number."""

@@ -105,10 +105,11 @@ class Posterior:
             return self._among_all(texts, allowed)
         alike = allowed.stride(0) == 0 and len(allowed) > 0  # one row that stands for all is looked at once
         many = (allowed[:1] if alike else allowed).sum(1) > self.many
-        if bool(many.all()) and len(many):
-            return self._among_near(texts, allowed)
         if not many.any():
             return self._among_all(texts, allowed)
+        texts = Features(texts.embeddings.cpu(), texts.terms)  # a search is the CPU's work
+        if bool(many.all()):
+            return self._among_near(texts, allowed)
         parts, ways = [(~many).nonzero()[:, 0], many.nonzero()[:, 0]], (self._among_all, self._among_near)
         return joined(
             len(texts),

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hilora.base.devices import meet
 from hilora.errors import InputError
 from hilora.route.candidates import select
 from hilora.route.router import Known, Query
@@ -50,13 +51,14 @@ class Retriever:
         return torch.nn.functional.normalize(torch.stack([own.double().mean(0) for own in embeddings]), dim=1)
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
-        """Cosines, fp32, worked out in fp64 so that the batch changes nothing."""
-        return (torch.nn.functional.normalize(query.double(), dim=1) @ self.mean_.T).float()
+        """Cosines, fp32, worked out in fp64 so that the batch changes nothing, where the query is."""
+        query, own = meet(query, self)
+        return (torch.nn.functional.normalize(query.double(), dim=1) @ own.mean_.T).float()
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
         """Each row's k nearest allowed adapters."""
         assert query.embedding is not None
-        scores = self.score(query.embedding)
+        scores = self.score(query.embedding).cpu()
         return select(scores, torch.full((len(scores),), float(self.k)), allowed, uniform=True)
 
 
@@ -70,7 +72,7 @@ class Soup(Retriever):
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
         """The same k adapters for all rows of one domain."""
         assert query.embedding is not None
-        scores = self.score(query.embedding)
+        scores = self.score(query.embedding).cpu()
         _, domain = torch.unique(allowed, dim=0, return_inverse=True)  # (batch,)
         count = int(domain.max()) + 1
         sums = torch.zeros(count, scores.shape[1]).index_add_(0, domain, scores)

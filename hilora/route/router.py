@@ -27,7 +27,7 @@ class Query:
     """What a router may look at."""
 
     texts: Sequence[str]  # the prompts' raw texts
-    embedding: Float[Tensor, "batch dim"] | None = None  # instructed; None for a router that does not ask for it
+    embedding: Float[Tensor, "batch dim"] | None = None  # instructed, on any device; None where it is not asked for
     labels: Int[Tensor, " batch"] | None = None  # position of each row's own adapter, for the oracle; -1 = unknown
 
 
@@ -50,7 +50,7 @@ class Known(Protocol):
 
 @runtime_checkable
 class Router(Protocol):
-    """One call from query to route."""
+    """One call from query to route; the query may lie on a card, all else is on the CPU."""
 
     needs_embedding: bool  # whether it looks at `Query.embedding`
     seen_above_: float | None  # leads (scores, if a route has none) above it mean "seen"; None where they say nothing
@@ -91,6 +91,6 @@ class Gaussian:
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
         """Score all adapters, keep the candidates, weigh them by softmax."""
         assert query.embedding is not None
-        scores = self.model_.score(query.embedding).masked_fill(~allowed, -torch.inf)
+        scores = self.model_.score(query.embedding).cpu().masked_fill(~allowed, -torch.inf)
         fixed = torch.full((len(scores),), float(self.k))
         return select(scores, sign_sizes(scores, self.k) if self.candidates == "sign" else fixed, allowed)

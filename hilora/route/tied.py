@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from hilora.base.devices import meet
 from hilora.base.threads import one_thread
 from hilora.errors import InputError, UnknownNameError
 from hilora.route.candidates import weigh
@@ -86,10 +87,10 @@ class TiedGaussian:
     ) -> tuple[Float[Tensor, "batch found"], Int[Tensor, "batch found"]]:
         """(1/dim) log p_i(query) of the k best allowed adapters, fp32, best first, and their positions.
 
-        Fewer than k where a pool has fewer; -inf where a row may use fewer.
+        Fewer than k where a pool has fewer; -inf where a row may use fewer. Searching is the CPU's work.
         """
         dim = query.shape[1]
-        white = query.numpy().astype(np.float64) @ self._whitening
+        white = query.cpu().numpy().astype(np.float64) @ self._whitening
         scores, ids = self.nearest.top(torch.from_numpy(white), k, allowed)
         distance = np.square(white).sum(1, keepdims=True) - 2 * scores.numpy()
         return torch.from_numpy((-0.5 / dim * (distance + self.log_det_ + dim * LOG_2PI)).astype(np.float32)), ids
@@ -108,9 +109,10 @@ class TiedGaussian:
         return self.whitening_.double().numpy()
 
     def score(self, query: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch adapter"]:
-        """(1/dim) log p_i(query) for every adapter, fp32."""
-        white = query.float() @ self.whitening_
-        distance = torch.cdist(white, self.mean_, compute_mode="donot_use_mm_for_euclid_dist").square()
+        """(1/dim) log p_i(query) for every adapter, fp32, where the query is."""
+        query, own = meet(query, self)
+        white = query.float() @ own.whitening_
+        distance = torch.cdist(white, own.mean_, compute_mode="donot_use_mm_for_euclid_dist").square()
         return self._density(distance)
 
     def near(self, query: Float[Tensor, " dim"], rows: Int[Tensor, " some"]) -> Float[Tensor, " some"]:

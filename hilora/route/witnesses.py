@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hilora.base.devices import at, send
 from hilora.route.dual import DualGaussian
 from hilora.route.features import Features, Terms, spans
 from hilora.route.tied import TiedGaussian
@@ -34,7 +35,7 @@ class Witness(Protocol):
         ...
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
-        """Log-likelihoods, fp32."""
+        """Log-likelihoods, fp32, on the device of the embeddings or on the CPU."""
         ...
 
 
@@ -48,8 +49,9 @@ class Meaning:
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
-        """Log-likelihoods."""
-        return self.model_.score(texts.embeddings) * texts.embeddings.shape[1] + self.noise_
+        """Log-likelihoods, where the embeddings are."""
+        scores = self.model_.score(texts.embeddings)
+        return scores * texts.embeddings.shape[1] + at(self.noise_, scores.device)
 
 
 def noise(model: TiedGaussian | DualGaussian, samples: Sequence[Features]) -> Float[Tensor, " adapter"]:
@@ -77,13 +79,14 @@ class Spelling:
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
-        """Log-likelihoods."""
-        vectors = self.vectors(terms_of(texts).characters)
-        return self.model_.score(vectors) * vectors.shape[1] + self.noise_
+        """Log-likelihoods, where the embeddings are."""
+        vectors = self.vectors(send(terms_of(texts).characters, texts.embeddings.device))
+        scores = self.model_.score(vectors)
+        return scores * vectors.shape[1] + at(self.noise_, scores.device)
 
     def vectors(self, characters: Tensor) -> Float[Tensor, "text bucket"]:
         """Counts of character n-grams, weighted by rarity, of length 1."""
-        return torch.nn.functional.normalize(characters.double() * self.rarity_, dim=1).float()
+        return torch.nn.functional.normalize(characters.double() * at(self.rarity_, characters.device), dim=1).float()
 
 
 @dataclass
@@ -120,7 +123,7 @@ class Phrases:
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:
-        """Log-likelihoods, relative to the pool's."""
+        """Log-likelihoods, relative to the pool's; lists are the CPU's work."""
         place, text, number = self.asked(terms_of(texts), len(texts))
         starts = self.start_[place]
         sizes = self.start_[place + 1] - starts

@@ -84,7 +84,8 @@ class Edition:
         if before is not None:
             return before.over(before.planner.over(self.view))
         embedder = router.planner.embedder
-        planner = Planner(self.view, get_method(method, **dict(options)), embedder, router.memory)
+        where, built = router.planner.device, get_method(method, **dict(options))
+        planner = Planner(self.view, built, embedder, router.memory, device=where)
         form, packed = router.lanes.bank.form, router.lanes.bank.packed
         return Lanes(router.model, router.tokenizer, planner, router.memory, form=form, packed=packed)
 

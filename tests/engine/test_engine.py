@@ -26,8 +26,9 @@ from hilora.engine import rectangle
 from hilora.engine.asked import can_join
 from hilora.engine.batch import refusal
 from hilora.engine.job import Job, Shared
+from hilora.engine.kernels.gumbel import gumbel
 from hilora.engine.loop import Loop
-from hilora.engine.pick import Pick, draw_key, gumbel
+from hilora.engine.pick import Pick, draw_key
 from hilora.engine.rectangle import Rectangle
 from hilora.engine.request import Request
 from hilora.engine.sampling import warpers_of

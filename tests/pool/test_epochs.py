@@ -130,7 +130,7 @@ def test_growing_reads_newcomers_only_and_shares_the_rest(
     loaded: list[int] = []
     read: list[str] = []
 
-    def load(*_: Any) -> Any:
+    def load(*_: Any, **__: Any) -> Any:
         loaded.append(1)
         return tiny.embedder()
 

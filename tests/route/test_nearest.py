@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from copy import deepcopy
 from typing import Any
@@ -33,11 +34,12 @@ def world(count: int, dim: int, rows: int, seed: int = 0) -> tuple[Tensor, Tenso
 
 
 def slow_top(means: Tensor, offset: Tensor, row: Tensor, k: int, allowed: Tensor) -> list[tuple[int, float]]:
-    """Each adapter's score by itself, in Python floats; the k best."""
-    scores = []
-    for i, mean in enumerate(means.double()):
+    """Each adapter's score by itself, in Python floats, equal for equal ones; the k best."""
+    scores, asked = [], row.tolist()
+    for i, mean in enumerate(means.tolist()):  # PyTorch's dot product depends on where in memory a mean lies
         if allowed[i]:
-            scores.append((-float(row.double() @ mean - mean @ mean / 2 + offset[i].double()), i))
+            terms = [a * b - b * b / 2 for a, b in zip(asked, mean, strict=True)]
+            scores.append((-math.fsum([*terms, float(offset[i])]), i))
     return [(i, -score) for score, i in sorted(scores)[:k]]
 
 
