@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -86,6 +86,12 @@ class Ahead:
         """An adapter where the model computes, for the current streams."""
         found = self._come(content)
         return self.packed(content, source).moved(placed) if found is None else self.streams.join(*found)
+
+    def wait(self) -> None:
+        """Until all that was expected has been read."""
+        with self._lock:
+            coming = list(self._coming.values())
+        wait(coming)
 
     def packed(self, content: str, source: Source) -> Flat:
         """An adapter in host memory."""

@@ -160,17 +160,11 @@ PLACES = dict.fromkeys(some_factors(), (CPU, torch.float32))
 SIZE = num_bytes(some_factors())
 
 
-def have_come(ahead: Ahead) -> None:
-    """Wait for those that were expected."""
-    for coming in list(ahead._coming.values()):
-        coming.exception(60)
-
-
 def test_what_is_expected_is_read_before_it_is_needed_and_once() -> None:
     files, ahead = Files(), Ahead(Memory(), PLACES)
     ahead.expect("a", files)
     ahead.expect("a", files)
-    have_come(ahead)
+    ahead.wait()
     assert files.read == ["a"]
     assert same(ahead.factors("a", files), some_factors())
     assert same(ahead.factors("a", files), some_factors())
@@ -198,12 +192,12 @@ def test_what_has_come_and_is_not_needed_stays_within_the_limit() -> None:
     files, ahead = Files(), Ahead(Memory(2 * SIZE), PLACES)
     for content in "abcd":
         ahead.expect(content, files)
-    have_come(ahead)
+    ahead.wait()
     assert sum(ahead._bytes.values()) == 2 * SIZE == ahead.memory.used
     assert set(ahead._bytes) == set(ahead._coming) == {"c", "d"}
     small = Ahead(Memory(SIZE - 1), PLACES)
     small.expect("a", files)
-    have_come(small)
+    small.wait()
     assert (small._bytes, small.memory.used) == ({}, 0)
     assert same(small.factors("a", files), some_factors())
 
@@ -211,7 +205,7 @@ def test_what_has_come_and_is_not_needed_stays_within_the_limit() -> None:
 def test_what_cannot_be_read_fails_where_it_is_needed() -> None:
     files, ahead = Files(), Ahead(Memory(), PLACES)
     ahead.expect("gone", files)
-    have_come(ahead)
+    ahead.wait()
     with pytest.raises(OSError, match="gone"):
         ahead.factors("gone", files)
     assert files.read == ["gone", "gone"]
