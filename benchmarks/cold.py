@@ -3,12 +3,12 @@
     python benchmarks/cold.py                   # a minute
     python benchmarks/cold.py --pool POOL --json cold.jsonl
 
-cold        in no memory; its file lies in the system's cache. Of it: `read` (and checked), `pack` (where it goes to a card)
+cold        in no memory; its file lies in the system's cache. Of it: `read` (and checked), `pack` (where a card is)
 host        in host memory, and in no slot
 ahead       it was expected, and has come to the card (`engine.ahead`); nothing comes ahead where the model is on none
 laid out    in a slot
 
-Timed is `engine.bank.Bank`, without the step that follows. Other adapters run, each in a row, and there is a free slot.
+Timed is `engine.bank.Bank`, without the step that follows. Others run, a row each, and there is a free slot.
 """
 
 import argparse
