@@ -133,12 +133,12 @@ class BaseInfo:
 
 
 def _refuse_layer(model: Any, site: str) -> None:
-    """Refuse a site that is there, and quantised in a way that leaves no linear module."""
+    """Refuse a site that is there, and quantised in a way that leaves nothing that stands for a linear module."""
     found = dict(model.named_modules()).get(site)
     if found is not None and getattr(model.config, "quantization_config", None):
         raise MismatchError(
-            f"{site} is a {type(found).__name__} in this quantised model, and adapters go onto linear modules. Load "
-            f"the base unquantised, or quantised with bitsandbytes."
+            f"{site} is a {type(found).__name__} in this quantised model, which does not say how wide it is: no "
+            f"adapter can go there. Load the base unquantised, or quantised with bitsandbytes."
         )
 
 
@@ -220,8 +220,8 @@ def sketch_model(model: Any, sites: Sequence[str]) -> dict[str, list[float]]:
 
     sketch = {}
     for site in sites:
-        weight = model.get_submodule(site).weight
-        if is_plain(weight) and weight.device.type != "meta":
+        weight = dict(model.get_submodule(site).named_parameters(recurse=False)).get("weight")
+        if weight is not None and is_plain(weight) and weight.device.type != "meta":
             sketch[site] = weight.detach()[0, :SKETCH_VALUES].float().tolist()
     return sketch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,24 @@ from hilora.errors import ModelError
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(in, out) of each module that adapters may change: linear layers and GPT-2's Conv1D."""
+    """(in, out) of each module that adapters may change: linear layers, GPT-2's Conv1D, and what stands for a linear
+    layer in a quantised model, where that says how wide it is."""
     shapes = {}
+    quantised = getattr(getattr(model, "config", None), "quantization_config", None) is not None
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             shapes[name] = (module.in_features, module.out_features)
         elif isinstance(module, Conv1D):
             shapes[name] = (int(module.nx), int(module.nf))
+        elif quantised and (shape := _stands_for(module)):
+            shapes[name] = shape
     return shapes
+
+
+def _stands_for(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a module that stands for a linear layer, such as GPTQ's and AWQ's; None if it says nothing."""
+    width, out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (width, out) if type(width) is type(out) is int and not any(module.children()) else None
 
 
 def is_plain(weight: Tensor) -> bool:
@@ -35,11 +46,12 @@ def placements(model: nn.Module) -> dict[str, tuple[torch.device, torch.dtype]]:
     found = {}
     for name in linear_shapes(model):
         module = model.get_submodule(name)
-        weight = next(module.parameters())
+        weight = next(chain(module.parameters(), module.buffers()))  # codes may be either
         hook = getattr(module, "_hf_hook", None)  # accelerate runs offloaded modules on this device
         where = getattr(hook, "execution_device", None)
         device = torch.device(where) if where is not None else weight.device
-        dtype = weight.dtype if is_plain(weight) else getattr(model, "dtype", torch.float32)
+        plain = is_plain(weight) and isinstance(module, nn.Linear | Conv1D)
+        dtype = weight.dtype if plain else getattr(model, "dtype", torch.float32)
         found[name] = (device, dtype)  # quantised weights compute in the model's dtype
     return found
 

@@ -33,7 +33,7 @@ def quantisation(given: Any, dtype: torch.dtype) -> Any:
         UnknownNameError: no such name, or no such method of quantisation.
         InputError: it is something else, or quantises nothing.
     """
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, QuantoConfig
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoQuantizationConfig
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -51,6 +51,12 @@ def quantisation(given: Any, dtype: torch.dtype) -> Any:
         raise InputError(
             f"quantization_config is a config of transformers (BitsAndBytesConfig, ...), its fields, or one of "
             f"{', '.join(BITS)}; got {given!r:.60}."
+        )
+    few = getattr(found, "weights", None)
+    if isinstance(found, QuantoConfig) and few not in (None, "int8", "float8"):
+        raise InputError(
+            f"quanto's {few} weights cannot run under torch.inference_mode, which generation uses. Take its int8, or "
+            f"bitsandbytes' 4bit."
         )
     if isinstance(found, BitsAndBytesConfig) and not found.is_quantizable():
         raise InputError("This BitsAndBytesConfig quantises nothing. Give it load_in_4bit=True or load_in_8bit=True.")

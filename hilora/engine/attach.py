@@ -43,7 +43,7 @@ def attach(model: nn.Module, sites: Mapping[str, Site], plan: Plan, gate: Gate) 
 
 def _hook(site: Site, plan: Plan, gate: Gate) -> Any:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0].reshape(-1, inputs[0].shape[-1]).to(site.down.dtype)
+        x = inputs[0].reshape(-1, inputs[0].shape[-1]).to(site.down)  # accelerate sends it there, too
         row = torch.arange(len(plan.scale), device=x.device).repeat_interleave(tokens_per_row(len(x), plan, site))
         return output + plain(x, row, plan, gate, site).to(output.dtype).view(output.shape)
 

@@ -14,6 +14,7 @@ from hilora.compose.delta import Gate
 from hilora.engine.attach import attach, carrying, plan_on
 from hilora.engine.batching import ServeRows
 from hilora.engine.bound import Bound
+from hilora.engine.elsewhere import is_sent, sent
 from hilora.engine.forms import Forms
 from hilora.engine.packed import Packed, pack_weights
 from hilora.engine.siblings import Beside, Together
@@ -85,6 +86,7 @@ class Attachment:
             form = StepForms if order is Order.STEPS else Forms
             if pack is None:
                 modules = [self._read[site.name][0] for site in stacked.sites]
+                form = sent(form) if any(map(is_sent, modules)) else form
                 groups.append(Beside(modules, stacked, bounds[key], form))
             else:
                 groups.append(Together(pack, stacked, bounds[key], form))

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from hilora.compose.delta import Gate
 from hilora.compose.stack import stack_sites
+from hilora.engine.ahead import ahead_of
 from hilora.engine.attachment import FORMS
 from hilora.engine.batching import ServeRows
 from hilora.engine.plans import RowPlan, one_plan
@@ -65,12 +66,29 @@ class Bank:
         self._open, self._opened = ExitStack(), ()
         self._checked = False  # whether the model is still the one in which adapters were laid out
         self._lock = threading.Lock()
+        self.ahead = ahead_of(memory, placements)
+
+    def expect(self, rows: Iterable[RowPlan | None]) -> None:
+        """Rows under these plans will come: where the model is on a card, their adapters are brought there."""
+        ahead = self.ahead
+        if ahead is None:
+            return
+        for content, source in {c: row.source for row in rows if row is not None for c in row.contents}.items():
+            with self._lock:
+                if self.pins[content] or (self.slots and content in self.slots.of):
+                    continue
+                if content not in self.memory:
+                    ahead.cold.add(content)
+            ahead.expect(content, source)
 
     def begin(self, request: Request) -> None:
         """A request takes steps from now on; its adapters stay."""
         contents = request.plan.contents if request.plan else ()
         with self._lock:
-            self.memory.use(contents, {*self.pins, *(self.slots.of if self.slots else ())})
+            cold = set(contents) & self.ahead.cold - self.pins.keys() if self.ahead else set()
+            self.memory.use(set(contents) - cold, {*self.pins, *(self.slots.of if self.slots else ())})
+            if self.ahead:
+                self.ahead.cold -= cold
             self.pins.update(contents)
 
     def end(self, request: Request) -> None:
@@ -190,4 +208,6 @@ class Bank:
         return self._load(content, self._sources[content])
 
     def _load(self, content: str, source: Source) -> Factors:
-        return self.memory.get(content, lambda: source.factors(content))
+        if self.ahead is None:
+            return self.memory.get(content, lambda: source.factors(content))
+        return self.ahead.factors(content, source)

@@ -56,6 +56,7 @@ def requests_of(
     if routed.route is not None:
         plan = lanes.planner.plan(routed, rows, call.seed)
         plans, choices = row_plans(plan, routed.source), lanes.planner.choices(routed, rows, plan)
+        lanes.bank.expect(plans)
     pick, see = pick_of(call.options, defaults, sampling, sorted(ending.ends.tokens)), call.see
     for row, plan, why in zip(rows, plans, choices, strict=True):
         keys = [draw_key(call.seed, routed.texts[row], answer) for answer in range(call.copies)]

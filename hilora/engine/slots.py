@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hilora.compose.stack import stack_sites
 from hilora.engine.attachment import FORMS
@@ -16,6 +17,8 @@ Shape = tuple[tuple[int, str], ...]
 """(rank, site) of all sites that an adapter changes; those of one shape may take each other's place."""
 Placements = Mapping[str, tuple[torch.device, torch.dtype]]
 """Where modules compute."""
+Written = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""`down`, `up` and `size` of a slot at a site, and what `down` and `up` become."""
 
 
 def shape_of(factors: Factors) -> Shape:
@@ -85,11 +88,16 @@ class Slots:
         return found
 
     def _write(self, factors: Factors, slot: int) -> None:
+        on_cards: list[Written] = []
         for rank, name in self.shapes[slot]:
             start, site, (down, up) = self._starts[name][slot], self.form.sites[name], factors[name]
             rows = slice(start, start + rank)
-            site.down[rows], site.up[:, rows] = down, up
-            site.size[rows] = site.up[:, rows].norm(dim=0)
+            if site.down.device.type == "cpu":
+                site.down[rows], site.up[:, rows] = down, up
+                site.size[rows] = site.up[:, rows].norm(dim=0)
+            else:
+                on_cards.append((site.down[rows], site.up[:, rows], site.size[rows], down, up))
+        write_at_once(on_cards)
 
     def _place(self, shapes: Mapping[str, Shape], stays: Set[str]) -> dict[str, int] | None:
         """A slot for each of some adapters, the least recently used first; None if there are too few."""
@@ -103,6 +111,20 @@ class Slots:
             left.remove(slot)
             found[content] = slot
         return found
+
+
+def write_at_once(sites: Sequence[Written]) -> None:
+    """Write an adapter's factors at some sites by a few calls: to start hundreds takes a card longer than they do."""
+    if not sites:
+        return
+    downs, ups, _, new_downs, new_ups = (list(each) for each in zip(*sites, strict=True))
+    torch._foreach_copy_([*downs, *ups], [*new_downs, *new_ups])
+    alike: dict[Any, list[Written]] = {}
+    for site in sites:
+        alike.setdefault((site[1].shape, site[1].dtype, site[1].device), []).append(site)
+    for some in alike.values():
+        sizes = torch.stack([up for _, up, *_ in some]).norm(dim=1)  # (site, roc)
+        torch._foreach_copy_([size for _, _, size, *_ in some], list(sizes))
 
 
 def _zeros(factors: Factors) -> Factors:

@@ -6,11 +6,12 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from hilora.errors import InputError
+from hilora.pool.flat import Flat
 from hilora.types import Rocs
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ def num_bytes(value: object) -> int:
     """Bytes of the tensors in a value: of a tensor, of stacked ROCs, of mappings and sequences of such."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
+    if isinstance(value, Flat):
+        return value.num_bytes
     if isinstance(value, Rocs):
         return num_bytes(vars(value))
     if isinstance(value, Mapping):
@@ -63,6 +66,7 @@ class Memory:
     def __init__(self, limit: int | str = LIMIT) -> None:
         self.limit = parse_bytes(limit)
         self.used = self.loads = self.hits = self.evicted = 0
+        self.ahead: Any = None  # what brings them to a card (`engine.ahead`)
         self._kept: OrderedDict[str, tuple[object, int, bool]] = OrderedDict()
         self._lock = threading.Lock()
         self._making = threading.local()

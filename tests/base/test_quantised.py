@@ -71,6 +71,7 @@ def test_eight_bits_are_multiplied_in_fp16_unless_another_dtype_is_asked_for() -
         (4, InputError, "got 4"),
         (BitsAndBytesConfig(), InputError, "quantises nothing"),
         ({}, InputError, "quantises nothing"),
+        (QuantoConfig(weights="int4"), InputError, "inference_mode"),
     ],
 )
 def test_what_is_no_quantisation_is_refused_before_anything_loads(
@@ -157,8 +158,48 @@ def test_a_layer_that_takes_no_adapter_is_named(folder: str) -> None:
     with pytest.raises(MismatchError, match="no such module"):
         info.check_model(model, info.template)
     model.config.quantization_config = {"quant_method": "hqq"}
-    with pytest.raises(MismatchError, match=r"is a Other in this quantised model.*bitsandbytes"):
+    with pytest.raises(MismatchError, match=r"is a Other in this quantised model.*how wide.*bitsandbytes"):
         info.check_model(model, info.template)
+
+
+class StandIn(nn.Module):
+    """What GPTQ and AWQ put in the place of a linear module: its codes are buffers, and `weight` is no tensor."""
+
+    weight = "dequantised where it is needed"
+
+    def __init__(self, whole: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = whole.in_features, whole.out_features
+        scale = whole.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("qweight", (whole.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scales", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.qweight.to(x.dtype) * self.scales.to(x.dtype))
+
+
+def test_adapters_go_onto_what_stands_for_linear_modules(
+    folder: str, tiny: Any, tmp_path: Path, embedder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, tokenizer = load_base(folder, dtype="fp32", device_map="cpu")
+    pool = tiny.pool(tmp_path / "pool", "llama", whole, embedder)
+    few, _ = load_base(folder, dtype="fp32", device_map="cpu")
+    for site in pool.base.sites:
+        if site != "lm_head":
+            few.set_submodule(site, StandIn(few.get_submodule(site)))
+    few.config.quantization_config = {"quant_method": "gptq"}
+    plain, router = (
+        HiLoRA.from_pretrained(each, pool, "hilora-gs", tokenizer=tokenizer, embedder=embedder, packed=True)
+        for each in (whole, few)
+    )
+    assert said(caplog) == []  # the base of the pool, by its files
+    assert placements(few) == placements(whole)
+    for served in (True, False):
+        got, want = (logits(each, served) for each in (router, plain))
+        assert 0 < (got - want).norm() <= NEAR["8bit"] * want.norm()
+    assert not torch.equal(logits(router, True), logits(router, False))
+    answers = [answer.text for answer in router.generate(PROMPTS, max_new_tokens=4)]
+    assert answers == [router.generate(prompt, max_new_tokens=4)[0].text for prompt in PROMPTS]
 
 
 # --- with bitsandbytes --------------------------------------------------------------------------------
