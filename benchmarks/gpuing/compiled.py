@@ -1,0 +1,117 @@
+"""Targets with compiling: a decoding step of a batch in static slots, and what compiling takes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpuing.contend import METHOD, by_hilora, by_transformers, with_lora
+from gpuing.room import Room
+from gpuing.sizes import SITES
+from gpuing.timing import free, profiled, timed
+
+from hilora import HiLoRA, Pool
+from hilora.bench.stage import Contender
+from hilora.bench.workload import Workload
+from hilora.pool.view import PoolView
+
+Rows = Iterator[dict[str, Any]]
+CONTENDERS = {"q and v": ("base", "hilora", "plain", "transformers"), "all seven": ("base", "hilora", "plain")}
+SCRIPT = Path(__file__).parents[1] / "gpu.py"
+PATIENCE_S = 240
+MISSING = "HiLoRA.from_pretrained has no compile= here"
+
+
+def can_compile() -> bool:
+    """Whether this hilora compiles."""
+    return "compile" in inspect.signature(HiLoRA.from_pretrained).parameters
+
+
+def compile_of(room: Room) -> Any:
+    """One bucket: the batch, as many tokens as its rows come to hold, as many adapters as it uses."""
+    from hilora.engine.compiled import Compile  # type: ignore[import-not-found]
+
+    tokens = room.size.words + room.size.new_tokens + 1
+    return Compile(rows=(room.size.batch,), tokens=-(-tokens // 16) * 16, slots=room.size.distinct)
+
+
+def router_of(name: str, room: Room, pool: PoolView) -> tuple[HiLoRA, float]:
+    """A contender's compiled router, on a model of its own, and the seconds that compiling took."""
+    model: Any = room.twin()
+    if name == "plain":
+        model = with_lora(model, pool.factors(pool.entries[0].hash))
+    router: Any = room.router(METHOD.get(name, "hilora"), pool, model, compile=compile_of(room))
+    began = time.perf_counter()
+    router.compile(on_step=lambda done, of: print(f"    compiling {name}: {done} of {of}", flush=True))
+    return router, time.perf_counter() - began
+
+
+def built_of(name: str, room: Room, pool: PoolView, work: Workload) -> tuple[list[Contender], float]:
+    """A contender, ready, with others that need no more compiling; and the seconds that it took."""
+    if name == "transformers":
+        one = by_transformers(name, room, room.twin(), work, cache_implementation="static")
+        began = time.perf_counter()
+        one.run(work.new_tokens)
+        one.run(work.new_tokens)
+        return [one], time.perf_counter() - began
+    router, seconds = router_of(name, room, pool)
+    more = ("pinned", "routed") if name == "hilora" else ()
+    return [by_hilora(each, room, pool, work, router) for each in (name, *more)], seconds
+
+
+def batch(sites: str, room: Room) -> Rows:
+    """Compiling of each contender, then all timed, then profiles; whoever cannot be compiled is told of."""
+    if not can_compile():
+        yield {"sites": sites, "missing": MISSING}
+        return
+    pool = room.pool(SITES[sites])
+    work, ready = room.work(pool), list[Contender]()
+    for name in CONTENDERS[sites]:
+        try:
+            found, seconds = built_of(name, room, pool, work)
+        except Exception as error:  # noqa: BLE001  # the others go on
+            yield {"sites": sites, "contender": name, "wrong": [f"{type(error).__name__}: {error}"[:500]]}
+            continue
+        ready += found
+        yield {"sites": sites, "contender": name, "compile_s": round(seconds, 1)}
+    yield timed(room, ready, work, 2 * room.size.rounds) | {"sites": sites}
+    for one in ready:
+        yield profiled(room, one) | {"sites": sites}
+    del ready
+    free(room)
+
+
+def second(room: Room) -> Rows:
+    """The same compiling in a new process, which finds torch's cache on disk."""
+    if not can_compile():
+        yield {"missing": MISSING}
+        return
+    began = time.perf_counter()
+    command = [sys.executable, str(SCRIPT), "--second", str(room.pool().path), "--seed", str(room.seed)]
+    command += ["--device", str(room.device), *(["--tiny"] if room.size.name == "tiny" else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    if done.returncode:
+        yield {"wrong": [done.stderr[-500:]]}
+        return
+    whole = time.perf_counter() - began
+    yield json.loads(done.stdout.splitlines()[-1]) | {"process_s": round(whole, 1)}
+
+
+def in_second(room: Room, pool: Path) -> dict[str, float]:
+    """What the new process does."""
+    began = time.perf_counter()
+    room.twin()
+    loaded = time.perf_counter()
+    _, seconds = router_of("hilora", room, Pool.open(pool))
+    return {"load_s": round(loaded - began, 1), "compile_s": round(seconds, 1)}
+
+
+MEASUREMENTS = {"compiled, q and v": partial(batch, "q and v"), "second start": second}
+MORE = {"compiled, all seven": partial(batch, "all seven")}
