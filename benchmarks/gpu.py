@@ -5,10 +5,10 @@
     python benchmarks/gpu.py --table             # writes benchmarks/gpu.md from the rows
 
 It needs hilora, torch, transformers and pytest, and PEFT for its own rows: neither pools nor data, and no network.
-Base (Llama-2-7B's shape, bf16), tokenizer, embedder (all-MiniLM-L6-v2's shape) and adapters are random and made on the
-spot. A row is appended as soon as it is known; what is done already at this commit, with these versions, on this
-device, is left, unless --again. No measurement begins once --minutes are over. --tiny is a rehearsal in seconds on
-a CPU; its rows are never shown. Nothing else may run on the card.
+Base (Llama-2-7B's shape, bf16), tokenizer, embedder (all-MiniLM-L6-v2's shape) and adapters are random and made on
+the spot. A row is appended as soon as it is known; what is done already at this commit, with these versions, on this
+device, is left, unless --again. No measurement begins once --minutes are over. --tiny is a rehearsal on a CPU; its
+rows are never shown. Nothing else may run on the card.
 """
 
 import argparse
@@ -20,14 +20,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
-if CACHE not in os.environ:  # what is compiled is compiled for the first time, and a second process finds it
-    _cache = tempfile.TemporaryDirectory(prefix="gpu-compiled-")
-    os.environ[CACHE] = _cache.name
 
 import torch
 from gpuing import compiled, eager, equal, page, tables
@@ -40,6 +36,7 @@ from hilora.jsonl import read_lines
 
 HERE = Path(__file__).parent
 PARTS = ("equality", "eager", "compiled", "compiled-all", "tables", "fig5", "fig7b")
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 SAME = ("size", "seed", "commit", "hilora", "torch", "transformers", "device")
 """What rows have in common that one run may take over from another."""
 
@@ -84,6 +81,18 @@ def _peft_version() -> str:
     except ImportError:
         return "none"
     return str(peft.__version__)
+
+
+@contextmanager
+def own_cache(folder: Path) -> Iterator[None]:
+    """What torch compiles is kept in a folder that is empty at first; a second process finds it there."""
+    before = os.environ.get(CACHE)
+    os.environ[CACHE] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(CACHE)
+        os.environ.update({CACHE: before} if before is not None else {})
 
 
 def measure(room: Room, parts: Sequence[str], minutes: float, header: Line, known: Sequence[Line]) -> Iterator[Line]:
@@ -145,10 +154,11 @@ def main() -> None:
             return
         header = about(args, size)
         print(json.dumps(header), flush=True)
-        for row in measure(room, args.parts, args.minutes, header, [] if args.again else known):
-            append(args.json, row)
-            print("   ", brief(row, header), flush=True)
-            wrong += len(row.get("wrong", ()))
+        with own_cache(Path(folder) / "compiled"):
+            for row in measure(room, args.parts, args.minutes, header, [] if args.again else known):
+                append(args.json, row)
+                print("   ", brief(row, header), flush=True)
+                wrong += len(row.get("wrong", ()))
     if wrong:
         raise SystemExit(f"{wrong} things were wrong; the rows tell.")
 

@@ -16,7 +16,6 @@ from gpuing.contend import METHOD, by_hilora, by_transformers, with_lora
 from gpuing.room import Room
 from gpuing.sizes import SITES
 from gpuing.timing import free, profiled, timed
-
 from hilora import HiLoRA, Pool
 from hilora.bench.stage import Contender
 from hilora.bench.workload import Workload
@@ -42,12 +41,17 @@ def compile_of(room: Room) -> Any:
     return Compile(rows=(room.size.batch,), tokens=-(-tokens // 16) * 16, slots=room.size.distinct)
 
 
-def router_of(name: str, room: Room, pool: PoolView) -> tuple[HiLoRA, float]:
-    """A contender's compiled router, on a model of its own, and the seconds that compiling took."""
-    model: Any = room.twin()
+def room_router(name: str, room: Room, pool: PoolView, **options: Any) -> Any:
+    """A contender's router, on a model of its own."""
+    model = room.twin()
     if name == "plain":
         model = with_lora(model, pool.factors(pool.entries[0].hash))
-    router: Any = room.router(METHOD.get(name, "hilora"), pool, model, compile=compile_of(room))
+    return room.router(METHOD.get(name, "hilora"), pool, model, **options)
+
+
+def router_of(name: str, room: Room, pool: PoolView) -> tuple[HiLoRA, float]:
+    """A contender's router, compiled, and the seconds that it took."""
+    router = room_router(name, room, pool, compile=compile_of(room))
     began = time.perf_counter()
     router.compile(on_step=lambda done, of: print(f"    compiling {name}: {done} of {of}", flush=True))
     return router, time.perf_counter() - began

@@ -1,14 +1,14 @@
 """Who is timed: transformers' own generation, hilora in several ways, PEFT; and one plain LoRA inside the model.
 
-    transformers    the base, as transformers runs it: `model.generate`
-    base            the base by hilora's engine: rows without an adapter
-    hilora          every prompt embedded and routed freely among the pool's adapters
-    routed          the same batch, embedded and routed already
-    pinned          embedded and routed, but that a prompt may use its own adapter only
-    oracle          not routed: each prompt's own adapter, whole
-    plain           one LoRA for all rows, as a module of its own in place of each linear one, by hilora's engine
-    peft_single     PEFT, one unmerged adapter for all rows
-    peft_mixed      PEFT, `adapter_names`: one adapter per row
+transformers    the base, as transformers runs it: `model.generate`
+base            the base by hilora's engine: rows without an adapter
+hilora          every prompt embedded and routed freely among the pool's adapters
+routed          the same batch, embedded and routed already
+pinned          embedded and routed, but that a prompt may use its own adapter only
+oracle          not routed: each prompt's own adapter, whole
+plain           one LoRA for all rows, as a module of its own in place of each linear one, by hilora's engine
+peft_single     PEFT, one unmerged adapter for all rows
+peft_mixed      PEFT, `adapter_names`: one adapter per row
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from gpuing.room import Room
 from torch import Tensor, nn
 
+from gpuing.room import Room
 from hilora import HiLoRA
+from hilora.base.padding import pad_batch
 from hilora.base.prompts import encode_prompts, pad_id
-from hilora.bench.stage import Contender, Stage, first_logits, fixed, padded
+from hilora.bench.stage import Contender, Stage, first_logits, fixed
 from hilora.bench.theirs import Exports, peft_mixed, peft_single
 from hilora.bench.workload import Workload
 from hilora.pool.view import PoolView
@@ -90,10 +91,15 @@ def _stage(room: Room, pool: Any, work: Workload) -> Stage:
     return Stage(room.pristine, room.tokenizer, room.embedder, pool, room.twin, names, work, ("hilora", {}))
 
 
+def read(model: Any, tokenizer: Any, work: Workload) -> tuple[Tensor, Tensor]:
+    """Ids and mask of the prompts, where a model is."""
+    ids, mask = pad_batch(encode_prompts(list(work.prompts), tokenizer), pad_id(tokenizer), left=True)
+    return ids.to(model.device), mask.to(model.device)
+
+
 def by_transformers(name: str, room: Room, model: Any, work: Workload, **options: Any) -> Contender:
     """`model.generate`, greedy."""
-    stage = Stage(model, room.tokenizer, None, None, lambda: None, (), work, ("base", {}))  # type: ignore[arg-type]
-    (ids, mask), fill = padded(stage), pad_id(room.tokenizer)
+    (ids, mask), fill = read(model, room.tokenizer, work), pad_id(room.tokenizer)
 
     def run(new_tokens: int) -> object:
         with nullcontext() if options else torch.inference_mode():  # a static cache is kept, and compiled for
@@ -125,9 +131,7 @@ def by_hilora(
         method: default: by the name.
     """
     if router is None:
-        model = room.twin() if name == "plain" else None
-        if name == "plain":
-            model = with_lora(model, pool.factors(pool.entries[0].hash))
+        model = with_lora(room.twin(), pool.factors(pool.entries[0].hash)) if name == "plain" else None
         router = room.router(method or METHOD.get(name, "hilora"), pool, model)
     prompts, rows = list(work.prompts), range(len(work.prompts))
     asked: dict[str, Any] = {}
@@ -140,8 +144,7 @@ def by_hilora(
         return router.generate(prompts, batch_size=len(prompts), **fixed(new_tokens), **asked)
 
     def logits() -> Tensor:
-        stage = Stage(router.model, router.tokenizer, None, None, lambda: None, (), work, ("", {}))  # type: ignore[arg-type]
-        routed, (ids, mask) = router.planner.route(prompts, **asked), padded(stage)
+        routed, (ids, mask) = router.planner.route(prompts, **asked), read(router.model, router.tokenizer, work)
         with router.attached(routed, rows), torch.inference_mode():
             return first_logits(router.model, ids, mask)
 

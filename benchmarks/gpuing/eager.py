@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from gpuing.contend import PEFT, contenders, missing
 from gpuing.room import Room
 from gpuing.sizes import SITES
 from gpuing.timing import free, profiled, timed
-
 from hilora.bench.contenders import check_twins
 from hilora.bench.rounds import spread, stopwatch
 from hilora.errors import InputError

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpuing.sizes import Size
 from made import random_factors
 
+from gpuing.sizes import Size
 from hilora import HiLoRA, Pool
 from hilora.base.embed import Embedder, describe_embedder
 from hilora.base.fingerprint import describe_model
@@ -140,7 +140,8 @@ class Room:
         embed = Embedder(str(self.embedder_folder), device=str(self.device), dtype=dtype)
         pool = Pool.create(folder / "pool", described, describe_embedder(embed))
         for task in range(count):
-            write_peft(folder / f"t{task}", random_factors(shapes, rank, 1000 * self.seed + task), NAME)
+            factors = random_factors(shapes, rank, 1000 * self.seed + task, self.device)
+            write_peft(folder / f"t{task}", factors, NAME)
             pool.add(f"t{task}", folder / f"t{task}", self.texts(task, SAMPLES, 0), embed)
         return pool
 
@@ -151,7 +152,9 @@ class Room:
         random = torch.Generator().manual_seed(self.seed)
         hashes = {entry.name: entry.hash for entry in pool.entries}
         shapes = {site: pool.base.sites[site] for site in pool.factors(pool.entries[0].hash)}
-        gates = {f"{site}|{own}": _normal(random, into) for site, (into, _) in shapes.items() for own in hashes.values()}
+        gates = {
+            f"{site}|{own}": _normal(random, into) for site, (into, _) in shapes.items() for own in hashes.values()
+        }
         router = {f"{site}|down": _normal(random, 8, into) for site, (into, _) in shapes.items()}
         router |= {f"{site}|up": _normal(random, out, 8) for site, (_, out) in shapes.items()}
         for kind, tensors in (("phatgoose", gates), ("router", router)):
@@ -159,11 +162,8 @@ class Room:
 
     def router(self, method: str, pool: PoolView, model: Any = None, **options: Any) -> HiLoRA:
         """A router as a user makes one; it shares the embedder with all others, once one has loaded it."""
-        known = self.__dict__.get("embedder")
-        return HiLoRA.from_pretrained(
-            self.ours if model is None else model, pool, method, tokenizer=self.tokenizer, embedder=known, packed=True,
-            **options,
-        )  # fmt: skip
+        options |= {"tokenizer": self.tokenizer, "embedder": self.__dict__.get("embedder"), "packed": True}
+        return HiLoRA.from_pretrained(self.ours if model is None else model, pool, method, **options)
 
     def work(self, pool: PoolView, *, share: str = "zipf", **asked: int) -> Workload:
         """A batch; each prompt is of its adapter's task."""
@@ -196,4 +196,5 @@ def _normal(random: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def _vocabulary(special: Sequence[str], config: Any) -> dict[str, int]:
-    return {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(config["vocab_size"] - len(special)))])}
+    words = [*special, *(f"w{i}" for i in range(config["vocab_size"] - len(special)))]
+    return {word: i for i, word in enumerate(words)}

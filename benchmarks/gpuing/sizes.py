@@ -41,7 +41,7 @@ class Size:
     rounds: int = 4
     few: int = 2
     batches: tuple[int, ...] = (1, 8, 64)
-    ranks: tuple[int, ...] = (4, 16, 32, 64)
+    ranks: tuple[int, ...] = (4, 16, 64)
     distincts: tuple[int, ...] = (1, 4, 16, 32)
     registered: tuple[int, ...] = (5, 10, 20, 30, 40)
     fig7: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)

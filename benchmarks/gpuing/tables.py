@@ -11,7 +11,6 @@ from gpuing.contend import by_hilora, contenders
 from gpuing.room import Room, first
 from gpuing.sizes import QV, Size
 from gpuing.timing import free, timed
-
 from hilora.base.prompts import encode_prompts
 from hilora.bench.rounds import stopwatch, turns
 from hilora.bench.workload import Workload
@@ -55,7 +54,7 @@ def fig5(count: int, room: Room) -> Rows:
     size = room.size
     pool = room.pool(count=size.adapters)
     room.trained(pool)
-    view, tested = first(pool, count), min(TESTED, min(size.registered))
+    view, tested = first(pool, count), min(TESTED, *size.registered)
     tasks = [*range(tested), *range(size.adapters, size.adapters + tested)]
     prompts = [room.texts(tasks[i % len(tasks)], 1, 500 + i)[0] for i in range(size.batch)]
     work = Workload(prompts, (), size.short)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from gpuing.room import Room
 from torch._C._profiler import _ExperimentalConfig
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from gpuing.room import Room
 from hilora.base.prompts import encode_prompts
 from hilora.bench.rounds import rounded, seconds_of, time_rounds
 from hilora.bench.stage import Contender
