@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,11 @@ def commit_of(given: str | None) -> str:
     """Which commit this is; what is not committed is told by a plus."""
 
     def git(*words: str) -> str:
-        asked = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False)
-        return asked.stdout.strip()
+        with suppress(OSError):  # there is no git
+            return subprocess.run(
+                ["git", *words], cwd=HERE, capture_output=True, text=True, check=False
+            ).stdout.strip()
+        return ""
 
     if given or not git("rev-parse", "HEAD"):
         return given or "unknown"

@@ -28,8 +28,8 @@ from hilora.pool.view import PoolView
 
 NAME = "random-base"
 SAMPLES = 20
-OWN_WORDS = 30
-"""Words of a task; all have theirs of one vocabulary, so that tasks are near each other and yet told apart."""
+OWN_WORDS, WORDS = 12, 300
+"""Words of a task, and all from which these are: tasks are told apart, and some are nearer than others."""
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 LLAMA = ("<pad>", "<eos>", "<unk>")
 
@@ -95,8 +95,11 @@ class Room:
 
         folder = self.folder / "embedder"
         torch.manual_seed(self.seed)
+        model = BertModel(BertConfig(**self.size.embedder), add_pooling_layer=False)
+        for shared in (model.embeddings.position_embeddings, model.embeddings.token_type_embeddings):
+            torch.nn.init.zeros_(shared.weight)  # so that texts of other words are other embeddings
         with quiet_loading():
-            BertModel(BertConfig(**self.size.embedder), add_pooling_layer=False).save_pretrained(folder)
+            model.save_pretrained(folder)
         tokenizer = Tokenizer(models.WordLevel(_vocabulary(BERT, self.size.embedder), unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -120,7 +123,7 @@ class Room:
     def texts(self, task: int, count: int, seed: int) -> list[str]:
         """Texts of a task, of its own words."""
         words = [word for word in self.tokenizer.get_vocab() if word[0] == "w"]
-        own = np.random.default_rng([self.seed, task]).choice(sorted(words)[:300], OWN_WORDS, replace=False)
+        own = np.random.default_rng([self.seed, task]).choice(sorted(words)[:WORDS], OWN_WORDS, replace=False)
         random = np.random.default_rng([self.seed, task, seed])
         return [" ".join(random.choice(own, self.size.words)) for _ in range(count)]
 

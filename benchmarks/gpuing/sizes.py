@@ -43,7 +43,7 @@ class Size:
     batches: tuple[int, ...] = (1, 8, 64)
     ranks: tuple[int, ...] = (4, 16, 64)
     distincts: tuple[int, ...] = (1, 4, 16, 32)
-    registered: tuple[int, ...] = (5, 10, 20, 30, 40)
+    registered: tuple[int, ...] = (5, 10, 20, 40)
     fig7: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     adapters: int = 40
     moved: int = 2**32

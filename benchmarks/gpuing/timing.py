@@ -65,7 +65,7 @@ def profiled(room: Room, one: Contender) -> dict[str, Any]:
 
 
 def _trace(room: Room, run: Callable[[int], object], tokens: int) -> dict[str, Any]:
-    """Of one call: kernels and their milliseconds (on a CPU: operations that call no other), and launches."""
+    """Of one call: kernels, copies and their milliseconds (on a CPU: operations that call no other), and launches."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if room.on_card else [])]
     everywhere = _ExperimentalConfig(profile_all_threads=True)  # the engine steps in a thread of its own
     with profile(activities=activities, acc_events=True, experimental_config=everywhere) as found:
@@ -75,12 +75,14 @@ def _trace(room: Room, run: Callable[[int], object], tokens: int) -> dict[str, A
         work = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
     else:
         work = [e for e in events if e.name.startswith("aten::") and not e.cpu_children]
+    copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in work)
     by_kernel: Counter[str] = Counter()
     for event in work:
         by_kernel[event.name] += event.time_range.elapsed_us() / 1e3
     launches = sum(event.name.startswith(LAUNCHES) for event in events)
     return {
-        "kernels": len(work),
+        "kernels": len(work) - copies,
+        "copies": copies,
         "kernel_ms": round(sum(by_kernel.values()), 3),
         "launches": launches,
         "by_kernel": dict(by_kernel),

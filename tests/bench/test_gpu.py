@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ SPEEDS = ("transformers", "base", "hilora", "routed", "plain", *PEFT)
 def gpu(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = scripts.load("benchmarks/gpu.py")
+    small = {"kinds": ("llama",), "registered": (2,), "fig7": (2,), "batches": (2,), "distincts": (4,)}
+    monkeypatch.setattr(module, "TINY", replace(module.TINY, **small))
     monkeypatch.setattr(module.equal, "METHODS", FEW)
+    monkeypatch.setattr(module.eager, "PROFILED", ("transformers", "hilora"))
     for part in (module.equal, module.compiled):
         monkeypatch.setattr(part, "can_compile", lambda: False)
     return module
