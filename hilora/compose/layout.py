@@ -39,11 +39,9 @@ class Layout:
     @classmethod
     def of(cls, rocs: Rocs, plan: Plan) -> Layout:
         """Lay out ROCs under a plan."""
-        columns = torch.cat([columns for _, columns in rocs.blocks])
-        ranks = torch.tensor([rank for rank, own in rocs.blocks for _ in own], device=columns.device)
-        adapter = torch.arange(len(columns), device=columns.device).repeat_interleave(ranks)
-        first = ranks.cumsum(0) - ranks
-        return cls(columns, adapter, first, (plan.rocs == 0).T[columns], plan.scale.to(rocs.down.dtype))
+        lie = rocs.lie
+        barred = (plan.rocs == 0).T[lie.columns]
+        return cls(lie.columns, lie.run, lie.first, barred, plan.scale.to(rocs.down.dtype))
 
     def sums(self, values: Float[Tensor, "roc token"]) -> Float[Tensor, "here token"]:
         """Sums over each adapter's ROCs."""
@@ -66,8 +64,7 @@ def fuse_by(rocs: Rocs) -> Callable[[Tensor, Tensor], Tensor]:
 
     That is what averaging A and B separately does to the projections, lower ranks padded with zeros.
     """
-    position = torch.cat([torch.arange(rank).repeat(len(columns)) for rank, columns in rocs.blocks])
-    position, longest = position.to(rocs.owner.device), int(position.max()) + 1
+    position, longest = rocs.lie.place, rocs.lie.most
 
     def fuse(z: Tensor, weight: Tensor) -> Tensor:
         shared = torch.zeros(longest, z.shape[1], dtype=z.dtype, device=z.device)  # (position, token)

@@ -57,7 +57,8 @@ class Moe:
         """Bind to a site's ROCs: the lines of W_g that belong to its adapters."""
         assert isinstance(rocs, Site)
         layout = Layout.of(rocs, plan)
-        expert = [self.experts.index(plan.ids[column]) for column in layout.columns.tolist()]
+        experts = torch.tensor(self.experts, device=layout.columns.device)
+        expert = (plan.positions(experts.device)[layout.columns, None] == experts).int().argmax(1)  # (here,)
         weights = self.weights[rocs.name].to(rocs.up.device, wide(rocs))[expert]  # (here, in)
         fuse = fuse_by(rocs)
 

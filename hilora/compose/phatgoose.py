@@ -54,7 +54,7 @@ class Phatgoose:
         """Bind to a site's ROCs: the gate vectors of its adapters."""
         assert isinstance(rocs, Site)
         layout = Layout.of(rocs, plan)
-        chosen = torch.tensor(plan.ids, device=layout.columns.device)[layout.columns]
+        chosen = plan.positions(layout.columns.device)[layout.columns]
         vectors = standardise(self.vectors[rocs.name].to(rocs.up.device, wide(rocs))[chosen])  # (here, in)
         vectors = vectors / vectors.shape[1] ** 0.5
 

@@ -36,6 +36,7 @@ class Attachment:
 
     Attributes:
         sites: the same, as the memory that is worked with; `wrote` is told of what is written there.
+        groups: sites that may read the same input, and the block of weights that they are in, if they are in one.
 
     Raises:
         ModelError: the model lacks a site.
@@ -45,26 +46,26 @@ class Attachment:
         self.model, self._read = model, sites_of(model, sites)
         packs = [pack for pack in packs if len({orders(model).get(name) for name in pack.names}) == 1]
         packed = {name for pack in packs for name in pack.names}
-        self._groups: list[tuple[Stacked, Packed | None]] = [
+        self.groups: list[tuple[Stacked, Packed | None]] = [
             (Stacked([sites[name] for name in pack.names if name in sites]), pack) for pack in packs
         ]
         for order in Order:
             alike = {
                 name: site for name, site in sites.items() if name not in packed and self._read[name][1] is order
             }
-            self._groups += [(Stacked([sites[name] for name in names]), None) for names in _groups(alike)]
-        self.sites = {site.name: site for stacked, _ in self._groups for site in stacked.sites}
+            self.groups += [(Stacked([sites[name] for name in names]), None) for names in _groups(alike)]
+        self.sites = {site.name: site for stacked, _ in self.groups for site in stacked.sites}
 
     @property
     def intact(self) -> bool:
         """Whether the modules are still those of the model, and packed weights where they were."""
         named = dict(self.model.named_modules())
         same = all(named.get(name) is module for name, (module, _) in self._read.items())
-        return same and all(pack.intact(named) for _, pack in self._groups if pack is not None)
+        return same and all(pack.intact(named) for _, pack in self.groups if pack is not None)
 
     def wrote(self) -> None:
         """Something was written into the sites' tensors."""
-        for stacked, _ in self._groups:
+        for stacked, _ in self.groups:
             stacked.wrote()
 
     def bind(self, plan: Plan, gate: Gate) -> Callable[[], AbstractContextManager[None]]:
@@ -76,7 +77,7 @@ class Attachment:
         """
         bounds: dict[tuple[torch.device, bool], Bound] = {}
         groups: list[Beside | Together] = []
-        for stacked, pack in self._groups:
+        for stacked, pack in self.groups:
             name, where = stacked.sites[0].name, stacked.rocs.down.device
             order = self._read[name][1]
             if (key := (where, order is Order.MIXED)) not in bounds:
@@ -114,10 +115,12 @@ class Fast:
         model: that the sites are of.
         sites: by name, adapters stacked.
         packed: whether weights of modules that read one input may be laid into one block.
+        alone: whether those that read theirs alone may, too; on a GPU they may.
     """
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packed: bool) -> None:
-        self.attachment = Attachment(model, sites, pack_weights(model, sites) if packed else ())
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packed: bool, alone: bool = False) -> None:
+        alone = alone or any(site.down.is_cuda for site in sites.values())
+        self.attachment = Attachment(model, sites, pack_weights(model, sites, alone) if packed else ())
         self.sites, self.wrote = self.attachment.sites, self.attachment.wrote
 
     @property
@@ -138,7 +141,7 @@ class Fast:
 class Plain:
     """The same by the equation as it stands."""
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packed: bool) -> None:
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packed: bool, alone: bool = False) -> None:
         self.model, self.sites, self.intact = model, dict(sites), True
 
     def wrote(self) -> None:

@@ -57,6 +57,7 @@ class Bank:
     ) -> None:
         self.model, self.gate, self.placements = model, gate, placements
         self.memory, self.form, self.packed = memory, form, packed
+        self.fixed: Any = None
         self.pins: Counter[str] = Counter()  # adapters of requests that have begun
         self.slots: Slots | None = None
         self._sources: dict[str, Source] = {}

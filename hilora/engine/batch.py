@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hilora.engine.rectangle import Rectangle, most_room
 from hilora.engine.request import Request
@@ -42,6 +43,22 @@ class Batch:
         """Whether its rows and those of another may well step together."""
         short, long = sorted([self.held.frame.width, other.held.frame.width])
         return bool(other.rows) and self.rows[0].serve is other.rows[0].serve and long <= max(SMALL, WIDE * short)
+
+
+@dataclass(eq=False)
+class FixedBatch(Batch):
+    """Rows whose steps are compiled: their keys and values have places that are there anyway."""
+
+    held: Any
+
+    @property
+    def room(self) -> int:
+        """None of what others share."""
+        return 0
+
+    def is_like(self, other: Batch) -> bool:
+        """It takes rows in its own way."""
+        return False
 
 
 def room_of(rows: Sequence[Request]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from hilora.compose.delta import Gate, Gated
+from hilora.engine.fused import FusedTopRocs
 from hilora.engine.own import Own, own_rocs
 from hilora.engine.ranked import faster
 from hilora.engine.stacked import Stacked
@@ -26,7 +27,7 @@ class Bound:
     """
 
     def __init__(self, plan: Plan, gate: Gate) -> None:
-        self.plan, self.gate = plan, faster(gate)
+        self.plan, self.gate = plan, faster(gate, plan.scale.device)
         self._made: dict[Any, Any] = {}
 
     def once(self, key: object, make: Callable[[], T]) -> T:
@@ -37,7 +38,7 @@ class Bound:
 
     def own(self, stacked: Stacked) -> Own | None:
         """Each row's own ROCs; None if picking them spares nothing, or is not for this gate."""
-        if not self.gate.joinable:
+        if not self.gate.joinable or isinstance(self.gate, FusedTopRocs):
             return None
         own = self.once(("own", stacked.layout), lambda: own_rocs(stacked.layout, self.plan))
         if own is None:

@@ -32,6 +32,7 @@ from hilora.base.prompts import (
 from hilora.engine.attachment import check_form
 from hilora.engine.batching import Batching
 from hilora.engine.call import Call
+from hilora.engine.compiled.options import Compile, options_of
 from hilora.engine.dispatch import answers as answers_of
 from hilora.engine.lanes import Lanes
 from hilora.engine.sampling import check_one_answer, check_request
@@ -64,6 +65,8 @@ class HiLoRA:
         form: how deltas are worked out (`attachment.FORMS`): "fast", or "plain", by `compose.delta.plain` alone.
         kv_memory: for the keys and values of all prompts at once, in bytes or as "2GB"; prompts wait for room.
             Default: half of the memory that is free.
+        compile: "off"; "step": the steps after a prompt is read are compiled, each at its first use or by `compile`;
+            or which ones (`Compile`). What they do not fit is served by the others.
 
     Raises:
         MismatchError: the pool was made for another base model.
@@ -80,8 +83,14 @@ class HiLoRA:
         packed: bool = False,
         form: str = "fast",
         kv_memory: int | str | None = None,
+        compile: str | Compile = "off",
     ) -> None:
         check_form(form, packed)
+        compiled = options_of(compile)
+        if compiled is not None and form != "fast":
+            raise InputError(
+                f"compile is for form='fast'; the form {form!r} is never compiled. Leave one of them out."
+            )
         if model.training:
             raise ModelError("The model is in training mode. Call model.eval() first.")
         planner.pool.base.check_model(model, template_id(tokenizer))
@@ -89,7 +98,9 @@ class HiLoRA:
         self.tokenizer: Any = tokenizer
         self.planner = planner
         self.memory: Memory = Memory() if planner.memory is None else planner.memory
-        self.lanes = Lanes(model, tokenizer, planner, self.memory, form=form, packed=packed, kv_memory=kv_memory)
+        self.lanes = Lanes(
+            model, tokenizer, planner, self.memory, form=form, packed=packed, kv_memory=kv_memory, compile=compiled
+        )
 
     def __repr__(self) -> str:
         pool, method = self.planner.pool, self.planner.method.name
@@ -111,6 +122,7 @@ class HiLoRA:
         packed: bool | None = None,
         form: str = "fast",
         kv_memory: int | str | None = None,
+        compile: str | Compile = "off",
         **method_options: Any,
     ) -> HiLoRA:
         """Load a base model and a pool.
@@ -130,6 +142,7 @@ class HiLoRA:
                 Default: where the model is loaded here, not where it is yours.
             form: "fast", or "plain": the one equation as it stands, for comparison.
             kv_memory: for the keys and values of all prompts at once; default: half of what is free.
+            compile: "off", "step", or a `Compile`: which steps are compiled.
             method_options: options of the method, e.g. gamma=0.4.
 
         Raises:
@@ -156,10 +169,11 @@ class HiLoRA:
                 packed=packed is not False and form == "fast",
                 form=form,
                 kv_memory=kv_memory,
+                compile=compile,
             )
         if tokenizer is None:
             raise InputError("A loaded model needs its tokenizer: pass tokenizer=...")
-        return cls(base, tokenizer, planner, packed=bool(packed), form=form, kv_memory=kv_memory)
+        return cls(base, tokenizer, planner, packed=bool(packed), form=form, kv_memory=kv_memory, compile=compile)
 
     def generate(
         self,
@@ -256,6 +270,22 @@ class HiLoRA:
             serve, choices, _ = self.lanes.planned(routed, rows, seed)
             with serve(range(len(rows))):
                 yield choices
+
+    def compile(self, on_step: Callable[[int, int], None] | None = None) -> None:
+        """Compile all steps now that `compile` named, so that no prompt waits for it.
+
+        Args:
+            on_step: called with (steps done, steps in all).
+
+        Raises:
+            ModelError: this base model cannot be compiled.
+            InputError: nothing was to be compiled, or there is no memory for its keys and values.
+        """
+        if self.lanes.fixed is None:
+            raise InputError('Nothing is to be compiled: this HiLoRA was made with compile="off".')
+        self.lanes.batching  # noqa: B018  # makes room for their keys and values
+        with self.lanes.engine.alone(), torch.inference_mode():
+            self.lanes.fixed.compile(on_step)
 
     @property
     def batching(self) -> Batching:

@@ -59,6 +59,8 @@ class Told:
 class Alone:
     """Nothing serves but the base model."""
 
+    fixed: Any = None
+
     def __call__(self, requests: Sequence[Request]) -> AbstractContextManager[object]:
         """The model as it is."""
         return nullcontext()

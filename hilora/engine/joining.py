@@ -68,7 +68,7 @@ def requests_of(
                     call.options["max_new_tokens"],
                     ending.ends.read(()),
                     replace(pick, key=key),
-                    lanes.bank,
+                    lanes.bank_of(plan, len(call.encoded[row]) + call.options["max_new_tokens"]),
                     plan,
                     on_token=None if see is None else lambda request: see(request.says),
                 )

@@ -20,10 +20,14 @@ from hilora.engine.bank import Bank
 from hilora.engine.batch import refusal
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.call import Call
+from hilora.engine.compiled.bank import FixedBank
+from hilora.engine.compiled.options import Compile
 from hilora.engine.pick import Pick
+from hilora.engine.plans import RowPlan
 from hilora.engine.probe import batching_of
 from hilora.engine.request import Request
 from hilora.engine.thread import engine_of
+from hilora.errors import InputError, ModelError
 from hilora.planner import Planner, Routed
 from hilora.pool.memory import Memory, parse_bytes
 from hilora.types import Choice, Completion
@@ -37,6 +41,7 @@ class Lanes:
         form, packed: how deltas are worked out.
         kv_memory: bytes for keys and values of all prompts at once, as for `parse_bytes`; one budget for a model,
             whoever asks; default: half of what is free when it is first asked for.
+        compile: which steps are compiled.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Lanes:
         form: str,
         packed: bool,
         kv_memory: int | str | None = None,
+        compile: Compile | None = None,
     ) -> None:
         self.model, self.tokenizer, self.planner = model, tokenizer, planner
         self.fill = pad_id(tokenizer)
@@ -56,6 +62,7 @@ class Lanes:
         if kv_memory is not None or self.engine.loop.memory == float("inf"):
             self.engine.loop.memory = spare_memory(model.device) if kv_memory is None else parse_bytes(kv_memory)
         self.bank = Bank(model, planner.method.gate, placements(model), memory, form, packed)
+        self.compile, self.fixed = compile, None if compile is None else self._fixed(compile, memory, packed)
         self._batching: Batching | None = None
 
     def over(self, planner: Planner) -> Lanes:
@@ -74,7 +81,42 @@ class Lanes:
                 if self._batching is Batching.OPEN and not self.engine.loop.per_token:
                     token = Request([self.fill], 1, Ends(self.tokenizer, ()).read(()), Pick(), self.bank)
                     self.engine.loop.weigh(token)
+                if self.fixed is not None:
+                    self._open(self.fixed)
         return self._batching
+
+    def bank_of(self, plan: RowPlan | None, tokens: int) -> Bank:
+        """What serves a request of so many tokens in all, prompt and answer."""
+        return self.fixed if self.fixed is not None and self.fixed.serves(plan, tokens) else self.bank
+
+    def _fixed(self, compile: Compile, memory: Memory, packed: bool) -> FixedBank:
+        """A bank for compiled steps."""
+        gate, source = self.planner.method.gate, self.planner.source
+        if gate is None:
+            raise InputError(
+                f"compile is for methods that use adapters; {self.planner.method.name!r} uses none. Leave it out."
+            )
+        if len({where for where, _ in placements(self.model).values()}) > 1:
+            raise ModelError("compile needs a base model on one device. Leave it out, or load the model on one.")
+        return FixedBank(self.model, gate, placements(self.model), memory, packed, source, compile)
+
+    def _open(self, fixed: FixedBank) -> None:
+        """Have room for the rows of compiled steps, out of what there is for all."""
+        if self._batching is not Batching.OPEN:
+            raise ModelError(
+                f"compile needs a base model whose rows may join and leave at any step; on this one they run "
+                f"{self._batching}. Leave it out."
+            )
+        fixed.open(self.fill)
+        assert fixed.held is not None
+        needed, loop = fixed.held.num_bytes, self.engine.loop
+        if needed > loop.memory:
+            raise InputError(
+                f"Compiled steps of {fixed.options.rows[-1]} rows with {fixed.options.tokens[-1]} tokens take "
+                f"{needed / 1e6:.4g} MB of keys and values, and all together may take {loop.memory / 1e6:.4g} MB. "
+                "Raise kv_memory, or compile for fewer rows or tokens."
+            )
+        loop.memory -= needed
 
     def check_memory(self, call: Call, rows: Sequence[int]) -> None:
         """Refuse what would never fit.

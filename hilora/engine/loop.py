@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hilora.engine.batch import Batch, joined_room, refusal, room_of
+from hilora.engine.batch import Batch, FixedBatch, joined_room, refusal, room_of
 from hilora.engine.forward import Forward
 from hilora.engine.pick import pick_tokens
 from hilora.engine.rectangle import Rectangle
@@ -169,6 +169,8 @@ class Loop:
             return False
         if rows and max(len(request.ids) for request in together) * len(together) > SLICE:
             return False
+        if one.serve.fixed is not None and not one.serve.fixed.has_room(together):
+            return False
         return self._fits(room_of(together), self.batches)
 
     def _fits(self, room: int, others: Sequence[Batch]) -> bool:
@@ -214,7 +216,12 @@ class Loop:
 
     def _step(self, batch: Batch) -> None:
         """One token more for each row."""
-        self._take(batch, self.forward(batch, [[request.new[-1]] for request in batch.rows]))
+        last = [request.new[-1] if request.new else self.forward.fill for request in batch.rows]
+        if isinstance(batch, FixedBatch):
+            logits = batch.rows[0].serve.fixed.step(batch.rows, last)
+        else:
+            logits = self.forward(batch, [[token] for token in last])
+        self._take(batch, logits)
 
     def _take(self, batch: Batch, logits: Tensor) -> None:
         for request, held in zip(batch.rows, batch.held.lengths, strict=True):
@@ -227,6 +234,14 @@ class Loop:
 
     def _join(self, batch: Batch) -> None:
         """Put rows that have been read beside others of like length, if memory allows."""
+        if (fixed := batch.rows[0].serve.fixed) is not None:
+            into = next((each for each in self.batches if each.held is fixed.held), None)
+            if into is None:
+                into = FixedBatch([], fixed.held)
+                self.batches.append(into)
+            fixed.held.take(batch.held)
+            into.rows += batch.rows
+            return
         for other in self.batches:
             rest = [each for each in self.batches if each is not other]
             if not batch.is_like(other) or not self._fits(joined_room(batch, other), rest):

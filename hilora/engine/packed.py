@@ -20,6 +20,8 @@ from hilora.base.modules import is_plain
 PACKS = (("q_proj", "v_proj", "k_proj"), ("gate_proj", "up_proj"))
 """Modules of one parent that read the same input (where they turn out not to, each is worked out by itself); those
 that adapters most often change lie side by side."""
+ALONE = (("o_proj",), ("down_proj",))
+"""Modules that are a block by themselves where launches are dear: one product makes the projections, too."""
 SPARE = 512
 """Rows for ROCs at the end of each block."""
 
@@ -72,14 +74,15 @@ class Packed:
 _blocks: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Packed]] = weakref.WeakKeyDictionary()
 
 
-def pack_weights(model: nn.Module, sites: Iterable[str]) -> list[Packed]:
+def pack_weights(model: nn.Module, sites: Iterable[str], alone: bool = False) -> list[Packed]:
     """The blocks of a model that hold any of these modules, by name.
 
     A block is made when one of its modules is first named, and again where weights have been moved since. Quantised,
-    offloaded and wrapped modules stay as they are.
+    offloaded and wrapped modules stay as they are. With `alone`, those of `ALONE` are blocks, too.
     """
+    ends = (*PACKS, *ALONE) if alone else PACKS
     made, named, found = _blocks.setdefault(model, {}), dict(model.named_modules()), []
-    for names in dict.fromkeys(filter(None, map(_pack_of, sites))):
+    for names in dict.fromkeys(filter(None, (_pack_of(site, ends) for site in sites))):
         pack = made.get(names)
         if pack is None or not pack.intact(named):
             modules = [module for name in names if isinstance(module := named.get(name), nn.Linear)]
@@ -90,10 +93,10 @@ def pack_weights(model: nn.Module, sites: Iterable[str]) -> list[Packed]:
     return found
 
 
-def _pack_of(site: str) -> tuple[str, ...] | None:
-    """Names of all modules that share a site's input, if it is one of `PACKS`."""
+def _pack_of(site: str, packs: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Names of all modules that share a site's input, if it is one of `packs`."""
     parent, dot, own = site.rpartition(".")
-    return next((tuple(parent + dot + end for end in ends) for ends in PACKS if own in ends), None)
+    return next((tuple(parent + dot + end for end in ends) for ends in packs if own in ends), None)
 
 
 def _packable(modules: Sequence[nn.Linear]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hilora.compose.delta import Gate, Spread
 from hilora.compose.rocs import TopRocs
+from hilora.engine.fused import fused
 from hilora.types import Plan, Rocs
 
 SORT_ABOVE = 32
@@ -115,6 +116,8 @@ class PairedTopRocs(TopRocs):
         return gate
 
 
-def faster(gate: Gate) -> Gate:
-    """The same composer in the form that costs least."""
+def faster(gate: Gate, where: torch.device) -> Gate:
+    """The same composer in the form that costs least on a device."""
+    if (one := fused(gate, where)) is not None:
+        return one
     return PairedTopRocs(gate.criterion, gate.weighted) if type(gate) is TopRocs else gate

@@ -47,6 +47,11 @@ class Serve(Protocol):
         """The model by itself again."""
         ...
 
+    @property
+    def fixed(self) -> Any:
+        """What takes these requests' steps once their prompts are read (`compiled.bank`); None: the loop does."""
+        ...
+
 
 @dataclass(eq=False)
 class Request:

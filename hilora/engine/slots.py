@@ -27,7 +27,7 @@ class Slots:
     """Adapters laid out in a model, each in a slot of its shape.
 
     Args:
-        form: name in `attachment.FORMS`, with `packed`.
+        form: name in `attachment.FORMS`, with `packed` and `alone`.
         adapters: content hash -> factors.
         spare: for one of each shape, so many further slots, which hold nothing yet.
         placements: where the model's modules compute.
@@ -46,6 +46,7 @@ class Slots:
         adapters: Mapping[str, Factors],
         spare: Mapping[str, int],
         placements: Placements,
+        alone: bool = False,
     ) -> None:
         empty = [(None, _zeros(adapters[content])) for content, count in spare.items() for _ in range(count)]
         held = sorted([*adapters.items(), *empty], key=lambda each: shape_of(each[1]))
@@ -54,7 +55,7 @@ class Slots:
         self.ids = [0] * len(held)
         sites = stack_sites([factors for _, factors in held], placements)
         self._starts = {name: _starts(site) for name, site in sites.items()}
-        self.form = FORMS[form](model, sites, packed)
+        self.form = FORMS[form](model, sites, packed, alone)
 
     def fill(self, adapters: Mapping[str, Factors], stays: Set[str]) -> set[str] | None:
         """Put adapters into slots of their shapes, none of which is that of one that stays.

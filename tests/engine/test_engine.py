@@ -115,6 +115,8 @@ class Shifted:
     def close(self) -> None:
         pass
 
+    fixed = None
+
 
 def asked(
     serve: Any, ids: Sequence[int], most: int, *, end: int | None = None, plan: int = 0, seed: int | None = None
