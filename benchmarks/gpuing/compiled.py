@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpuing.contend import METHOD, by_hilora, by_transformers, with_lora
+from gpuing.contend import by_hilora, by_transformers, with_lora
 from gpuing.room import Room
 from gpuing.sizes import SITES
 from gpuing.timing import free, profiled, timed
@@ -23,6 +23,8 @@ from hilora.pool.view import PoolView
 
 Rows = Iterator[dict[str, Any]]
 CONTENDERS = {"q and v": ("base", "hilora", "plain", "transformers"), "all seven": ("base", "hilora", "plain")}
+BARE = ("base", "plain", "base_rows")
+"""Whose rows use no adapter of the pool."""
 SCRIPT = Path(__file__).parents[1] / "gpu.py"
 PATIENCE_S = 240
 MOST_LAUNCHES = 200
@@ -36,11 +38,11 @@ def can_compile() -> bool:
 
 
 def compile_of(room: Room) -> Any:
-    """One bucket: the batch, as many tokens as its rows come to hold, as many adapters as it uses."""
-    from hilora.engine.compiled import Compile  # type: ignore[import-not-found]
+    """One size: the batch, as many tokens as its rows come to hold, as many adapters as it uses."""
+    from hilora.engine.compiled.options import Compile
 
     tokens = room.size.words + room.size.new_tokens + 1
-    return Compile(rows=(room.size.batch,), tokens=-(-tokens // 16) * 16, slots=room.size.distinct)
+    return Compile(rows=(room.size.batch,), tokens=(-(-tokens // 16) * 16,), slots=room.size.distinct)
 
 
 def room_router(name: str, room: Room, pool: PoolView, **options: Any) -> Any:
@@ -48,19 +50,29 @@ def room_router(name: str, room: Room, pool: PoolView, **options: Any) -> Any:
     model = room.twin()
     if name == "plain":
         model = with_lora(model, pool.factors(pool.entries[0].hash))
-    return room.router(METHOD.get(name, "hilora"), pool, model, **options)
+    return room.router("hilora", pool, model, **options)
 
 
-def router_of(name: str, room: Room, pool: PoolView) -> tuple[HiLoRA, float]:
-    """A contender's router, compiled, and the seconds that it took."""
+def router_of(name: str, room: Room, pool: PoolView) -> tuple[Any, float]:
+    """A contender's router, compiled, and the seconds that it took.
+
+    `base` and `plain` are rows without adapters in steps that have no sites: the same slots for keys and values, the
+    same buffers and the same engine around them.
+    """
     router = room_router(name, room, pool, compile=compile_of(room))
+    if name in ("base", "plain"):
+        router.lanes.fixed._groups = lambda using: []
     began = time.perf_counter()
     router.compile(on_step=lambda done, of: print(f"    compiling {name}: {done} of {of}", flush=True))
     return router, time.perf_counter() - began
 
 
 def built_of(name: str, room: Room, pool: PoolView, work: Workload) -> tuple[list[Contender], float]:
-    """A contender, ready, with others that need no more compiling; and the seconds that it took."""
+    """A contender, ready, with others that need no more compiling; and the seconds that it took.
+
+    Raises:
+        RuntimeError: its steps are not the compiled ones.
+    """
     if name == "transformers":
         one = by_transformers(name, room, room.twin(), work, cache_implementation="static")
         began = time.perf_counter()
@@ -68,8 +80,14 @@ def built_of(name: str, room: Room, pool: PoolView, work: Workload) -> tuple[lis
         one.run(work.new_tokens)
         return [one], time.perf_counter() - began
     router, seconds = router_of(name, room, pool)
-    more = ("pinned", "routed") if name == "hilora" else ()
-    return [by_hilora(each, room, pool, work, router) for each in (name, *more)], seconds
+    more = ("base_rows", "pinned", "routed") if name == "hilora" else ()
+    made = [by_hilora(each, room, pool, work, router, bare=each in BARE) for each in (name, *more)]
+    for one in made:
+        before = router.lanes.fixed.taken
+        one.run(3)
+        if router.lanes.fixed.taken < before + 2:
+            raise RuntimeError(f"the steps of {one.name} are not the compiled ones")
+    return made, seconds
 
 
 def batch(sites: str, room: Room) -> Rows:
@@ -91,7 +109,7 @@ def batch(sites: str, room: Room) -> Rows:
     for one in ready:
         row = profiled(room, one) | {"sites": sites}
         if room.on_card and one.name != "transformers" and (count := row["step"]["launches"]) > MOST_LAUNCHES:
-            row["wrong"] = [f"{one.name} launches {count:.0f} times a step: it is not replayed as a whole"]
+            row["wrong"] = [f"{one.name} launches {count:.0f} times a step: no graph is replayed"]
         yield row
     del ready
     free(room)

@@ -121,6 +121,7 @@ def by_hilora(
     work: Workload,
     router: HiLoRA | None = None,
     method: str | None = None,
+    bare: bool = False,
 ) -> Contender:
     """A contender of hilora's engine.
 
@@ -129,13 +130,16 @@ def by_hilora(
         room, pool, work: what it answers.
         router: whose model it is; default: one of its own on the eager model.
         method: default: by the name.
+        bare: no prompt may use an adapter.
     """
     if router is None:
         model = with_lora(room.twin(), pool.factors(pool.entries[0].hash)) if name == "plain" else None
         router = room.router(method or METHOD.get(name, "hilora"), pool, model)
     prompts, rows = list(work.prompts), range(len(work.prompts))
     asked: dict[str, Any] = {}
-    if name == "pinned":
+    if bare:
+        asked["allow"] = [[] for _ in prompts]
+    elif name == "pinned":
         asked["allow"] = [[own] for own in work.adapters]
     elif name == "oracle":
         asked["labels"] = list(work.adapters)

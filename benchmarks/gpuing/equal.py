@@ -29,6 +29,8 @@ SAMPLED = {"do_sample": True, "temperature": 1.3, "seed": 3}
 NEW = 6
 OPTIONS = {"hilora-roc": {"k": 5}, "arrow": {"k": 2}, "lego": {"k": 6}}
 """Of methods whose defaults are for larger pools."""
+COMPILED = ("together", "sampled together", "alone", "streamed")
+"""What is asked of compiled steps."""
 Answers = list[tuple[str, dict[str, int]]]
 
 
@@ -157,11 +159,14 @@ def differences(pair: Pair, methods: Iterable[str]) -> tuple[int, list[str]]:
 
 def compiled_differences(pair: Pair, method: str) -> tuple[int, list[str]]:
     """The same of the device's model when it is compiled."""
-    from hilora.engine.compiled import Compile  # type: ignore[import-not-found]
+    from hilora.engine.compiled.options import Compile
 
-    slots = len(pair.pool)
-    router: Any = pair.router(pair.there, method, compile=Compile(rows=(len(PROMPTS),), tokens=64, slots=slots))
-    return compared(pair.router(pair.here, method), router, method, ("together", "sampled together", "alone"))
+    options = Compile(rows=(len(PROMPTS),), tokens=(64,), slots=len(pair.pool))
+    router: Any = pair.router(pair.there, method, compile=options)
+    count, wrong = compared(pair.router(pair.here, method), router, method, COMPILED)
+    if not router.lanes.fixed.taken:
+        wrong.append(f"{method}: no step was a compiled one")
+    return count, wrong
 
 
 def of_kind(kind: str, room: Room) -> Iterator[dict[str, Any]]:
