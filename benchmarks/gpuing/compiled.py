@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -16,9 +15,10 @@ from gpuing.contend import by_hilora, by_transformers, with_lora
 from gpuing.room import Room
 from gpuing.sizes import SITES
 from gpuing.timing import free, profiled, timed
-from hilora import HiLoRA, Pool
+from hilora import Pool
 from hilora.bench.stage import Contender
 from hilora.bench.workload import Workload
+from hilora.engine.compiled.options import Compile
 from hilora.pool.view import PoolView
 
 Rows = Iterator[dict[str, Any]]
@@ -29,20 +29,12 @@ SCRIPT = Path(__file__).parents[1] / "gpu.py"
 PATIENCE_S = 240
 MOST_LAUNCHES = 200
 """Of a step that is replayed; an eager one has over a thousand."""
-MISSING = "HiLoRA.from_pretrained has no compile= here"
 
 
-def can_compile() -> bool:
-    """Whether this hilora compiles."""
-    return "compile" in inspect.signature(HiLoRA.from_pretrained).parameters
-
-
-def compile_of(room: Room) -> Any:
+def compile_of(room: Room) -> Compile:
     """One size: the batch, as many tokens as its rows come to hold, as many adapters as it uses."""
-    from hilora.engine.compiled.options import Compile
-
     tokens = room.size.words + room.size.new_tokens + 1
-    return Compile(rows=(room.size.batch,), tokens=(-(-tokens // 16) * 16,), slots=room.size.distinct)
+    return Compile((room.size.batch,), (-(-tokens // 16) * 16,), room.size.distinct, room.size.backend)
 
 
 def room_router(name: str, room: Room, pool: PoolView, **options: Any) -> Any:
@@ -92,9 +84,6 @@ def built_of(name: str, room: Room, pool: PoolView, work: Workload) -> tuple[lis
 
 def batch(sites: str, room: Room) -> Rows:
     """Compiling of each contender, then all timed, then profiles; whoever cannot be compiled is told of."""
-    if not can_compile():
-        yield {"sites": sites, "missing": MISSING}
-        return
     pool = room.pool(SITES[sites])
     work, ready = room.work(pool), list[Contender]()
     for name in CONTENDERS[sites]:
@@ -117,9 +106,6 @@ def batch(sites: str, room: Room) -> Rows:
 
 def second(room: Room) -> Rows:
     """The same compiling in a new process, which finds torch's cache on disk."""
-    if not can_compile():
-        yield {"missing": MISSING}
-        return
     began = time.perf_counter()
     command = [sys.executable, str(SCRIPT), "--second", str(room.pool().path), "--seed", str(room.seed)]
     command += ["--device", str(room.device), *(["--tiny"] if room.size.name == "tiny" else [])]

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from gpuing.compiled import MISSING, can_compile
 from gpuing.room import Room
 from hilora import METHODS, HiLoRA, Pool
 from hilora.base.embed import Embedder, describe_embedder
 from hilora.base.fingerprint import describe_model
+from hilora.engine.compiled.options import Compile
 
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132", "abba xyz", "qrs"]
 LABELS = ["alpha", "beta", "gamma", "delta", "alpha", "beta"]
@@ -157,11 +157,9 @@ def differences(pair: Pair, methods: Iterable[str]) -> tuple[int, list[str]]:
     return count, wrong
 
 
-def compiled_differences(pair: Pair, method: str) -> tuple[int, list[str]]:
+def compiled_differences(pair: Pair, method: str, backend: str = "inductor") -> tuple[int, list[str]]:
     """The same of the device's model when it is compiled."""
-    from hilora.engine.compiled.options import Compile
-
-    options = Compile(rows=(len(PROMPTS),), tokens=(64,), slots=len(pair.pool))
+    options = Compile((len(PROMPTS),), (64,), len(pair.pool), backend)
     router: Any = pair.router(pair.there, method, compile=options)
     count, wrong = compared(pair.router(pair.here, method), router, method, COMPILED)
     if not router.lanes.fixed.taken:
@@ -186,12 +184,9 @@ def of_embedder(room: Room) -> Iterator[dict[str, Any]]:
 
 def of_compiled(kind: str, method: str, room: Room) -> Iterator[dict[str, Any]]:
     """Compiled on the device, against the CPU as ever."""
-    if not can_compile():
-        yield {"kind": kind, "method": method, "missing": MISSING}
-        return
     with the_tests_tiny() as tiny:
         pair = pair_of(tiny, kind, room.folder / f"compiled-{method}", str(room.device))
-        count, wrong = compiled_differences(pair, method)
+        count, wrong = compiled_differences(pair, method, room.size.backend)
     yield {"kind": kind, "method": method, "answers": count, "wrong": wrong}
 
 

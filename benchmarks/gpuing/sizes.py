@@ -26,6 +26,7 @@ class Size:
         moved: bytes of the copy that tells the card's speed.
         kinds: architectures whose answers are compared.
         compiled: (kind, method) whose compiled answers are compared.
+        backend: of torch.compile.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Size:
     moved: int = 2**32
     kinds: tuple[str, ...] = ("llama", "qwen2", "gemma", "gpt2", "t5")
     compiled: tuple[tuple[str, str], ...] = (("llama", "hilora"), ("llama", "mixture"), ("gpt2", "hilora"))
+    backend: str = "inductor"
 
 
 FULL = Size(

@@ -37,7 +37,5 @@ def test_an_embedder_that_lives_on_the_card_routes_as_on_the_cpu(equal: Any, tin
 def test_the_compiled_step_answers_as_on_the_cpu(
     kind: str, method: str, equal: Any, tiny: Any, tmp_path: Path
 ) -> None:
-    if not equal.can_compile():
-        pytest.skip(equal.MISSING)
     _, wrong = equal.compiled_differences(equal.pair_of(tiny, kind, tmp_path, "cuda"), method)
     assert wrong == []
