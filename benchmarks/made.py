@@ -53,14 +53,16 @@ def wide_base(folder: Path, layers: int) -> str:
     return str(folder)
 
 
-def random_factors(sites: dict[str, tuple[int, int]], rank: int, seed: int) -> Factors:
-    """Factors for modules of these (in, out), drawn by a seed."""
-    generator = torch.Generator().manual_seed(seed)
+def random_factors(
+    sites: dict[str, tuple[int, int]], rank: int, seed: int, device: torch.device | str = "cpu"
+) -> Factors:
+    """Factors for modules of these (in, out), drawn by a seed on a device, and on the CPU then."""
+    generator = torch.Generator(device).manual_seed(seed)
     found = {}
     for site, (width, out) in sites.items():
-        down = torch.randn(rank, width, generator=generator) / width**0.5
-        up = torch.randn(out, rank, generator=generator) * 0.04
-        found[site] = (down.to(torch.bfloat16), up.to(torch.bfloat16))
+        down = torch.randn(rank, width, generator=generator, device=device) / width**0.5
+        up = torch.randn(out, rank, generator=generator, device=device) * 0.04
+        found[site] = (down.to(torch.bfloat16).cpu(), up.to(torch.bfloat16).cpu())
     return found
 
 

@@ -54,6 +54,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
+    python benchmarks/gpu.py                                               # on a card, by itself: gpu.md
 """
 
 
