@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Compile": "hilora.engine.compiled.options",
     "Completion": "hilora.types",
     "Embedder": "hilora.base.embed",
     "HiLoRA": "hilora.engine.generate",
@@ -22,10 +23,11 @@ _PUBLIC = {
     "get_method": "hilora.methods.lookup",
 }
 
-__all__ = ["METHODS", "Completion", "Embedder", "HiLoRA", "HiloraError", "Planner", "Pool", "get_method"]
+__all__ = ["METHODS", "Compile", "Completion", "Embedder", "HiLoRA", "HiloraError", "Planner", "Pool", "get_method"]
 
 if TYPE_CHECKING:
     from hilora.base.embed import Embedder
+    from hilora.engine.compiled.options import Compile
     from hilora.engine.generate import HiLoRA
     from hilora.errors import HiloraError
     from hilora.methods.lookup import get_method

@@ -53,7 +53,7 @@ def router_of(name: str, room: Room, pool: PoolView) -> tuple[Any, float]:
     """
     router = room_router(name, room, pool, compile=compile_of(room))
     if name in ("base", "plain"):
-        router.lanes.fixed._groups = lambda using: []
+        router.lanes.fixed.without_sites()
     began = time.perf_counter()
     router.compile(on_step=lambda done, of: print(f"    compiling {name}: {done} of {of}", flush=True))
     return router, time.perf_counter() - began

@@ -56,9 +56,12 @@ def requests_of(
     if routed.route is not None:
         plan = lanes.planner.plan(routed, rows, call.seed)
         plans, choices = row_plans(plan, routed.source), lanes.planner.choices(routed, rows, plan)
-        lanes.bank.expect(plans)
+    most = call.options["max_new_tokens"]
+    banks = [lanes.bank_of(plan, len(call.encoded[row]) + most) for row, plan in zip(rows, plans, strict=True)]
+    for bank, plan in zip(banks, plans, strict=True):
+        bank.expect([plan])
     pick, see = pick_of(call.options, defaults, sampling, sorted(ending.ends.tokens)), call.see
-    for row, plan, why in zip(rows, plans, choices, strict=True):
+    for row, plan, why, bank in zip(rows, plans, choices, banks, strict=True):
         keys = [draw_key(call.seed, routed.texts[row], answer) for answer in range(call.copies)]
         yield (
             row,
@@ -66,10 +69,10 @@ def requests_of(
             [
                 Request(
                     call.encoded[row],
-                    call.options["max_new_tokens"],
+                    most,
                     ending.ends.read(()),
                     replace(pick, key=key),
-                    lanes.bank_of(plan, len(call.encoded[row]) + call.options["max_new_tokens"]),
+                    bank,
                     plan,
                     on_token=None if see is None else lambda request: see(request.says),
                 )

@@ -11,6 +11,7 @@ import torch
 
 from hilora import METHODS, HiLoRA, Pool
 from hilora.engine.compiled.options import Compile
+from hilora.engine.kernels.top_rocs import top_rocs
 
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132", "abba xyz", "qrs"]
 FREE = {"eos_token_id": None}
@@ -54,6 +55,15 @@ def test_thirty_batches_are_served_by_the_graphs_that_are_there(build: Build, ca
             wanted = [answer.text for answer in plain.generate(prompts, **FREE, **given)]
             assert [answer.text for answer in captured.generate(prompts, **FREE, **given)] == wanted
     assert captured.lanes.fixed.taken > 30
+
+
+def test_the_choice_of_rocs_may_be_an_operation_of_its_own(build: Build) -> None:
+    """As it is on a GPU."""
+    router = build("hilora-plus", compile=Compile(rows=(2,), tokens=(32,), slots=4, backend="aot_eager"))
+    assert router.lanes.fixed is not None
+    router.lanes.fixed.operation = top_rocs
+    router.compile()
+    assert texts(router) == texts(build("hilora-plus"))
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("base", *MERGED)])

@@ -19,6 +19,7 @@ from hilora.engine.compiled.held import Fixed
 from hilora.engine.compiled.options import Compile
 from hilora.engine.compiled.step import Step
 from hilora.engine.compiled.structure import Group, Using
+from hilora.engine.kernels.top_rocs import by_torch, top_rocs
 from hilora.engine.plans import RowPlan, one_plan
 from hilora.engine.request import Request
 from hilora.engine.slots import Placements, Shape, Slots, shape_of
@@ -76,6 +77,8 @@ class FixedBank(Bank):
         self.slots = self._fixed
         self._room = Counter(self._fixed.shapes)
         self.taken = 0  # steps
+        self.operation: Any = top_rocs if _on_card(placements) else by_torch
+        self._bare = False
         self._last: tuple[RowPlan | None, ...] | None = None
         self._at: tuple[int, int] | None = None
 
@@ -83,6 +86,10 @@ class FixedBank(Bank):
     def sizes(self) -> int:
         """How many steps there are to compile."""
         return len(self._sizes)
+
+    def without_sites(self) -> None:
+        """Nothing of adapters is in its steps: the base model alone, for comparison. Said before anything is made."""
+        self._bare = True
 
     # -- which requests
 
@@ -107,8 +114,14 @@ class FixedBank(Bank):
     def _shape_of(self, content: str, source: Source) -> Shape:
         with self._knowing:
             if content not in self._shape:
-                self._shape[content] = shape_of(self._load(content, source))
+                self._shape[content] = shape_of(self._in_memory(content, source))
             return self._shape[content]
+
+    def _in_memory(self, content: str, source: Source) -> Factors:
+        """An adapter on the host."""
+        if self.ahead is not None:
+            return self.ahead.packed(content, source)
+        return self._load(content, source)
 
     def _shapes(self, source: Source) -> dict[Shape, str]:
         """The shapes that most adapters have, each with the content of one."""
@@ -185,7 +198,8 @@ class FixedBank(Bank):
         assert self.gate is not None
         self._lodge()
         for tokens, rows in self._sizes:  # all now: nothing is hooked to the modules that are copied
-            made = Step(self.model, self._groups, self.gate, slots, held, rows, tokens, self.options)
+            using = Using(self.gate, rows, slots, self.model.device, self.operation)
+            made = Step(self.model, self._groups(using), using, held, tokens, self.options)
             self._steps[rows, tokens] = made
         step = self._steps[self.options.rows[0], self.options.tokens[0]]
         for place, token in enumerate(ids[0].tolist()):
@@ -227,8 +241,8 @@ class FixedBank(Bank):
     def _groups(self, using: Using) -> list[Group]:
         form = self._fixed.form
         assert isinstance(form, Fast)
-        found = []
-        for stacked, pack in form.attachment.groups:
+        found: list[Group] = []
+        for stacked, pack in form.attachment.groups if not self._bare else ():
             if pack is not None:
                 found.append(Group(stacked, [], pack, using))
                 continue
@@ -243,3 +257,8 @@ class FixedBank(Bank):
         for stacked, pack in form.attachment.groups:
             if pack is not None and len(stacked.rocs.owner) <= pack.spare:
                 pack.lodge(stacked.rocs.down, stacked.version)
+
+
+def _on_card(placements: Placements) -> bool:
+    """There a choice of ROCs is one launch; on a CPU a compiler joins it with what is around it."""
+    return any(where.type == "cuda" for where, _ in placements.values())

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from hilora.base.models import first_line
-from hilora.compose.delta import Gate
 from hilora.engine.cache import CACHE
 from hilora.engine.compiled.held import Fixed
 from hilora.engine.compiled.options import Compile
@@ -35,31 +34,26 @@ class Step:
 
     Args:
         model: in evaluation mode.
-        groups: makes the groups of adapters' sites, given what rows use.
-        gate: the composer.
-        slots: adapters that a plan names.
+        groups: of adapters' sites.
+        using: what rows use, and how many rows there are.
         fixed: keys and values.
-        rows, tokens: of this step.
+        tokens: that a row holds at most.
         options: of compiling.
     """
 
     def __init__(
         self,
         model: Any,
-        groups: Callable[[Using], list[Group]],
-        gate: Gate,
-        slots: int,
+        groups: Sequence[Group],
+        using: Using,
         fixed: Fixed,
-        rows: int,
         tokens: int,
         options: Compile,
     ) -> None:
-        where = model.device
-        self.rows, self.tokens = rows, tokens
+        where, rows = model.device, using.rows
+        self.rows, self.tokens, self._using = rows, tokens, using
         with torch.inference_mode(False), torch.no_grad():
-            self._using = Using(gate, rows, slots, where)
-            made = groups(self._using)
-            self._model = structure(model, made)
+            self._model = structure(model, groups)
             self._read = torch.zeros(2, rows, dtype=torch.long, device=where)  # ids, held
             self._ids, self._held = self._read
             self._cache = fixed.cache(rows, tokens, self._held)
@@ -69,12 +63,9 @@ class Step:
         self._window: dict[str, Any] = {kind: getattr(config, "sliding_window", None) for kind in set(kinds)}
         self._is_soft = model.config._attn_implementation == "eager"
         self._dtype = model.dtype
-        for each in self._buffers(made):
-            torch._dynamo.mark_static_address(each)
         self._go = self._plain = self._make()
         if options.backend != "eager":
-            mode = "reduce-overhead" if options.backend == "inductor" and where.type == "cuda" else None
-            self._go = torch.compile(self._plain, backend=options.backend, mode=mode, fullgraph=True, dynamic=False)
+            self._go = torch.compile(self._plain, backend=options.backend, fullgraph=True, dynamic=False)
         self.is_ready = False
 
     def __call__(self, ids: Sequence[int], held: Sequence[int]) -> Tensor:
@@ -107,8 +98,9 @@ class Step:
         first = [(each, each[:, :, 0].clone()) for layer in self._cache.layers for each in (layer.keys, layer.values)]
         try:
             with torch._dynamo.config.patch(recompile_limit=CAPTURES, accumulated_recompile_limit=CAPTURES):
-                for _ in range(3):  # a graph is recorded at the second
-                    self([0], [0])
+                self([0], [0])
+            if self._read.is_cuda:
+                self._go = recorded(self._go, self._read.device)
         except Exception as error:
             why = first_line(getattr(error, "inner_exception", error))
             raise ModelError(f"The base model cannot be compiled: {why} Leave compile out, or report it.") from error
@@ -140,13 +132,31 @@ class Step:
             return torch.zeros_like(mask, dtype=self._dtype).masked_fill(~mask, torch.finfo(self._dtype).min)
         return mask
 
-    def _buffers(self, groups: Sequence[Group]) -> list[Tensor]:
-        """All that a graph reads and that is no weight."""
-        found = [self._read, self._ids, self._held, self._columns]
-        found += [each for layer in self._cache.layers for each in (layer.keys, layer.values, layer.rows)]
-        found += self._using.buffers()
-        for group in groups:
-            found += [*group.buffers(), *filter(torch.is_tensor, group.lies)]
-            for part in group.parts:
-                found += [part.down, part.size, part.owner]
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def recorded(go: Callable[[], Tensor], where: torch.device) -> Callable[[], Tensor]:
+    """The same on a GPU by one launch: all kernels are recorded, with the memory that they read and write.
+
+    Any thread may replay them, which PyTorch's own recordings ("reduce-overhead") do not let: the engine's comes and
+    goes with its work. Other threads may use the card meanwhile.
+
+    Args:
+        go: reads buffers alone, waits for nothing, and has been run before.
+        where: it computes.
+    """
+    with torch.cuda.device(where):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            go()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            found = go()
+
+    def replay() -> Tensor:
+        with torch.cuda.device(where):
+            graph.replay()
         return found
+
+    return replay

@@ -31,10 +31,14 @@ class Using:
         gate: the composer.
         rows, slots: of them.
         where: they are.
+        operation: that chooses ROCs (`fused.FusedTopRocs`).
     """
 
-    def __init__(self, gate: Gate, rows: int, slots: int, where: torch.device) -> None:
-        self.gate = FusedTopRocs(gate.criterion, gate.weighted) if isinstance(gate, TopRocs) else gate
+    def __init__(self, gate: Gate, rows: int, slots: int, where: torch.device, operation: Any) -> None:
+        self.gate: Gate = gate
+        if isinstance(gate, TopRocs):
+            self.gate = FusedTopRocs(gate.criterion, gate.weighted, operation)
+        self.rows = rows
         with torch.inference_mode(False):
             self.plan = Plan(
                 (),
