@@ -58,7 +58,7 @@ def look(prompts: Sequence[Prompt], embedder: Embedder | None, device: torch.dev
     whole = [joined(each) for each in turns]
     if embedder is None:
         return Asked(whole, None, [""] * len(whole))
-    texts, left_out = zip(*(shorten(text, embedder) for text in whole), strict=True) if whole else ((), ())
+    texts, left_out = zip(*_shortened(whole, embedder), strict=True) if whole else ((), ())
     said = [_said(len(own), count) for own, count in zip(turns, left_out, strict=True)]
     return Asked(list(texts), send(embedder(texts), device or torch.device("cpu")), said)
 
@@ -68,6 +68,17 @@ def _said(turns: int, left_out: int) -> str:
     parts = [f"the last {turns} user messages together"] if turns > 1 else []
     parts += [f"first and last words alone ({left_out} tokens between them left out)"] if left_out else []
     return f"routed on {', '.join(parts)}" if parts else ""
+
+
+def _shortened(texts: Sequence[str], embedder: Embedder) -> list[tuple[str, int]]:
+    """`shorten` of each; those that fit are known together, where that is faster."""
+    if embedder.lengths is None:
+        return [shorten(text, embedder) for text in texts]
+    lengths = embedder.lengths(texts)
+    return [
+        shorten(text, embedder) if length > embedder.room else (text, 0)
+        for text, length in zip(texts, lengths, strict=True)
+    ]
 
 
 def shorten(text: str, embedder: Embedder) -> tuple[str, int]:

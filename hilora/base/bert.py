@@ -164,6 +164,11 @@ class Reader:
         """Tokens that are added to each text."""
         return int(self.tokenizer.num_special_tokens_to_add(is_pair=False))
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, as `spans` has them; all texts are read at once."""
+        found = self.tokenizer.encode_batch(list(texts))
+        return [sum(part.special_tokens_mask.count(0) for part in (each, *each.overflowing)) for each in found]
+
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token of a text begins and ends in it, of those beyond `longest`, too; special ones left out."""
         first = self.tokenizer.encode(text)

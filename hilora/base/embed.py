@@ -58,6 +58,7 @@ class Embedder:
         device: where embeddings are made.
         fingerprint: tells models of the same name apart.
         spans: where each token of a text begins and ends in it; None where that is unknown.
+        lengths: how many tokens each of several texts has, in less time than `spans`; None where nobody is faster.
         room: tokens of a text that are read, the instruction's not counted; no bound where that is unknown.
 
     Raises:
@@ -66,6 +67,7 @@ class Embedder:
     """
 
     spans: Callable[[str], list[Span]] | None = None
+    lengths: Callable[[Sequence[str]], list[int]] | None = None
     room: int = UNBOUNDED
     device: torch.device = torch.device("cpu")
 
@@ -83,7 +85,7 @@ class Embedder:
             encoder = plain_encoder(path, self.device, dtype) or sentence_encoder(path, self.device, dtype)
             self._encode = encoder.embed
             if encoder.spans is not None:
-                self.spans = encoder.spans
+                self.spans, self.lengths = encoder.spans, encoder.lengths
                 self.room = encoder.longest - len(encoder.spans(f"{instruction}: " if instruction else ""))
             self.fingerprint = hash_files(_weights(path))
             with one_thread():
@@ -175,7 +177,7 @@ class StandIn(Embedder):
     def __init__(self, like: Embedder) -> None:
         self.name, self.instruction = like.name, like.instruction
         self.dim, self.fingerprint = like.dim, like.fingerprint
-        self.spans, self.room, self.device = like.spans, like.room, like.device
+        self.spans, self.lengths, self.room, self.device = like.spans, like.lengths, like.room, like.device
 
 
 class Remembering(StandIn):

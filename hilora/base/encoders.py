@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Encoder:
     embed: Callable[[list[str]], Tensor]  # texts -> (text, dim); what is beyond `longest` is not read
     spans: Callable[[str], list[Span]] | None  # of all tokens of a text but special ones; None where unknown
     longest: int  # tokens that are read of a text, special ones not counted
+    lengths: Callable[[Sequence[str]], list[int]] | None = None  # tokens of each text; None where that takes as long
 
 
 def plain_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> Encoder | None:
@@ -43,14 +44,14 @@ def plain_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> Encod
     longest = longest_text(path)
     config = _read_json(path / "config.json")
     made = _bert if can_read(path, config) else _transformer
-    hidden_states, spans, room = made(path, config, longest, device, dtype)
+    hidden_states, spans, lengths, room = made(path, config, longest, device, dtype)
 
     def encode(texts: list[str]) -> Tensor:
         with torch.inference_mode():
             hidden, mask = hidden_states(texts)  # (text, seq, dim), (text, seq)
         return pooled(hidden, mask, pooling, normalises)
 
-    return Encoder(encode, spans, room)
+    return Encoder(encode, spans, room, lengths)
 
 
 def pooling_of(path: Path) -> str | None:
@@ -105,7 +106,7 @@ def pooled(
 
 def _bert(
     path: Path, config: dict[str, Any], longest: int | None, device: torch.device, dtype: torch.dtype
-) -> tuple[Any, Any, int]:
+) -> tuple[Any, Any, Any, int]:
     model = read_bert(path, config, device, dtype)
     stated = _read_json(path / "tokenizer_config.json").get("model_max_length") or math.inf
     longest = longest or int(min(stated, config.get("max_position_embeddings", 512)))
@@ -115,7 +116,7 @@ def _bert(
         ids, mask = read(texts)
         return model(ids, mask), mask
 
-    return hidden_states, read.spans, longest - read.special
+    return hidden_states, read.spans, read.lengths, longest - read.special
 
 
 def load_encoder(path: Path, **options: Any) -> tuple[Any, Any]:
@@ -136,7 +137,7 @@ def load_encoder(path: Path, **options: Any) -> tuple[Any, Any]:
 
 def _transformer(
     path: Path, config: dict[str, Any], longest: int | None, device: torch.device, dtype: torch.dtype
-) -> tuple[Any, Any, int]:
+) -> tuple[Any, Any, Any, int]:
     model, tokenizer = load_encoder(path, dtype=dtype)
     model.eval().to(device)
     cut = longest or tokenizer.model_max_length
@@ -145,7 +146,7 @@ def _transformer(
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=cut, return_tensors="pt").to(device)
         return model(**tokens).last_hidden_state, tokens["attention_mask"]
 
-    return hidden_states, _spans_by(tokenizer), cut - tokenizer.num_special_tokens_to_add()
+    return hidden_states, _spans_by(tokenizer), None, cut - tokenizer.num_special_tokens_to_add()
 
 
 def _spans_by(tokenizer: Any) -> Callable[[str], list[Span]] | None:

@@ -38,6 +38,15 @@ def test_a_text_is_embedded_alone_as_in_any_batch(folder: Path) -> None:
         torch.testing.assert_close(embedder([text])[0], vector)
 
 
+def test_many_texts_have_as_many_tokens_together_as_each_has_alone(folder: Path) -> None:
+    embedder = Embedder(str(folder))
+    assert embedder.lengths is not None
+    assert embedder.spans is not None
+    texts = [*TEXTS, "a" * 200]  # read in more than one piece
+    assert embedder.lengths(texts) == [len(embedder.spans(text)) for text in texts]
+    assert max(embedder.lengths(texts)) > embedder.room
+
+
 @pytest.mark.parametrize("other", [{"model_type": "mpnet"}, {"hidden_act": "relu"}, {"is_decoder": True}])
 def test_other_encoders_are_left_to_transformers(folder: Path, other: dict[str, Any]) -> None:
     config = json.loads((folder / "config.json").read_text())

@@ -150,3 +150,22 @@ def test_what_hilora_loads_goes_to_the_base_and_what_is_given_stays(
 def test_a_device_that_is_not_there_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"No device {name!r}"):
         parse_device(name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_on_a_card_prompts_are_embedded_and_routed_as_on_the_cpu(
+    options: dict[str, Any], shared_pool: Any, embedder: Any, tmp_path: Path, tiny: Any
+) -> None:
+    folder = str(tiny.bert(tmp_path))
+    torch.testing.assert_close(Embedder(folder, device="cuda")(TEXTS).cpu(), Embedder(folder)(TEXTS))
+    pool, method = shared_pool("llama")[1], dict(options)
+    name = method.pop("method")
+    labels = {"labels": ["delta"] * 5} if name == "oracle" else {}
+    expected, found = (
+        Planner(pool, get_method(name, **method), embedder, device=torch.device(where)).route(PROMPTS, **labels).route
+        for where in ("cpu", "cuda:0")
+    )
+    if expected is not None and found is not None:
+        assert torch.equal(found.ids, expected.ids)
+        torch.testing.assert_close(found.weights, expected.weights)

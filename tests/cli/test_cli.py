@@ -175,6 +175,7 @@ def test_what_hilora_refuses_is_one_line_and_exit_code_2(fails: Any, tmp_path: P
     assert "0 < gamma <= 1" in fails("route", "abab", "--pool", pool, "-o", "gamma=2.5")
     assert "Did you mean 'beta'?" in fails("route", "abab", "--pool", pool, "--deny", "btea")
     assert "The prompt is empty" in fails("route", " ", "--pool", pool)
+    assert "No device 'gpu'" in fails("route", "abab", "--pool", pool, "--device", "gpu")
     assert "--stream" in fails("generate", "a", "b", "--stream", "--pool", pool)
     assert "Cannot read the prompts" in fails("route", "--file", tmp_path / "nowhere", "--pool", pool)
     assert "labels" in fails("route", "abab", "--pool", pool, "-m", "oracle")

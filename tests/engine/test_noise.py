@@ -23,6 +23,7 @@ from hilora.engine.sampling import SAMPLING, SeededSampling, warpers_of
 linux = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
 ROOT = Path(__file__).parents[2]
 VOCAB = 97
+a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 
 INTERPRETED = """
 import torch
@@ -177,3 +178,20 @@ def test_rows_of_the_same_options_are_warped_together_and_others_are_not() -> No
     assert one.kind == other.kind
     assert one.kind != Pick(warp=warpers_of({"top_k": 5})).kind
     assert one.kind != Pick(warp=warpers_of({"top_k": 6, "temperature": 0.5})).kind
+
+
+@a_card
+@pytest.mark.parametrize("size", [1, 61, 4096, 32003])
+def test_on_a_card_noise_is_numpys_but_for_the_last_place(size: int) -> None:
+    keys, positions = [draw_key(3, str(row), 0) for row in range(33)], [7 * row for row in range(33)]
+    expected = gumbel_rows(keys, positions, size, torch.device("cpu"))
+    assert noises._kernel(torch.device("cuda", 0)) is not None
+    found = gumbel_rows(keys, positions, size, torch.device("cuda", 0)).cpu()
+    torch.testing.assert_close(found, expected, rtol=1.2e-7, atol=1e-7)
+    assert int((found != expected).sum()) <= 1 + found.numel() // 10_000
+
+
+@a_card
+def test_on_a_card_the_same_tokens_are_drawn() -> None:
+    logits = 3 * torch.randn(len(rows()), VOCAB, generator=torch.Generator().manual_seed(0))
+    assert pick_tokens(rows(), logits.cuda()) == pick_tokens(rows(), logits)
