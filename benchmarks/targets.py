@@ -53,6 +53,8 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/capture.py --json benchmarks/capture.jsonl           # whom the bound on uploads refuses
     python benchmarks/architectures.py --json benchmarks/architectures.jsonl --page docs/architectures.md
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
+    python benchmarks/quantisers.py --json benchmarks/quantisers.jsonl --page docs/gpus.md    # kinds of them
+    python benchmarks/cold.py                                              # an adapter's first use, in its parts
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
     python benchmarks/gpu.py                                               # on a card, by itself: gpu.md
 """

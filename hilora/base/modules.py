@@ -56,6 +56,19 @@ def placements(model: nn.Module) -> dict[str, tuple[torch.device, torch.dtype]]:
     return found
 
 
+def check_placed(model: nn.Module) -> None:
+    """Refuse a model that does not know where prompts go: accelerate has put its first weights elsewhere.
+
+    Raises:
+        ModelError: says so.
+    """
+    if next(model.parameters()).is_meta:
+        raise ModelError(
+            "The model's embedding is offloaded (to the disk, or from a card to the CPU): prompts go nowhere. "
+            "Give a device_map that leaves it on a device, and offloads later layers."
+        )
+
+
 def modules_of(model: nn.Module, sites: Iterable[str]) -> dict[str, nn.Module]:
     """All of a model's modules by name.
 

@@ -41,15 +41,15 @@ class Streams:
                 self._of[where] = torch.cuda.Stream(where)
             with torch.cuda.stream(self._of[where]):
                 data = placed(block)
-            events.append(self._of[where].record_event())
+            events.append((where, self._of[where].record_event()))
             return data
 
         return flat.moved(move), events
 
     def join(self, flat: Flat, events: list[Any]) -> Flat:
         """What has been copied, for the current streams: they wait for it, and its memory for them."""
-        for event in events:
-            torch.cuda.current_stream(event.device).wait_event(event)
+        for where, event in events:
+            torch.cuda.current_stream(where).wait_event(event)
         for block in flat.blocks:
             if block.data.device.type == "cuda":
                 block.data.record_stream(torch.cuda.current_stream(block.data.device))

@@ -71,7 +71,7 @@ class HiLoRA:
 
     Raises:
         MismatchError: the pool was made for another base model.
-        ModelError: the model is in training mode.
+        ModelError: the model is in training mode, or its embedding is offloaded.
         InputError: there is no such form, or it packs no weights.
     """
 

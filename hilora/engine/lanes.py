@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hilora.base.answers import Answer, Ends
-from hilora.base.modules import placements
+from hilora.base.modules import check_placed, placements
 from hilora.base.padding import pad_batch
 from hilora.base.prompts import pad_id
 from hilora.base.rows import Order, orders, rows_apart
@@ -40,8 +41,11 @@ class Lanes:
         model, tokenizer, planner, memory: its own.
         form, packed: how deltas are worked out.
         kv_memory: bytes for keys and values of all prompts at once, as for `parse_bytes`; one budget for a model,
-            whoever asks; default: half of what is free when it is first asked for.
+            whoever asks; default: half of what is free when it is first asked for, on each device.
         compile: which steps are compiled.
+
+    Raises:
+        ModelError: the model's embedding is on no device.
     """
 
     def __init__(
@@ -57,11 +61,13 @@ class Lanes:
         compile: Compile | None = None,
     ) -> None:
         self.model, self.tokenizer, self.planner = model, tokenizer, planner
+        check_placed(model)
+        places = placements(model)
         self.fill = pad_id(tokenizer)
         self.engine = engine_of(model, self.fill)
         if kv_memory is not None or self.engine.loop.memory == float("inf"):
-            self.engine.loop.memory = spare_memory(model.device) if kv_memory is None else parse_bytes(kv_memory)
-        self.bank = Bank(model, planner.method.gate, placements(model), memory, form, packed)
+            self.engine.loop.memory = spare_memory(places) if kv_memory is None else parse_bytes(kv_memory)
+        self.bank = Bank(model, planner.method.gate, places, memory, form, packed)
         self.compile, self.fixed = compile, None if compile is None else self._fixed(compile, memory, packed)
         self._batching: Batching | None = None
 
@@ -167,8 +173,15 @@ class Lanes:
         )
 
 
-def spare_memory(device: torch.device) -> int:
-    """Half of the bytes that are free on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    return int(psutil.virtual_memory().available) // 2
+def spare_memory(places: Mapping[str, tuple[torch.device, torch.dtype]]) -> int:
+    """Bytes of which every device gets half of what is free there at most, shared out as a model's modules are.
+
+    Args:
+        places: where they compute.
+    """
+    counts = Counter(where for where, _ in places.values())
+    return min(_free(where) // 2 * counts.total() // count for where, count in counts.items())
+
+
+def _free(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)

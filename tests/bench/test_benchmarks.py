@@ -15,10 +15,13 @@ import pytest
 import torch
 
 from hilora import HiLoRA
+from hilora.base.embed import describe_embedder
 from hilora.bench import run as running
+from hilora.engine.ahead import Ahead
 from hilora.planner import Planner
 from hilora.pool.pool import Pool
 from hilora.types import Completion
+from tests.base.test_quantised import make_base
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -550,6 +553,41 @@ def test_bits_are_compared_with_the_whole_base(
     table = page.read_text().removeprefix("Before.\n\n").removesuffix("\n\nAfter.\n")
     assert table.count("\n| ") == 2 + len(script.METHODS) * len(script.LOADINGS)
     assert table.split("\n", 1)[1].rsplit("\n", 1)[0] in capsys.readouterr().out
+
+
+def test_kinds_of_quantised_bases_are_tried_and_shown(
+    bench_scripts: Any, tiny: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = bench_scripts.load("benchmarks/quantisers.py")
+    monkeypatch.setattr(script, "tiny_base", lambda folder: make_base(folder, tiny))
+    monkeypatch.setattr(script, "Embedder", lambda: embedder)
+    out, page = tmp_path / "kinds.jsonl", tmp_path / "page.md"
+    page.write_text(f"Before.\n\n{script.BEGIN}{script.END}\n\nAfter.\n")
+    bench_scripts.run(script, "--kinds", "4bit", "int4", "--json", out, "--page", page)
+    _, works, refused = lines(out)
+    assert (works["works"], works["module"], works["alone"]) == (True, "Linear4bit", True)
+    assert not refused["works"]
+    assert page.read_text().count("\n| ") == 4
+    kept = lines(ROOT / "benchmarks" / "quantisers.jsonl")
+    assert [line["kind"] for line in kept[1:]] == list(script.KINDS)
+    shown = (ROOT / "docs" / "gpus.md").read_text()
+    assert script.on_page(shown, kept) == shown
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_a_first_use_is_timed_in_its_parts(
+    is_ahead: bool, bench_scripts: Any, tiny: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(tmp_path / "base", tiny)
+    made, script = (bench_scripts.load(f"benchmarks/{name}.py") for name in ("made", "cold"))
+    pool = made.random_pool(tmp_path, base, 6, 2, ("q_proj", "down_proj"), describe_embedder(embedder))
+    if is_ahead:
+        monkeypatch.setattr("hilora.engine.bank.ahead_of", Ahead)
+    router = HiLoRA.from_pretrained(base, pool, "hilora", embedder=embedder, device_map="cpu", dtype="fp32")
+    line = script.cold_first_use(router, 1)
+    assert set(line["ms"]) == set(script.STATES) - (set() if is_ahead else {"pack", "ahead"})
+    assert line["sites"] == 4
+    assert router.lanes.bank.slots is None  # nothing of the router's own was touched
 
 
 def test_epochs_end_beside_fresh_ones_uploads_are_timed_and_the_run_resumes(
