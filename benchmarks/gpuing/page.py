@@ -51,7 +51,7 @@ interleaved rounds in one process, like with like: eager with eager, compiled wi
     PYTHONPATH=. python benchmarks/gpu.py --parts eager compiled    # some parts; what is known is not done again
     python -m pytest tests/engine/test_cuda.py                      # the same answers as on the CPU, as a test
 
-It takes torch 2.11, transformers 5.17 and pytest; PEFT's rows take PEFT. Where beartype is not installed, pytest takes
+It takes torch 2.11, transformers 5.17 and pytest, and PEFT for its rows. Without beartype, pytest takes
 `-o addopts=--import-mode=importlib`.
 """
 WAITS = "**These rows wait for a card**: none was at hand. The targets, and what will be measured:"
