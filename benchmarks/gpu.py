@@ -1,7 +1,7 @@
 """hilora on a GPU: the same answers as on the CPU, how near it comes to the base's speed, and why.
 
-    python benchmarks/gpu.py                     # every part, within twelve minutes, on the card that torch finds
-    python benchmarks/gpu.py --parts equality eager --minutes 5
+    PYTHONPATH=. python benchmarks/gpu.py        # every part, within twelve minutes, on the card that torch finds
+    PYTHONPATH=. python benchmarks/gpu.py --parts equality eager --minutes 5
     python benchmarks/gpu.py --table             # writes benchmarks/gpu.md from the rows
 
 It needs hilora, torch, transformers and pytest, and PEFT for its own rows: neither pools nor data, and no network.

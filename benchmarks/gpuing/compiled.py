@@ -72,7 +72,7 @@ def built_of(name: str, room: Room, pool: PoolView, work: Workload) -> tuple[lis
         one.run(work.new_tokens)
         return [one], time.perf_counter() - began
     router, seconds = router_of(name, room, pool)
-    more = ("base_rows", "pinned", "routed") if name == "hilora" else ()
+    more = ("base_rows",) if name == "hilora" else ()
     made = [by_hilora(each, room, pool, work, router, bare=each in BARE) for each in (name, *more)]
     for one in made:
         before = router.lanes.fixed.taken

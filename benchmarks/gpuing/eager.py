@@ -21,10 +21,10 @@ from hilora.pool.memory import num_bytes
 
 Rows = Iterator[dict[str, Any]]
 CONTENDERS = {
-    "q and v": ("transformers", "base", "hilora", "routed", "pinned", "oracle", *PEFT),
+    "q and v": ("transformers", "base", "hilora", "routed", "oracle", *PEFT),
     "all seven": ("transformers", "hilora", "routed", "oracle", "peft_single"),
 }
-PROFILED = ("transformers", "base", "hilora", "routed", "oracle", "peft_single")
+PROFILED = ("transformers", "hilora", "oracle", "peft_single")
 REPEATS = 11
 COLD = 12
 """Adapters that are used for the first time."""

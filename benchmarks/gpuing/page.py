@@ -43,12 +43,16 @@ interleaved rounds in one process, like with like: eager with eager, compiled wi
 | `hilora` | embeds and routes every prompt |
 | `routed` | the same batch, embedded and routed beforehand |
 | `pinned`, `oracle` | routes each prompt to one adapter; is given it, whole |
+| `base_rows` | compiled: rows of the base among the sites of others' adapters |
 | `plain` | one LoRA for all rows, compiled the same way |
 | `peft_single`, `peft_mixed` | PEFT: one unmerged adapter; `adapter_names` |
 
-    python benchmarks/gpu.py                                        # on an H100 or H200: every part, twelve minutes
-    python benchmarks/gpu.py --parts equality eager compiled        # some of them
-    python -m pytest tests/engine/test_cuda.py                      # the same answers as on the CPU
+    PYTHONPATH=. python benchmarks/gpu.py                           # on an H100 or H200: twelve minutes
+    PYTHONPATH=. python benchmarks/gpu.py --parts eager compiled    # some parts; what is known is not done again
+    python -m pytest tests/engine/test_cuda.py                      # the same answers as on the CPU, as a test
+
+It takes torch 2.11, transformers 5.17 and pytest, and PEFT for its rows. Without beartype, pytest takes
+`-o addopts=--import-mode=importlib`.
 """
 WAITS = "**These rows wait for a card**: none was at hand. The targets, and what will be measured:"
 

@@ -39,17 +39,17 @@ class Size:
     short: int = 16
     rank: int = 8
     distinct: int = 8
-    rounds: int = 4
+    rounds: int = 3
     few: int = 2
     batches: tuple[int, ...] = (1, 8, 64)
     ranks: tuple[int, ...] = (4, 16, 64)
     distincts: tuple[int, ...] = (1, 4, 16, 32)
-    registered: tuple[int, ...] = (5, 10, 20, 40)
-    fig7: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    registered: tuple[int, ...] = (5, 20, 40)
+    fig7: tuple[int, ...] = (1, 4, 16, 64)
     adapters: int = 40
     moved: int = 2**32
     kinds: tuple[str, ...] = ("llama", "qwen2", "gemma", "gpt2", "t5")
-    compiled: tuple[tuple[str, str], ...] = (("llama", "hilora"), ("llama", "mixture"), ("gpt2", "hilora"))
+    compiled: tuple[tuple[str, str], ...] = (("llama", "hilora"), ("gpt2", "mixture"))
     backend: str = "inductor"
 
 
