@@ -13,9 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -39,24 +37,6 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Lie:
-    """How ROCs lie: in runs, each of one adapter at one site.
-
-    Attributes:
-        columns: (run,) plan column of each.
-        run: (roc,) which one each ROC is of; `place`: where in it.
-        first, count: (run,) its first ROC, and how many they are; `most`: the largest count.
-    """
-
-    columns: Int[Tensor, " run"]
-    run: Int[Tensor, " roc"]
-    place: Int[Tensor, " roc"]
-    first: Int[Tensor, " run"]
-    count: Int[Tensor, " run"]
-    most: int
-
-
-@dataclass(frozen=True)
 class Rocs:
     """ROCs stacked along one axis, ragged ranks welcome: what a token is compared with."""
 
@@ -64,17 +44,6 @@ class Rocs:
     size: Float[Tensor, "roc *batch"]  # length of its `b`; one for each row where rows have ROCs of their own
     owner: Int[Tensor, " roc"]  # plan column (adapter) of each ROC
     blocks: tuple[tuple[int, Int[Tensor, "_"]], ...]  # (rank, plan columns) of each run of adapters of one rank
-
-    @cached_property
-    def lie(self) -> Lie:
-        """Whose each ROC is; worked out once, since it depends on `blocks` alone."""
-        counts = [rank for rank, columns in self.blocks for _ in columns]
-        count = torch.tensor(counts, device=self.owner.device)
-        first = count.cumsum(0) - count
-        run = torch.arange(len(count), device=count.device).repeat_interleave(count, output_size=sum(counts))
-        place = torch.arange(len(run), device=count.device) - first[run]
-        columns = torch.cat([columns for _, columns in self.blocks])
-        return Lie(columns, run, place, first, count, max(counts))
 
 
 @dataclass(frozen=True)
@@ -107,14 +76,9 @@ class Plan:
     whole: bool = False  # every adapter is used whole or not at all: nothing is to be chosen for a token
     at: Int[Tensor, " adapter"] | None = None  # `ids` where they may change, as a step reads it that does not
 
-    def positions(self, where: torch.device) -> Int[Tensor, " adapter"]:
-        """Of the adapters in their pool, on a device."""
-        return torch.tensor(self.ids, device=where) if self.at is None else self.at
-
     def take(self, rows: Sequence[int]) -> Plan:
         """The plan of some of its rows, over the same adapters."""
-        index = list(rows)
-        return replace(self, weights=self.weights[index], rocs=self.rocs[index], scale=self.scale[index])
+        return replace(self, **{name: getattr(self, name)[list(rows)] for name in ("weights", "rocs", "scale")})
 
 
 @dataclass(frozen=True)

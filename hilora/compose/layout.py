@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hilora.compose.delta import Tokens
+from hilora.compose.lie import lie_of
 from hilora.types import Plan, Rocs
 
 
@@ -39,7 +40,7 @@ class Layout:
     @classmethod
     def of(cls, rocs: Rocs, plan: Plan) -> Layout:
         """Lay out ROCs under a plan."""
-        lie = rocs.lie
+        lie = lie_of(rocs)
         barred = (plan.rocs == 0).T[lie.columns]
         return cls(lie.columns, lie.run, lie.first, barred, plan.scale.to(rocs.down.dtype))
 
@@ -64,7 +65,8 @@ def fuse_by(rocs: Rocs) -> Callable[[Tensor, Tensor], Tensor]:
 
     That is what averaging A and B separately does to the projections, lower ranks padded with zeros.
     """
-    position, longest = rocs.lie.place, rocs.lie.most
+    lie = lie_of(rocs)
+    position, longest = lie.place, lie.most
 
     def fuse(z: Tensor, weight: Tensor) -> Tensor:
         shared = torch.zeros(longest, z.shape[1], dtype=z.dtype, device=z.device)  # (position, token)

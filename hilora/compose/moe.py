@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hilora.compose.delta import Gated, Tokens
 from hilora.compose.layout import Layout, fuse_by, top_weights, wide
+from hilora.compose.lie import positions_of
 from hilora.errors import InputError
 from hilora.types import Plan, Rocs, Site
 
@@ -58,7 +59,7 @@ class Moe:
         assert isinstance(rocs, Site)
         layout = Layout.of(rocs, plan)
         experts = torch.tensor(self.experts, device=layout.columns.device)
-        expert = (plan.positions(experts.device)[layout.columns, None] == experts).int().argmax(1)  # (here,)
+        expert = (positions_of(plan, experts.device)[layout.columns, None] == experts).int().argmax(1)  # (here,)
         weights = self.weights[rocs.name].to(rocs.up.device, wide(rocs))[expert]  # (here, in)
         fuse = fuse_by(rocs)
 

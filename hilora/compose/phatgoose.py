@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hilora.compose.delta import Gated, Tokens
 from hilora.compose.layout import Layout, top_weights, wide
+from hilora.compose.lie import positions_of
 from hilora.errors import InputError
 from hilora.types import Plan, Rocs, Site
 
@@ -54,7 +55,7 @@ class Phatgoose:
         """Bind to a site's ROCs: the gate vectors of its adapters."""
         assert isinstance(rocs, Site)
         layout = Layout.of(rocs, plan)
-        chosen = plan.positions(layout.columns.device)[layout.columns]
+        chosen = positions_of(plan, layout.columns.device)[layout.columns]
         vectors = standardise(self.vectors[rocs.name].to(rocs.up.device, wide(rocs))[chosen])  # (here, in)
         vectors = vectors / vectors.shape[1] ** 0.5
 

@@ -67,7 +67,8 @@ class TopRocs:
 
     def kept(self, rocs: Rocs, plan: Plan) -> Callable[[Tensor, Spread], Tensor]:
         """(strength (roc, token), spread) -> 1 on the ROCs that the token keeps, else 0."""
-        lie = rocs.lie
+        ranks = torch.tensor([rank for rank, columns in rocs.blocks for _ in columns], device=rocs.owner.device)
+        adapter = torch.arange(len(ranks), device=ranks.device).repeat_interleave(ranks)  # (roc,) at one site each
         largest = plan.ranks[..., rocs.owner]  # a site with a lower rank (rank_pattern) gets its share of the budget
-        keep = ((plan.rocs[:, rocs.owner] * lie.count[lie.run] + largest - 1) // largest).T  # (roc, batch)
-        return lambda strength, spread: (places(strength, lie.run) < spread(keep)).to(strength.dtype)
+        keep = ((plan.rocs[:, rocs.owner] * ranks[adapter] + largest - 1) // largest).T  # (roc, batch)
+        return lambda strength, spread: (places(strength, adapter) < spread(keep)).to(strength.dtype)

@@ -61,6 +61,17 @@ class FixedBatch(Batch):
         return False
 
 
+def join_fixed(batch: Batch, batches: list[Batch]) -> None:
+    """Rows that have been read go to the batch of compiled steps that serves them, made where there is none."""
+    held = batch.rows[0].serve.fixed.held
+    into = next((each for each in batches if each.held is held), None)
+    if into is None:
+        into = FixedBatch([], held)
+        batches.append(into)
+    held.take(batch.held)
+    into.rows += batch.rows
+
+
 def room_of(rows: Sequence[Request]) -> int:
     """Tokens that buffers made for these rows have room for at most, to the last token of each."""
     return most_room(len(rows), max((len(row.ids) + row.most for row in rows), default=0))

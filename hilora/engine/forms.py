@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -123,31 +122,10 @@ class Forms:
 
         return one
 
-    def add_to(
-        self, rows: Tensor, z: Float[Tensor, "token roc"], x: Tensor, spans: Sequence[tuple[int, int, int]]
-    ) -> None:
-        """Add the deltas to outputs that lie side by side, given z: each in one product into its place.
-
-        Args:
-            rows: (token, column) outputs of the sites, and of whatever else.
-            z: projections of what the sites read.
-            x: (token, in) that itself.
-            spans: (column, first of the deltas' columns, width) of runs of sites.
-        """
+    def gate_rows(self, z: Float[Tensor, "token roc"], x: Tensor) -> tuple[Tensor, int]:
+        """Gated z (token, roc), and tokens of each row, given z and what the sites read."""
         tokens = self._tokens(x)
-        gated = self._gated(z.t(), tokens).t()
-        if self.stack.whole is not None and tokens.each == 1:
-            for start, begin, width in spans:
-                rows[:, start : start + width].addmm_(gated, self.stack.whole[:, begin : begin + width])
-            return
-        starts = [start + done for start, begin, width in spans for done in self._within(begin, width)]
-        for start, part, site in zip(starts, gated.split(self.lengths, 1), self.sites, strict=True):
-            rows[:, start : start + len(site.up)].addmm_(part, site.up.T)
-
-    def _within(self, begin: int, width: int) -> list[int]:
-        """Where sites begin in a run of the deltas' columns."""
-        starts = list(accumulate([0, *self.widths]))[:-1]
-        return [start - begin for start in starts if begin <= start < begin + width]
+        return self._gated(z.t(), tokens).t(), tokens.each
 
     def gathered(self, x: Tensor) -> list[Add]:
         """The deltas by each row's own ROCs."""

@@ -48,6 +48,10 @@ class Forward:
         logits: Tensor = out.logits[:, -1]
         return logits
 
+    def step(self, batch: Batch, last: Sequence[int]) -> Float[Tensor, "row vocabulary"]:
+        """The same of one more token of each row."""
+        return self(batch, [[token] for token in last])
+
     def close(self) -> None:
         """The model by itself, until the next tokens."""
         serving, self._serving = self._serving, None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hilora.compose.delta import Gate, Gated, Tokens
+from hilora.compose.lie import lie_of
 from hilora.compose.rocs import TopRocs
 from hilora.engine.kernels.top_rocs import CRITERIA, top_rocs
 from hilora.types import Plan, Rocs
@@ -59,7 +60,7 @@ class FusedTopRocs(TopRocs):
 
 def lies_of(rocs: Rocs) -> tuple[Tensor, Tensor, Tensor, int]:
     """(roc,) first and count of each ROC's run, and its owner, all int32; the largest count."""
-    lie = rocs.lie
+    lie = lie_of(rocs)
     return lie.first[lie.run].int(), lie.count[lie.run].int(), rocs.owner.int(), lie.most
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hilora.engine.batch import Batch, FixedBatch, joined_room, refusal, room_of
+from hilora.engine.batch import Batch, FixedBatch, join_fixed, joined_room, refusal, room_of
 from hilora.engine.forward import Forward
 from hilora.engine.pick import pick_tokens
 from hilora.engine.rectangle import Rectangle
@@ -217,11 +217,9 @@ class Loop:
     def _step(self, batch: Batch) -> None:
         """One token more for each row."""
         last = [request.new[-1] if request.new else self.forward.fill for request in batch.rows]
-        if isinstance(batch, FixedBatch):
-            logits = batch.rows[0].serve.fixed.step(batch.rows, last)
-        else:
-            logits = self.forward(batch, [[token] for token in last])
-        self._take(batch, logits)
+        is_fixed = isinstance(batch, FixedBatch)
+        step = batch.rows[0].serve.fixed.step if is_fixed else self.forward.step
+        self._take(batch, step(batch, last))
 
     def _take(self, batch: Batch, logits: Tensor) -> None:
         for request, held in zip(batch.rows, batch.held.lengths, strict=True):
@@ -234,13 +232,8 @@ class Loop:
 
     def _join(self, batch: Batch) -> None:
         """Put rows that have been read beside others of like length, if memory allows."""
-        if (fixed := batch.rows[0].serve.fixed) is not None:
-            into = next((each for each in self.batches if each.held is fixed.held), None)
-            if into is None:
-                into = FixedBatch([], fixed.held)
-                self.batches.append(into)
-            fixed.held.take(batch.held)
-            into.rows += batch.rows
+        if batch.rows[0].serve.fixed is not None:
+            join_fixed(batch, self.batches)
             return
         for other in self.batches:
             rest = [each for each in self.batches if each is not other]

@@ -158,7 +158,16 @@ class Together:
         made, flat = self.pack.project(x, self.lodged), x.reshape(-1, x.shape[-1])
         rows, outputs = made.view(len(flat), -1), sum(self.pack.widths)
         z = rows[:, outputs:] if self.lodged else flat @ self.forms.rocs.down.t()
-        self.forms.add_to(rows, z, flat, self.spans)
+        gated, each = self.forms.gate_rows(z, flat)
+        if (whole := self.stack.whole) is not None and each == 1:
+            for start, begin, width in self.spans:
+                rows[:, start : start + width].addmm_(gated, whole[:, begin : begin + width])
+        else:
+            for place, part, site in zip(
+                self.places, gated.split(self.stack.lengths, 1), self.stack.sites, strict=True
+            ):
+                start = sum(self.pack.widths[:place])
+                rows[:, start : start + self.pack.widths[place]].addmm_(part, site.up.T)
         return list(made.split([*self.pack.widths, self.lodged], dim=-1))
 
     def _one(self, x: Tensor) -> list[Tensor]:

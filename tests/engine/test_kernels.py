@@ -16,7 +16,6 @@ from hilora.engine.fused import FusedTopRocs, lies_of
 from hilora.engine.kernels import top_rocs as op
 from hilora.types import Plan, Rocs
 
-pytest.importorskip("triton")
 KINDS = [("value", False), ("magnitude", False), ("contribution", True)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -14,29 +13,27 @@ from torch import Tensor
 from hilora.compose.delta import Gate
 from hilora.engine.attachment import Fast
 from hilora.engine.bank import Bank
+from hilora.engine.batch import Batch
 from hilora.engine.cache import CACHE
 from hilora.engine.compiled.held import Fixed
 from hilora.engine.compiled.options import Compile
+from hilora.engine.compiled.shapes import Shapes
 from hilora.engine.compiled.step import Step
 from hilora.engine.compiled.structure import Group, Using
 from hilora.engine.kernels.top_rocs import by_torch, top_rocs
 from hilora.engine.plans import RowPlan, one_plan
 from hilora.engine.request import Request
-from hilora.engine.slots import Placements, Shape, Slots, shape_of
+from hilora.engine.slots import Placements, Slots
 from hilora.engine.stacked import Stacked
 from hilora.errors import ModelError
 from hilora.pool.memory import Memory
 from hilora.pool.view import Source
 from hilora.types import Factors
 
-SHAPES = 4
-"""Adapters of so many shapes have slots: those that most of a pool's have."""
 PROBED = 4
 """Tokens that are read to see whether a step does what the model does."""
 TOLERANCE = 0.1
 """Of what it gives: half precision rounds, and a wrong mask or position is far beyond."""
-LOOKED = 64
-"""Adapters whose shapes are looked at to find those."""
 
 
 class FixedBank(Bank):
@@ -65,11 +62,10 @@ class FixedBank(Bank):
         super().__init__(model, gate, placements, memory, "fast", packed)
         self.options, self.fixed = options, self
         self.held: Fixed | None = None
-        self._shape: dict[str, Shape] = {}
         self._steps: dict[tuple[int, int], Step] = {}
         self._sizes = list(product(options.tokens, options.rows))
-        self._knowing = threading.Lock()
-        shapes = self._shapes(source)
+        self._shapes = Shapes(self._in_memory)
+        shapes = self._shapes.most(source)
         spare = dict.fromkeys(shapes.values(), options.slots - 1)
         adapters = {content: self._load(content, source) for content in shapes.values()}
         self._sources |= dict.fromkeys(adapters, source)
@@ -99,7 +95,7 @@ class FixedBank(Bank):
             return False
         if plan is None:
             return True
-        shapes = Counter(self._shape_of(content, plan.source) for content in set(plan.contents))
+        shapes = Counter(self._shapes.of(content, plan.source) for content in set(plan.contents))
         return all(count <= self._room[shape] for shape, count in shapes.items())
 
     def has_room(self, requests: Sequence[Request]) -> bool:
@@ -108,37 +104,13 @@ class FixedBank(Bank):
         if rows + len(requests) > self.options.rows[-1]:
             return False
         wanted = {c: r.plan.source for r in requests if r.plan is not None for c in r.plan.contents}
-        shapes = Counter(self._shape[content] for content in {*wanted, *self.pins})
+        shapes = Counter(self._shapes.known[content] for content in {*wanted, *self.pins})
         return all(count <= self._room[shape] for shape, count in shapes.items())
 
-    def _shape_of(self, content: str, source: Source) -> Shape:
-        with self._knowing:
-            if content not in self._shape:
-                self._shape[content] = shape_of(self._in_memory(content, source))
-            return self._shape[content]
+    # -- adapters
 
     def _in_memory(self, content: str, source: Source) -> Factors:
-        """An adapter on the host."""
-        if self.ahead is not None:
-            return self.ahead.packed(content, source)
-        return self._load(content, source)
-
-    def _shapes(self, source: Source) -> dict[Shape, str]:
-        """The shapes that most adapters have, each with the content of one."""
-        found: dict[Shape, str] = {}
-        counts: Counter[Shape] = Counter()
-        for entry in source.entries[:LOOKED]:
-            shape = self._shape_of(entry.hash, source)
-            counts[shape] += 1
-            found.setdefault(shape, entry.hash)
-        if not counts:
-            raise ModelError(
-                "Nothing can be compiled where there are no adapters yet: the pool is empty, or the method makes its "
-                "own of it for each call. Add adapters, choose another method, or leave compile out."
-            )
-        return {shape: found[shape] for shape, _ in counts.most_common(SHAPES)}
-
-    # -- adapters
+        return self._load(content, source) if self.ahead is None else self.ahead.packed(content, source)
 
     def drop(self) -> None:
         """Nothing is bound any more; what is laid out stays."""
@@ -212,9 +184,9 @@ class FixedBank(Bank):
                 )
         self.held = held
 
-    def step(self, requests: Sequence[Request], ids: Sequence[int]) -> Tensor:
-        """Logits (row, vocabulary) behind one more token of each request, in the order of the rows that are held."""
-        held = self.held
+    def step(self, batch: Batch, ids: Sequence[int]) -> Tensor:
+        """Logits (row, vocabulary) behind one more token of each row of a batch that is held here."""
+        held, requests = self.held, batch.rows
         assert held is not None
         assert len(held.lengths) == len(requests) == len(ids)
         rows = next(each for each in self.options.rows if each >= len(requests))

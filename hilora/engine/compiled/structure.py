@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hilora.compose.delta import Gate, Gated
+from hilora.compose.lie import lie_of
 from hilora.compose.rocs import TopRocs
 from hilora.engine.even import Even
 from hilora.engine.fused import FusedTopRocs, lies_of
@@ -93,6 +94,8 @@ class Group(nn.Module):
         self.using, gate = using, using.gate
         self.own = [_alike(module) for module in modules]  # none in a block
         self.parts: Sequence[Rocs] = [stacked.rocs] if gate.joinable else stacked.sites
+        for part in self.parts:
+            lie_of(part)  # before anything is captured
         self.lies = lies_of(stacked.rocs)
         self.lodged = pack is not None and count <= pack.spare
         self.widths = pack.widths if pack else []
