@@ -64,7 +64,7 @@ class Pick:
 
     def __call__(self, request: Request, logits: Float[Tensor, " vocabulary"]) -> int:
         """The next token of a row."""
-        scores = shaped([(self, request)], logits[None])
+        scores = shaped([(self, request)], [logits])
         return int((scores if self.warp is None else scores + _noise([(self, request)], scores)).argmax())
 
 
@@ -99,28 +99,28 @@ def pick_tokens(requests: Sequence[Request], logits: Float[Tensor, "row vocabula
 
 def _chosen(groups: Sequence[dict[int, Row]], logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " chosen"]:
     """The next tokens of groups of rows that are warped alike, one after the other."""
-    found = [shaped([*rows.values()], torch.stack([logits[row] for row in rows])) for rows in groups]
+    found = [shaped([*rows.values()], [logits[row] for row in rows]) for rows in groups]
     scores = torch.cat(found) if len(found) > 1 else found[0]
     if drawn := [row for rows in groups for row in rows.values() if row[0].warp is not None]:
         scores[: len(drawn)] += _noise(drawn, scores)
     return scores.argmax(-1)
 
 
-def shaped(rows: Sequence[Row], logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, "row vocabulary"]:
+def shaped(rows: Sequence[Row], logits: Sequence[Float[Tensor, " vocabulary"]]) -> Float[Tensor, "row vocabulary"]:
     """What the next tokens of rows that are warped alike are the largest of, but for the noise; fp32."""
-    scores = logits.float().clone()
+    scores = torch.stack(list(logits)).float()
     for (pick, request), own in zip(rows, scores.split(1), strict=True):
         if len(request.new) < pick.least:
             _bar(own[0], pick.ends)
         if pick.processes:
-            tokens, found = send(torch.tensor([[*request.ids, *request.new]]), logits.device), own
+            tokens, found = send(torch.tensor([[*request.ids, *request.new]]), scores.device), own
             for process in pick.processes:
                 found = process(tokens, found)
             own.copy_(found)
     warp = rows[0][0].warp
     if warp is None:
         return scores
-    nothing = torch.empty(len(rows), 0, dtype=torch.long, device=logits.device)
+    nothing = torch.empty(len(rows), 0, dtype=torch.long, device=scores.device)
     return torch.log_softmax(warp(nothing, scores), dim=-1)
 
 
