@@ -18,7 +18,10 @@ BITS: Mapping[str, Mapping[str, Any]] = {
     "8bit": {"load_in_8bit": True},
 }
 """What bitsandbytes is told, by the names that people type; 4-bit products are made in the model's dtype."""
-INSTALLED = ", and that the package of its quantisation is installed (bitsandbytes: pip install 'hilora[quantize]')"
+INSTALLED = (
+    ", and that the package of its quantisation is installed (bitsandbytes: pip install 'hilora[quantize]') and has "
+    "kernels for this device"
+)
 """More to look at where a quantised base does not load."""
 
 
