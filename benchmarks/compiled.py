@@ -1,6 +1,7 @@
 """Compiled steps on a CPU, beside those that are not: how near each comes to the base model's speed.
 
     python benchmarks/compiled.py --json benchmarks/compiled.jsonl       # half an hour, most of it compiling
+    python benchmarks/compiled.py --json benchmarks/compiled.jsonl --page docs/compiled.md     # the table, from these
 
 transformers      the base, as transformers runs it
 base              the base in hilora's engine
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,14 @@ from hilora.bench.workload import Workload, make_workload
 from hilora.engine.compiled.options import Compile
 from hilora.engine.kernels.top_rocs import top_rocs
 from hilora.evaluate.setup import setup
+from hilora.evaluate.tables import markdown_table
+from hilora.jsonl import read_lines
 from hilora.pool.source import find_pool
 
 COMPILED = ("compiled_base", "compiled_hilora", "compiled_apart")
 NAMES = ("transformers", "base", "hilora", *COMPILED)
 DEVICE = torch.device("cpu")
+BEGIN, END = "<!-- from benchmarks/compiled.jsonl -->\n", "<!-- end -->"
 
 
 def router_of(name: str, pool: Pool, embedder: Embedder, dtype: str, compiled: Compile) -> HiLoRA:
@@ -58,6 +62,11 @@ def router_of(name: str, pool: Pool, embedder: Embedder, dtype: str, compiled: C
     if name == "compiled_apart":
         router.lanes.fixed.operation = top_rocs
     return router
+
+
+def embedder_of(pool: Pool) -> Embedder:
+    """The pool's."""
+    return pool.embedder.load(pool.path)
 
 
 def contender(name: str, router: HiLoRA, work: Workload) -> Contender:
@@ -91,7 +100,7 @@ def contender(name: str, router: HiLoRA, work: Workload) -> Contender:
 def measure(args: argparse.Namespace, dtype: str, batch: int) -> Iterator[Line]:
     """A line: all contenders, interleaved."""
     pool = Pool.open(find_pool(args.pool))
-    embedder = pool.embedder.load(pool.path)
+    embedder = embedder_of(pool)
     adapters = min(args.adapters, batch)
     work = make_workload(
         sorted(pool.names), batch=batch, adapters=adapters, share="zipf", words=args.words, new_tokens=args.new_tokens
@@ -124,7 +133,7 @@ def measure(args: argparse.Namespace, dtype: str, batch: int) -> Iterator[Line]:
 
 def sizes(args: argparse.Namespace, batch: int) -> Compile:
     """One step for the batch, with room for its tokens."""
-    return Compile((batch,), (-(-(2 * args.words + args.new_tokens) // 64) * 64,), args.adapters)
+    return Compile((batch,), (-(-(2 * args.words + args.new_tokens) // 64) * 64,), args.adapters, args.backend)
 
 
 def start(args: argparse.Namespace, dtype: str, batch: int) -> Iterator[Line]:
@@ -151,11 +160,34 @@ def start(args: argparse.Namespace, dtype: str, batch: int) -> Iterator[Line]:
 def once(args: argparse.Namespace, dtype: str, batch: int) -> float:
     """Seconds that compiling takes here."""
     pool = Pool.open(find_pool(args.pool))
-    router = router_of("compiled_hilora", pool, pool.embedder.load(pool.path), dtype, sizes(args, batch))
+    router = router_of("compiled_hilora", pool, embedder_of(pool), dtype, sizes(args, batch))
     router.batching  # noqa: B018  # known before
     began = time.perf_counter()
     router.compile()
     return round(time.perf_counter() - began, 1)
+
+
+def on_page(page: str, lines: Sequence[Line]) -> str:
+    """The page with the table of these lines in its place."""
+    before, rest = page.split(BEGIN)
+    starts = [
+        f"Compiling a step of {line['batch']} rows in {line['dtype']} took {line['first_s']:.0f} s, and "
+        f"{line['second_s']:.0f} s in another process after it ({line['device']}, {line['threads']} threads)."
+        for line in lines
+        if "first_s" in line
+    ]
+    return f"{before}{BEGIN}{table(lines)}\n\n{' '.join(starts)}\n{END}{rest.split(END, 1)[1]}"
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Milliseconds of a token after the first, and speed beside the base's, as medians."""
+    head = ("dtype, rows", *NAMES, "hilora / base", "compiled_hilora / base", "compiled_hilora / compiled_base")
+    rows = []
+    for line in (each for each in lines if "decode" in each):
+        ratios = [f"{line['decode'][name.replace(' ', '')]['median']:.2f}" for name in head[1 + len(NAMES) :]]
+        times = [f"{line['step_ms'][name]:.1f}" for name in NAMES]
+        rows.append((f"{line['dtype']}, {line['batch']}", *times, *ratios))
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -167,13 +199,20 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=60)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--no-start", action="store_true", help="do not time compiling in new processes")
     parser.add_argument("--once", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="write the table of what --json holds there")
     args = parser.parse_args()
+    if args.page:
+        args.page.write_text(on_page(args.page.read_text(), list(read_lines(args.json))))
+        return
     if args.once:
         print(once(args, args.once[0], int(args.once[1])))
         return
-    add(args.json, start(args, args.dtypes[0], args.batches[-1]))
+    if not args.no_start:
+        add(args.json, start(args, args.dtypes[0], args.batches[-1]))
     for dtype in args.dtypes:
         for batch in args.batches:
             add(args.json, measure(args, dtype, batch))

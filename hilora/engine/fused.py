@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 from hilora.compose.delta import Gate, Gated, Tokens
 from hilora.compose.lie import lie_of
 from hilora.compose.rocs import TopRocs
-from hilora.engine.kernels.top_rocs import CRITERIA, top_rocs
+from hilora.engine.kernels.top_rocs import CRITERIA, by_triton, top_rocs
 from hilora.types import Plan, Rocs
+
+_log = logging.getLogger("hilora")
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,24 @@ def lies_of(rocs: Rocs) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 @cache
-def has_kernels() -> bool:
-    """Whether kernels can be compiled: torch brings triton where it is built for a GPU."""
-    return find_spec("triton") is not None
+def has_kernels(where: torch.device) -> bool:
+    """Whether kernels run on a device: a GPU for which triton is there, and can compile."""
+    if where.type != "cuda":
+        return False
+    numbers = torch.zeros(1, dtype=torch.int32, device=where)
+    one, ones = torch.zeros(1, 1, device=where), torch.ones(1, 1, dtype=torch.int32, device=where)
+    try:
+        by_triton(one, one[0], numbers, ones[0], numbers, ones, ones[0], one, 0, 1)
+    except ImportError:
+        return False  # a PyTorch without triton
+    except Exception as error:  # noqa: BLE001  # no compiler, no headers, a card that triton does not know
+        _log.warning("ROCs are chosen by PyTorch: triton does not work on %s (%s)", where, error)
+        return False
+    return True
 
 
 def fused(gate: Gate, where: torch.device) -> Gate | None:
     """A composer as one operation, where that costs least: on a GPU."""
-    if type(gate) is TopRocs and where.type == "cuda" and has_kernels():
-        return FusedTopRocs(gate.criterion, gate.weighted)
+    if type(gate) is TopRocs and has_kernels(where):
+        return FusedTopRocs(gate.criterion, gate.weighted, by_triton)  # itself: torch asks a while whose it is
     return None

@@ -18,14 +18,16 @@ from hilora.base.padding import pad_batch
 from hilora.base.prompts import pad_id
 from hilora.base.rows import Order, orders, rows_apart
 from hilora.engine.bank import Bank
-from hilora.engine.batch import refusal
+from hilora.engine.batch import Batch, refusal
 from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.call import Call
 from hilora.engine.compiled.bank import FixedBank
 from hilora.engine.compiled.options import Compile
+from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick
 from hilora.engine.plans import RowPlan
 from hilora.engine.probe import batching_of
+from hilora.engine.rectangle import Rectangle
 from hilora.engine.request import Request
 from hilora.engine.thread import engine_of
 from hilora.errors import InputError, ModelError
@@ -86,7 +88,7 @@ class Lanes:
                 orders(self.model)  # runs the model, too, the first time it is asked
                 if self._batching is Batching.OPEN and not self.engine.loop.per_token:
                     token = Request([self.fill], 1, Ends(self.tokenizer, ()).read(()), Pick(), self.bank)
-                    self.engine.loop.weigh(token)
+                    self.engine.loop.per_token = bytes_of(token, self.engine.loop)
                 if self.fixed is not None:
                     self._open(self.fixed)
         return self._batching
@@ -171,6 +173,16 @@ class Lanes:
             self.planner.choices(routed, rows, plan),
             rows_apart(self.model, sites, plan),
         )
+
+
+@torch.inference_mode()
+def bytes_of(one: Request, loop: Loop) -> int:
+    """How many bytes the keys and values of a token take, found out by reading one, while nothing runs; the largest
+    layer's counted twice."""
+    batch = Batch([one], Rectangle(loop.layers, (1, 1)))
+    batch.held.open(1)
+    loop.forward(batch, [one.ids[:1]])
+    return batch.held.num_bytes + max(int(layer.num_bytes) for layer in batch.held.cache.layers)
 
 
 def spare_memory(places: Mapping[str, tuple[torch.device, torch.dtype]]) -> int:

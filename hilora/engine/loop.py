@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hilora.engine.batch import Batch, FixedBatch, join_fixed, joined_room, refusal, room_of
@@ -35,6 +34,8 @@ from hilora.engine.request import Request
 
 SLICE = 2048
 """Prompt tokens, padding included, that are read at once."""
+CARD_SLICE = 16384
+"""The same on a GPU, which few do not fill."""
 SHARE = 8
 """Rows that have ended leave when they are one in so many, or after so many steps: what they cost till then is less
 than binding the others' plan anew."""
@@ -61,6 +62,7 @@ class Loop:
         self.batches: list[Batch] = []
         self.ended: list[Request] = []  # since somebody last took them
         self.most = 32  # rows at once
+        self._is_on_cpu = model.device.type == "cpu"
         self._patience = 0
 
     @property
@@ -73,14 +75,6 @@ class Loop:
         """Of all keys and values."""
         return sum(batch.held.num_bytes for batch in self._all())
 
-    @torch.inference_mode()
-    def weigh(self, one: Request) -> None:
-        """Find out how many bytes the keys and values of a token take, by reading one, while nothing runs."""
-        batch = Batch([one], Rectangle(self.layers, (1, 1)))
-        batch.held.open(1)
-        self.forward(batch, [one.ids[:1]])
-        self.per_token = batch.held.num_bytes + max(layer.num_bytes for layer in batch.held.cache.layers)
-
     def step(self) -> None:
         """Everybody's next."""
         self.release()
@@ -92,6 +86,11 @@ class Loop:
             for batch in self.batches:
                 self._guarded(batch, self._step)
         self.release()
+
+    @property
+    def slice(self) -> int:
+        """Prompt tokens, padding included, that are read at once."""
+        return SLICE if self._is_on_cpu else CARD_SLICE
 
     def pause(self) -> None:
         """The model by itself, until the next step."""
@@ -167,7 +166,7 @@ class Loop:
         together = [*rows, one]
         if rows and rows[0].serve is not one.serve:
             return False
-        if rows and max(len(request.ids) for request in together) * len(together) > SLICE:
+        if rows and max(len(request.ids) for request in together) * len(together) > self.slice:
             return False
         if one.serve.fixed is not None and not one.serve.fixed.has_room(together):
             return False
@@ -202,7 +201,7 @@ class Loop:
 
     def _read(self, batch: Batch) -> None:
         """The next slice of prompts; after the last one their first tokens, and they join the others."""
-        each = max(1, SLICE // len(batch.rows))
+        each = max(1, self.slice // len(batch.rows))
         parts = [list(r.ids[r.read : r.read + each]) for r in batch.rows]
         assert len(parts) == 1 or all(len(p) == len(r.ids) for p, r in zip(parts, batch.rows, strict=True))
         logits = self.forward(batch, parts)
@@ -216,7 +215,7 @@ class Loop:
 
     def _step(self, batch: Batch) -> None:
         """One token more for each row."""
-        last = [request.new[-1] if request.new else self.forward.fill for request in batch.rows]
+        last = [request.new[-1] for request in batch.rows]
         is_fixed = isinstance(batch, FixedBatch)
         step = batch.rows[0].serve.fixed.step if is_fixed else self.forward.step
         self._take(batch, step(batch, last))

@@ -555,6 +555,30 @@ def test_bits_are_compared_with_the_whole_base(
     assert table.split("\n", 1)[1].rsplit("\n", 1)[0] in capsys.readouterr().out
 
 
+def test_compiled_steps_are_timed_beside_others(
+    bench_scripts: Any, shared_pool: Any, tmp_path: Path, tokenizer: Any, embedder: Any, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    script = bench_scripts.load("benchmarks/compiled.py")
+    monkeypatch.setattr(script, "load_base", lambda name, **how: (copy.deepcopy(model), tokenizer))
+    monkeypatch.setattr(script, "embedder_of", lambda pool: embedder)
+    out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    few = ("--batches", "2", "--words", "3", "--adapters", "2", "--new-tokens", "3", "--rounds", "1")
+    given = ("--pool", pool.path, "--json", out, "--dtypes", "fp32", "--backend", "eager", "--no-start", *few)
+    bench_scripts.run(script, *given)
+    (found,) = lines(out)
+    assert set(found["step_ms"]) == set(script.NAMES)
+    assert found["decode"]["compiled_hilora/compiled_base"]["median"] > 0
+    page.write_text(f"Before.\n\n{script.BEGIN}{script.END}\n\nAfter.\n")
+    bench_scripts.run(script, "--json", out, "--page", page)
+    assert "| fp32, 2 |" in page.read_text()
+
+
+def test_the_page_of_compiled_steps_is_what_the_lines_say(bench_scripts: Any) -> None:
+    script, page = bench_scripts.load("benchmarks/compiled.py"), (ROOT / "docs" / "compiled.md").read_text()
+    assert script.on_page(page, lines(ROOT / "benchmarks" / "compiled.jsonl")) == page
+
+
 def test_kinds_of_quantised_bases_are_tried_and_shown(
     bench_scripts: Any, tiny: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from hilora.engine.asked import can_join
 from hilora.engine.batch import refusal
 from hilora.engine.job import Job, Shared
 from hilora.engine.kernels.gumbel import gumbel
+from hilora.engine.lanes import bytes_of
 from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick, draw_key
 from hilora.engine.rectangle import Rectangle
@@ -176,7 +177,7 @@ class Comings(RuleBasedStateMachine):
         self.serves = [Shifted(self.model), Shifted(self.model)]
         self.loop = Loop(self.model, 0)
         self.steps = 0
-        self.loop.weigh(asked(self.serves[0], [5], 1))
+        self.loop.per_token = bytes_of(asked(self.serves[0], [5], 1), self.loop)
         self.asked: list[Request] = []
         self.due: dict[Request, int] = {}  # the step in which each starts at the latest
         self.patch = pytest.MonkeyPatch()
@@ -310,7 +311,7 @@ def run(loop: Loop, *requests: Request) -> None:
 def weighed(model: Any, tokens: int) -> Loop:
     """A loop with memory for so many tokens."""
     loop = Loop(model, 0)
-    loop.weigh(asked(Shifted(model), [5], 1))
+    loop.per_token = bytes_of(asked(Shifted(model), [5], 1), loop)
     loop.memory = tokens * loop.per_token
     return loop
 

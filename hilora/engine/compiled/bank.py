@@ -20,6 +20,7 @@ from hilora.engine.compiled.options import Compile
 from hilora.engine.compiled.shapes import Shapes
 from hilora.engine.compiled.step import Step
 from hilora.engine.compiled.structure import Group, Using
+from hilora.engine.fused import has_kernels
 from hilora.engine.kernels.top_rocs import by_torch, top_rocs
 from hilora.engine.plans import RowPlan, one_plan
 from hilora.engine.request import Request
@@ -73,7 +74,7 @@ class FixedBank(Bank):
         self.slots = self._fixed
         self._room = Counter(self._fixed.shapes)
         self.taken = 0  # steps
-        self.operation: Any = top_rocs if _on_card(placements) else by_torch
+        self.operation: Any = top_rocs if has_kernels(model.device) else by_torch
         self._bare = False
         self._last: tuple[RowPlan | None, ...] | None = None
         self._at: tuple[int, int] | None = None
@@ -229,8 +230,3 @@ class FixedBank(Bank):
         for stacked, pack in form.attachment.groups:
             if pack is not None and len(stacked.rocs.owner) <= pack.spare:
                 pack.lodge(stacked.rocs.down, stacked.version)
-
-
-def _on_card(placements: Placements) -> bool:
-    """There a choice of ROCs is one launch; on a CPU a compiler joins it with what is around it."""
-    return any(where.type == "cuda" for where, _ in placements.values())

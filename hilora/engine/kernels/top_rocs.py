@@ -9,6 +9,7 @@ on a GPU, tensor operations elsewhere. Of equal ROCs the earlier is the stronger
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -130,11 +131,11 @@ def by_triton(
     block = min(BLOCK, max(16, 1 << (rocs - 1).bit_length()))
     grid = (tokens, -(-rocs // block))
     rows, slots = budget.shape
-    kernel()[grid](
-        z, size, first, count, owner, budget, rank, factor, out,
-        rocs, slots, tokens // rows, z.stride(0), z.stride(1),
-        CRITERION=criterion, MOST=most, BLOCK=block, DOUBLE=z.dtype == torch.float64, num_warps=max(1, block // 64),
-    )  # fmt: skip
+    given = (z, size, first, count, owner, budget, rank, factor, out)
+    numbers = (rocs, slots, tokens // rows, z.stride(0), z.stride(1))
+    fixed = {"CRITERION": criterion, "MOST": most, "BLOCK": block, "DOUBLE": z.dtype == torch.float64}
+    with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
+        kernel()[grid](*given, *numbers, **fixed, num_warps=max(1, block // 64))
     return out
 
 
