@@ -44,6 +44,9 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/arrivals.py --json benchmarks/arrivals.jsonl         # requests that arrive at random
     python benchmarks/changes.py --json benchmarks/changes.jsonl           # rows and adapters that come and go
     python benchmarks/checkouts.py --before ../58000a8 --dtype fp32 --new-tokens 32 --json benchmarks/checkouts.jsonl
+    python benchmarks/checkouts.py --before ../82a4418 --dtype fp32 --new-tokens 32 --rounds 6 \\
+        --parts prefill whole --json benchmarks/checkouts-gpu.jsonl
+    python benchmarks/compiled.py --json benchmarks/compiled.jsonl         # compiled steps on a CPU: docs/compiled.md
     python benchmarks/same.py --json benchmarks/same.jsonl                 # answers together against each alone
     python benchmarks/serve.py --json benchmarks/serve.jsonl               # a server under load
     python benchmarks/uploads.py --json benchmarks/uploads.jsonl           # uploads to a server at work
@@ -475,6 +478,7 @@ def page(home: Path) -> str:
         ]
         if same := read(home, "same"):
             parts += [same_text(same), ""]
+    parts += before_and_after(read(home, "checkouts-gpu"))
     parts += growing(home)
     if serve := read(home, "serve"):
         about = (
@@ -485,6 +489,18 @@ def page(home: Path) -> str:
         parts += ["## A server under load", "", f"{device(serve[0])}. {about}", "", serve_table(serve), ""]
     parts += capture_parts(read(home, "capture"))
     return "\n".join(parts)
+
+
+def before_and_after(checkouts: list[Line]) -> list[str]:
+    """What was made for GPUs, on a CPU."""
+    if not checkouts:
+        return []
+    about = (
+        "Forms, placements and compiled steps for GPUs (`after`) must cost a CPU nothing: speed over that of commit "
+        "{before}, {new_tokens} new tokens, {dtype}. Median and quartiles of the rounds."
+    ).format(before=checkouts[0]["commits"]["before"], **checkouts[0])
+    about = f"{device(checkouts[0])}. {about}"
+    return ["## A CPU, before and after", "", about, "", checkouts_table(checkouts), ""]
 
 
 def growing(home: Path) -> list[str]:
