@@ -56,12 +56,14 @@ def serve(
         typer.Option("--compile", help="off, or step: the steps of --method are compiled before the first request."),
     ] = "off",
     compile_rows: Annotated[
-        str, typer.Option(help="Answers that compiled steps are made for, with commas.")
-    ] = "1,8,32",
+        str | None, typer.Option(help="Answers that compiled steps are made for, with commas; default: 1,8,32.")
+    ] = None,
     compile_tokens: Annotated[
-        str, typer.Option(help="Tokens of a prompt and its answer that they are made for, with commas.")
-    ] = "256,1024",
-    compile_slots: Annotated[int, typer.Option(min=1, help="Adapters of each shape that they hold at once.")] = 8,
+        str | None, typer.Option(help="Tokens of a prompt and its answer that they are for; default: 256,1024.")
+    ] = None,
+    compile_slots: Annotated[
+        int | None, typer.Option(min=1, help="Adapters of each shape that they hold at once; default: 8.")
+    ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")] = False,
 ) -> None:
     """Serve a pool: OpenAI's API at http://HOST:PORT/v1, its description at /docs, a page at /ui."""
@@ -119,21 +121,25 @@ def serve(
     run(router, asked, state, console.print)
 
 
-def compiled_of(name: str, rows: str, tokens: str, slots: int) -> Any:
+def compiled_of(name: str, rows: str | None, tokens: str | None, slots: int | None) -> Any:
     """What `HiLoRA` is told to compile.
 
     Raises:
-        InputError: numbers that are none.
+        InputError: numbers that are none, or where nothing is compiled.
     """
     from hilora.engine.compiled.options import Compile, options_of
 
+    given = {"rows": rows, "tokens": tokens, "slots": slots}
+    asked: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
     if options_of(name) is None:
+        if asked:
+            raise InputError(f"--compile-{next(iter(asked))} is for --compile step. Add that, or leave it out.")
         return "off"
-    numbers: dict[str, Any] = {}
-    for option, given in (("rows", rows), ("tokens", tokens)):
-        try:
-            numbers[option] = tuple(int(each) for each in given.split(","))
-        except ValueError as error:
-            message = f"--compile-{option} are numbers with commas between, such as 1,8; got {given!r}."
-            raise InputError(message) from error
-    return Compile(**numbers, slots=slots)
+    for option in ("rows", "tokens"):
+        if option in asked:
+            try:
+                asked[option] = tuple(int(each) for each in asked[option].split(","))
+            except ValueError as error:
+                message = f"--compile-{option} are numbers with commas between, such as 1,8; got {asked[option]!r}."
+                raise InputError(message) from error
+    return Compile(**asked)

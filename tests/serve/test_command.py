@@ -180,6 +180,9 @@ def test_a_server_opens_its_state_once(tmp_path: Path, monkeypatch: pytest.Monke
         (["--host", "0.0.0.0"], "token"),
         (["--method", "arrow"], "--no-uploads"),
         (["--methods", "hilora,ensemble"], "--no-uploads"),
+        (["--compile", "stop"], "step"),
+        (["--compile", "step", "--compile-rows", "two"], "--compile-rows"),
+        (["--compile-slots", "4"], "--compile step"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_loaded(

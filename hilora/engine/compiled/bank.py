@@ -88,6 +88,11 @@ class FixedBank(Bank):
         """Nothing of adapters is in its steps: the base model alone, for comparison. Said before anything is made."""
         self._bare = True
 
+    @property
+    def ready(self) -> list[tuple[int, int]]:
+        """(rows, tokens) of the steps that are compiled."""
+        return [size for size, step in self._steps.items() if step.is_ready]
+
     # -- which requests
 
     def serves(self, plan: RowPlan | None, tokens: int) -> bool:
