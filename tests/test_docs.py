@@ -55,6 +55,7 @@ def test_every_scorer_is_named_in_the_help() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert sorted(hilora.__all__) == [
+        "Compile",
         "Completion",
         "Embedder",
         "HiLoRA",

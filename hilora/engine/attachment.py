@@ -143,7 +143,7 @@ class Fast:
 class Plain:
     """The same by the equation as it stands."""
 
-    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packed: bool, alone: bool = False) -> None:
+    def __init__(self, model: nn.Module, sites: Mapping[str, Site], packed: bool) -> None:
         self.model, self.sites, self.intact = model, dict(sites), True
 
     def wrote(self) -> None:

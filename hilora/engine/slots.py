@@ -58,7 +58,7 @@ class Slots:
         self.ids = [0] * len(held)
         sites = stack_sites([factors for _, factors in held], placements)
         self._starts = {name: _starts(site) for name, site in sites.items()}
-        self.form = FORMS[form](model, sites, packed, alone)
+        self.form = FORMS[form](model, sites, packed, **({"alone": True} if alone else {}))
 
     def fill(self, adapters: Mapping[str, Factors], stays: Set[str]) -> set[str] | None:
         """Put adapters into slots of their shapes, none of which is that of one that stays.

@@ -38,7 +38,7 @@ def test_comparing_keeps_what_sorting_keeps(criterion: str, weighted: bool, dtyp
     z = torch.randn(sum(ranks), 12, generator=torch.Generator().manual_seed(2)).to(dtype)
     row = torch.arange(12) // 3
     plainly = TopRocs(criterion, weighted)
-    fast = faster(plainly)
+    fast = faster(plainly, torch.device("cpu"))
     assert isinstance(fast, PairedTopRocs)
     outputs = [gate(site, plan)(z, lambda of_rows: of_rows[..., row]) for gate in (plainly, fast)]  # type: ignore[arg-type,return-value]
     assert torch.equal(*outputs)
