@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import torch
 from transformers import CompileConfig
 
 from hilora import METHODS, HiLoRA, Pool
+from hilora.engine.compiled.held import Fixed
 from hilora.engine.compiled.options import Compile
+from hilora.engine.rectangle import Rectangle
 from hilora.errors import InputError, ModelError
 
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132", "abba xyz", "qrs"]
@@ -138,3 +141,38 @@ def test_a_static_cache_is_not_compiled_under_adapters_that_come_and_go(build: B
         config.compile_config = None
     with pytest.raises(InputError, match="compile="):
         texts(router, compile_config=CompileConfig())
+
+
+def test_rows_that_end_at_any_time_leave_the_others_as_they_are(build: Build) -> None:
+    prompts = [f"{one} {other}" for one in PROMPTS for other in PROMPTS[:4]]
+    given = {"max_new_tokens": 24, "eos_token_id": list(range(0, 40, 5)), "batch_size": 8, "do_sample": True}
+    wanted = [answer.text for answer in build("hilora").generate(prompts, **given)]
+    assert len({len(text) for text in wanted}) > 4
+    router = build("hilora", compile=SIZES)
+    assert [answer.text for answer in router.generate(prompts, **given)] == wanted
+    assert router.lanes.fixed is not None
+    assert router.lanes.fixed.held.lengths == []
+
+
+def test_keys_and_values_stay_with_their_rows() -> None:
+    rng, like = random.Random(0), torch.zeros(1, 2, 1, 3)
+    held, rows, marks = Fixed([(like, like)], 6, 16), list[int](), iter(range(1, 1000))
+    for _ in range(200):
+        if rng.random() < 0.5 and len(rows) < 6:
+            lengths = [rng.randint(1, 9) for _ in range(rng.randint(1, 6 - len(rows)))]
+            read = Rectangle(1, (len(lengths), max(lengths)))
+            read.open(len(lengths))
+            new = [next(marks) for _ in lengths]
+            keys = torch.tensor(new, dtype=torch.float32)[:, None, None, None].expand(-1, 2, max(lengths), 3)
+            read.make_room(max(lengths))
+            read.cache.layers[0].update(keys, -keys)
+            read.grew(max(lengths), lengths)
+            held.take(read)
+            rows += new
+        elif rows:
+            gone = rng.sample(range(len(rows)), rng.randint(1, len(rows)))
+            rows = [rows[was] for was in held.leave(gone)]
+        ((keys, values),) = held.buffers
+        for place, (mark, length) in enumerate(zip(rows, held.lengths, strict=True)):
+            assert (keys[place, :, :length] == mark).all()
+            assert (values[place, :, :length] == -mark).all()
