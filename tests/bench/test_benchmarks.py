@@ -373,7 +373,7 @@ def test_selection_agrees_with_the_exact_best(
 ) -> None:
     _, pool = shared_pool("llama")
     script = bench_scripts.load("benchmarks/selection.py")
-    bench_scripts.monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, instruction, dtype: embedder)
+    bench_scripts.monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **options: embedder)
     bench_scripts.monkeypatch.setattr(script, "AT_ONCE", 70)
     options = ["--adapters", 4, 20, "--prompts", 8, "--near", 150, "--members", 9, "--compared", 6]
     bench_scripts.run(script, "--pool", pool.path, *options, "--json", tmp_path / "s.jsonl")
@@ -390,7 +390,7 @@ def test_pools_of_any_size_are_opened_changed_and_timed(
     model, pool = shared_pool("llama")
     script = bench_scripts.load("benchmarks/pool.py")
     monkeypatch.setattr(script, "CHANGES", 2)
-    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, instruction, dtype: embedder)
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **options: embedder)
     monkeypatch.setattr(script, "load_base", lambda name, dtype: (model, tokenizer))
     source = Pool.open(pool.path)
     options = ["--registered", 4, 9, "--batch", 2, "--distinct", 2, "--words", 3, "--new-tokens", 2, "--rounds", 1]
