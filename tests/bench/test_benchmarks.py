@@ -568,7 +568,7 @@ def test_compiled_steps_are_timed_beside_others(
     bench_scripts.run(script, *given)
     (found,) = lines(out)
     assert set(found["step_ms"]) == set(script.NAMES)
-    assert found["decode"]["compiled_hilora/compiled_base"]["median"] > 0
+    assert set(found["decode"]["compiled_hilora/compiled_base"]) == {"median", "least", "most"}
     page.write_text(f"Before.\n\n{script.BEGIN}{script.END}\n\nAfter.\n")
     bench_scripts.run(script, "--json", out, "--page", page)
     assert "| fp32, 2 |" in page.read_text()
