@@ -107,7 +107,9 @@ def test_what_does_not_fit_is_served_by_other_steps(build: Build) -> None:
         assert texts(router, long) == texts(plain, long)
 
 
-def test_compiling_is_refused_where_it_cannot_be(build: Build) -> None:
+def test_compiling_is_refused_where_it_cannot_be(
+    build: Build, tiny: Any, shared_pool: Any, tokenizer: Any, embedder: Any
+) -> None:
     with pytest.raises(ModelError, match="no adapters yet"):
         build("merged", compile=SIZES)
     with pytest.raises(InputError, match="uses none"):
@@ -122,8 +124,10 @@ def test_compiling_is_refused_where_it_cannot_be(build: Build) -> None:
         Compile(rows=())
     with pytest.raises(InputError, match="slots"):
         Compile(slots=0)
+    model, (_, pool) = tiny.model("llama"), shared_pool("llama")  # its own: a budget is the model's, whoever asks
+    given = {"tokenizer": tokenizer, "embedder": embedder, "kv_memory": 1000}
     with pytest.raises(InputError, match="kv_memory"):
-        build("hilora", compile=SIZES, kv_memory=1000).compile()
+        HiLoRA.from_pretrained(model, pool, "hilora", compile=SIZES, **given).compile()
     with pytest.raises(ModelError, match="closed"):
         build("hilora", "t5", compile=SIZES).compile()
 
