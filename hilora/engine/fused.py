@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -14,9 +13,8 @@ from hilora.compose.delta import Gate, Gated, Tokens
 from hilora.compose.lie import lie_of
 from hilora.compose.rocs import TopRocs
 from hilora.engine.kernels.top_rocs import CRITERIA, by_triton, top_rocs
+from hilora.engine.kernels.tried import works
 from hilora.types import Plan, Rocs
-
-_log = logging.getLogger("hilora")
 
 
 @dataclass(frozen=True)
@@ -73,14 +71,8 @@ def has_kernels(where: torch.device) -> bool:
         return False
     numbers = torch.zeros(1, dtype=torch.int32, device=where)
     one, ones = torch.zeros(1, 1, device=where), torch.ones(1, 1, dtype=torch.int32, device=where)
-    try:
-        by_triton(one, one[0], numbers, ones[0], numbers, ones, ones[0], one, 0, 1)
-    except ImportError:
-        return False  # a PyTorch without triton
-    except Exception as error:  # noqa: BLE001  # no compiler, no headers, a card that triton does not know
-        _log.warning("ROCs are chosen by PyTorch: triton does not work on %s (%s)", where, error)
-        return False
-    return True
+    given = (one, one[0], numbers, ones[0], numbers, ones, ones[0], one, 0, 1)
+    return works(lambda: by_triton(*given), where, "ROCs are chosen by PyTorch")
 
 
 def fused(gate: Gate, where: torch.device) -> Gate | None:

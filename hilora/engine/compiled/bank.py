@@ -101,17 +101,15 @@ class FixedBank(Bank):
             return False
         if plan is None:
             return True
-        shapes = Counter(self._shapes.of(content, plan.source) for content in set(plan.contents))
-        return all(count <= self._room[shape] for shape, count in shapes.items())
+        return Counter(self._shapes.of(content, plan.source) for content in set(plan.contents)) <= self._room
 
     def has_room(self, requests: Sequence[Request]) -> bool:
         """Whether requests can begin together, beside those that have begun."""
         rows = len(self.held.lengths) if self.held else 0
         if rows + len(requests) > self.options.rows[-1]:
             return False
-        wanted = {c: r.plan.source for r in requests if r.plan is not None for c in r.plan.contents}
-        shapes = Counter(self._shapes.known[content] for content in {*wanted, *self.pins})
-        return all(count <= self._room[shape] for shape, count in shapes.items())
+        wanted = {c for r in requests if r.plan is not None for c in r.plan.contents}
+        return Counter(self._shapes.known[content] for content in {*wanted, *self.pins}) <= self._room
 
     # -- adapters
 

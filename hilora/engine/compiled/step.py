@@ -51,7 +51,7 @@ class Step:
         options: Compile,
     ) -> None:
         where, rows = model.device, using.rows
-        self.rows, self.tokens, self._using = rows, tokens, using
+        self.rows, self._using = rows, using
         with torch.inference_mode(False), torch.no_grad():
             self._model = structure(model, groups)
             self._read = torch.zeros(2, rows, dtype=torch.long, device=where)  # ids, held

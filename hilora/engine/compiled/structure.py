@@ -66,10 +66,6 @@ class Using:
         if isinstance(self.gate, FusedTopRocs):
             self.factor.copy_(self.gate.shares_of(mine)[2])
 
-    def buffers(self) -> list[Tensor]:
-        """All of them."""
-        return [self.factor, *(each for each in vars(self.plan).values() if isinstance(each, Tensor))]
-
 
 class Group(nn.Module):
     """Modules that read one input, and the ROCs of those that adapters change.

@@ -12,7 +12,6 @@ the row; the kernel takes the largest U below 1 instead.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -23,8 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hilora.base.devices import send
-
-_log = logging.getLogger(__name__)
+from hilora.engine.kernels.tried import works
 
 
 def gumbel(key: int, position: int, size: int) -> Float[Tensor, " _"]:
@@ -62,13 +60,14 @@ def words(keys: Sequence[int], positions: Sequence[int]) -> Tensor:
 @cache
 def _kernel(device: torch.device) -> Any:
     """What fills a tensor with noise on a CUDA device; None where triton is missing or does not work."""
-    try:
+
+    def launch() -> None:
         from hilora.engine.kernels.philox import fill
 
         fill(torch.empty(1, 1, device=device), words([0], [0]).to(device))
-    except ImportError:
-        return None  # a PyTorch without triton
-    except Exception as error:  # noqa: BLE001  # no compiler, no headers, a card that triton does not know
-        _log.warning("Noise is made on the CPU: triton does not work on %s (%s)", device, error)
+
+    if not works(launch, device, "Noise is made on the CPU"):
         return None
+    from hilora.engine.kernels.philox import fill
+
     return fill

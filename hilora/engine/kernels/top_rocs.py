@@ -28,8 +28,7 @@ SCHEMA = (
 )
 
 
-@torch.library.custom_op("hilora::top_rocs", mutates_args=(), schema=SCHEMA)
-def top_rocs(
+def by_torch(
     z: Tensor,
     size: Tensor,
     first: Tensor,
@@ -41,7 +40,7 @@ def top_rocs(
     criterion: int,
     most: int,
 ) -> Tensor:
-    """Gated z.
+    """Gated z, by operations of torch, which a compiler may join.
 
     Args:
         z: (token, roc), of any strides; rows of one length, row by row.
@@ -57,27 +56,6 @@ def top_rocs(
     Returns:
         (token, roc), contiguous, in z's dtype.
     """
-    return by_torch(z, size, first, count, owner, budget, rank, factor, criterion, most)
-
-
-@top_rocs.register_fake
-def _(z: Tensor, *args: Any) -> Tensor:
-    return z.new_empty(z.shape)
-
-
-def by_torch(
-    z: Tensor,
-    size: Tensor,
-    first: Tensor,
-    count: Tensor,
-    owner: Tensor,
-    budget: Tensor,
-    rank: Tensor,
-    factor: Tensor,
-    criterion: int,
-    most: int,
-) -> Tensor:
-    """The same by operations of torch, which a compiler may join."""
     each = z.shape[0] // budget.shape[0]
     wide = z if z.dtype.itemsize > 2 else z.float()
     strength = wide if criterion == 0 else wide.abs()
@@ -95,22 +73,6 @@ def by_torch(
     return torch.where(place < keep, wide * factor[:, owner].to(wide.dtype), 0).to(z.dtype)
 
 
-@top_rocs.register_kernel("cuda")
-def _on_cuda(
-    z: Tensor,
-    size: Tensor,
-    first: Tensor,
-    count: Tensor,
-    owner: Tensor,
-    budget: Tensor,
-    rank: Tensor,
-    factor: Tensor,
-    criterion: int,
-    most: int,
-) -> Tensor:
-    return by_triton(z, size, first, count, owner, budget, rank, factor, criterion, most)
-
-
 def by_triton(
     z: Tensor,
     size: Tensor,
@@ -123,7 +85,7 @@ def by_triton(
     criterion: int,
     most: int,
 ) -> Tensor:
-    """The same by one launch."""
+    """The same by one launch (`by_torch`)."""
     tokens, rocs = z.shape
     out = z.new_empty(tokens, rocs)
     if not out.numel():
@@ -145,3 +107,13 @@ def kernel() -> Any:
     from hilora.engine.kernels.top_rocs_triton import choose
 
     return choose
+
+
+top_rocs = torch.library.custom_op("hilora::top_rocs", by_torch, mutates_args=(), schema=SCHEMA)
+"""`by_torch` as an operation of torch's own; on a GPU `by_triton`."""
+top_rocs.register_kernel("cuda", by_triton)
+
+
+@top_rocs.register_fake
+def _(z: Tensor, *args: Any) -> Tensor:
+    return z.new_empty(z.shape)
