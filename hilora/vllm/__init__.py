@@ -1,0 +1,1 @@
+"""The same routing inside vLLM, as a plugin."""
