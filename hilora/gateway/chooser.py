@@ -12,11 +12,11 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hilora.base.embed import Embedder
 from hilora.engine.teams import let_team_go
-from hilora.gateway.parts import Part, check_method, parts_of
+from hilora.gateway.parts import EVERYTHING, Part, Room, check_method, parts_of
 from hilora.gateway.planners import Maker, Planners, Way
 from hilora.methods.lookup import get_method
 from hilora.methods.method import Method
@@ -26,7 +26,7 @@ from hilora.pool.reading import DamagedError
 from hilora.pool.view import Entry, PoolView, Source
 from hilora.serve.asked import BASE, Ask, Caller, Why
 from hilora.serve.damages import Damages
-from hilora.serve.faults import BusyError, ClosingError
+from hilora.serve.faults import BusyError, ClosingError, ServiceError
 from hilora.serve.routed import alike, route
 from hilora.serve.tenants import visible
 from hilora.serve.why import told_of, used
@@ -34,6 +34,8 @@ from hilora.types import Choice
 
 TOGETHER = 32
 """Prompts that are routed at once, at most."""
+LEFT_OUT = "adapters left out, for which the server has no room: {}"
+NOTHING_FITS = "No adapter of this prompt fits the server's limit on ranks."
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Chooser:
         method, options: the default.
         methods: that requests may name beside it.
         check: refuses methods that cannot be served (`parts.check_method`).
+        room: what a prompt's adapters have to fit in; the least likely are left out, and its note says so.
         waiting: prompts that may wait; more are refused.
         memory: where adapters that a method makes are kept.
 
@@ -104,11 +107,12 @@ class Chooser:
         *,
         embedder: Embedder | None = None,
         check: Callable[[Method], Method] = check_method,
+        room: Room = EVERYTHING,
         waiting: int = 256,
         memory: Memory | None = None,
     ) -> None:
         self.methods: Sequence[str] = tuple(dict.fromkeys([method, *methods]))
-        self.waiting, self.damages = waiting, Damages()
+        self.waiting, self.room, self.damages = waiting, room, Damages()
         self.opened = int(time.time())
         for name in self.methods:
             check(get_method(name, **(options or {} if name == method else {})))
@@ -207,15 +211,29 @@ class Chooser:
             try:
                 found = route(over.view, asks, self.methods, self.damages, over.default, over.way)
                 self.damages.check(over.view, used(over.view, found[1]))
-                return found
+                return found[0], self._fitted(found[1])
             except DamagedError as error:  # without it, then
                 if not self.damages.note(error):
                     raise
+
+    def _fitted(self, routed: Routed) -> Routed:
+        """Routes within what there is room for."""
+        if routed.route is None:
+            return routed
+        fitted, left = self.room.within(routed.route, [entry.rank for entry in routed.source.entries])
+        notes = list(routed.notes)
+        for row, count in enumerate(left):
+            if count:
+                has_any = bool((fitted.weights[row] > 0).any())
+                notes[row] = " ".join(filter(None, (notes[row], LEFT_OUT.format(count)))) if has_any else NOTHING_FITS
+        return replace(routed, route=fitted, notes=notes)
 
     def _chosen(self, view: PoolView, planner: Planner, routed: Routed, row: int, waiting: _Waiting) -> Chosen:
         ask, method = waiting.ask, planner.method
         parts: tuple[Part, ...] = ()
         choices: Sequence[Choice] = ()
+        if routed.notes[row].startswith(NOTHING_FITS):  # not the base model in silence
+            raise ServiceError(routed.notes[row], "adapter_too_large", "model")
         if routed.route is not None:
             plan = planner.plan(routed, [row], ask.seed)
             (choices,) = planner.choices(routed, [row], plan)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+import torch
 
 from hilora.compose.rocs import TopRocs
 from hilora.compose.weighted import Weighted
@@ -10,7 +14,7 @@ from hilora.errors import InputError
 from hilora.methods.method import Method
 from hilora.pool.derived import Canonical
 from hilora.pool.view import Source
-from hilora.types import Plan
+from hilora.types import Plan, Route
 
 GATES = (TopRocs, Weighted)
 """Composers whose work on an adapter is a factor and a number of ROCs."""
@@ -76,3 +80,41 @@ def parts_of(method: Method, source: Source, plan: Plan) -> tuple[Part, ...]:
         content = source.entries[place].hash
         found.append(Part(content.split()[-1] if rocs == rank else content, factor, rocs, rank))
     return tuple(sorted(found, key=lambda part: part.content))
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much of a route another server has room for.
+
+    Attributes:
+        ranks: sum of its adapters' ranks.
+        adapters: how many.
+    """
+
+    ranks: int | None = None
+    adapters: int | None = None
+
+    def within(self, route: Route, ranks: Sequence[int]) -> tuple[Route, list[int]]:
+        """A route without the adapters that find no room, and how many each row lacks. The likeliest stay.
+
+        Args:
+            route: any.
+            ranks: of all adapters that it counts along.
+        """
+        weights, left = route.weights.clone(), [0] * len(route.ids)
+        for row, ids in enumerate(route.ids.tolist()):
+            used = adapters = 0
+            for place in weights[row].argsort(descending=True, stable=True).tolist():
+                if weights[row, place] <= 0:
+                    continue
+                rank = ranks[ids[place]]
+                if used + rank > (self.ranks or inf) or adapters + 1 > (self.adapters or inf):
+                    weights[row, place], left[row] = 0, left[row] + 1
+                else:
+                    used, adapters = used + rank, adapters + 1
+        total = weights.sum(1, keepdim=True)
+        weights = torch.where(total > 0, weights / total, weights)
+        return replace(route, weights=weights) if any(left) else route, left
+
+
+EVERYTHING = Room()
