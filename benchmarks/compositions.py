@@ -4,8 +4,8 @@
     python benchmarks/compositions.py --json benchmarks/compositions.jsonl --page docs/vllm.md      # the table alone
 
 Prompts in a wording that no adapter was trained on are routed by hilora-plus, and answered greedily by the library
-with the weights as they are and with those on each grid; prompts whose composition a grid leaves as it was are answered
-once. To vLLM each composition is an adapter, and at most max_loras of these share a step.
+with the weights as they are and with those on each grid; prompts whose composition a grid leaves as it was are
+answered once. To vLLM each composition is an adapter, and at most max_loras of these share a step.
 """
 
 import argparse
