@@ -1,4 +1,4 @@
-"""Throughput of stock vLLM without LoRA, with one LoRA a request, with compositions, and of the plugin, in one sitting.
+"""Throughput of stock vLLM without LoRA, with one LoRA a request, with compositions, and of the plugin, in turns.
 
     make .venv-vllm/.dev
     .venv-vllm/bin/python benchmarks/in_vllm.py --data RAMOLE48/test_half.jsonl --json benchmarks/in_vllm.jsonl
@@ -7,8 +7,8 @@
 Three engines in a process each, which have turns, round by round; the first round warms up:
 
 plain    vLLM without LoRA
-lora     with LoRA: the base alone, one adapter for all, each prompt's own adapter (selection), each prompt's composition
-         (hilora-plus; weights as they are, and on grids) as a plain PEFT adapter
+lora     with LoRA: the base alone, one adapter for all, each prompt's own adapter (selection), each prompt's
+         composition (hilora-plus; weights as they are, and on grids) as a plain PEFT adapter
 plugin   hilora's plugin: the base alone, selection, hilora-plus and hilora, each prompt's composition as metadata
 
 Prompts are routed, and adapters written, before. Each prompt gets the same number of new tokens, whatever it says.
