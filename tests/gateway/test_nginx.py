@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from hilora.serve.limits import Limits
+from hilora.gateway.run import LIMITS
 
 CONF = Path(__file__).parents[2] / "examples" / "deployment" / "nginx.conf"
 LISTENS = ("127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:8082")
@@ -297,8 +297,8 @@ def test_headers_pass_both_ways(port: int, played: Played) -> None:
     assert got.headers["host"] == f"127.0.0.1:{port}"
 
 
-def test_bodies_pass_that_hilora_takes_and_no_larger_ones(port: int, played: Played) -> None:
-    most = b"x" * Limits().body
+def test_bodies_pass_that_a_gateway_takes_and_no_larger_ones(port: int, played: Played) -> None:
+    most = b"x" * LIMITS.body
     with asking(port, body=most) as answer:
         assert answer.status == 200
     assert [each.body for each in played.asked] == [sha256(most).hexdigest()]
