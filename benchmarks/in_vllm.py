@@ -31,7 +31,7 @@ from typing import Any
 from lines import Line, append, placed
 
 from hilora import Planner, Pool, get_method
-from hilora.base.models import load_base
+from hilora.base.models import resolve_base
 from hilora.base.prompts import encode_prompts
 from hilora.bench.rounds import turns
 from hilora.evaluate.rows import choose_rows, load_rows
@@ -284,7 +284,7 @@ def main() -> None:
         work(args)
         return
     if args.data:
-        args.base = args.base or load_base(Pool.open(args.pool).base.name)[0].name_or_path
+        args.base = args.base or resolve_base(Pool.open(args.pool).base.name)
         args.json.unlink(missing_ok=True)
         for line in measure(args):
             print(line, flush=True)
