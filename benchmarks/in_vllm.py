@@ -90,7 +90,11 @@ class Stock:
             self.ways |= {f"hilora-plus{grid}": self._loras(each) for grid, each in composed.items()}
             rank = max(each.rank for some in composed.values() for each in some)
             count = sum(1 for _ in folder.iterdir())
-            room = {"max_lora_rank": needed_rank(rank), "max_loras": args.max_loras, "max_cpu_loras": count}
+            room = {
+                "max_lora_rank": needed_rank(rank),
+                "max_loras": args.max_loras,
+                "max_cpu_loras": max(count, args.max_loras),
+            }
         self.llm = LLM(args.base, enable_lora=bool(room), **room, **common(args))
         self.ids = tokens_of(args, self.prompts)
 
@@ -219,6 +223,7 @@ class Engine:
         """What it says."""
         told = self.answers.readline()
         if not told:
+            self.process.wait()  # it has more to say
             raise SystemExit("An engine has ended; what it printed says why.")
         found: Line = json.loads(told)
         return found
