@@ -179,10 +179,14 @@ class Checks:
                 await self._try_rank(backend, needs, rank)
                 break
             except UnloadedError as error:
-                first = first or error
-                if error.max_rank is None:  # a smaller one would not be taken either
-                    backend.can_load = False
-                    break
+                if first is None and error.max_rank is not None:
+                    first = error
+                    continue
+                backend.can_load = False  # nor will a smaller one be taken
+                if first is None:
+                    raise
+                why = f"{first} And then it takes no smaller one either ({error}): it may have to be started again."
+                raise UnloadedError(why, max_rank=first.max_rank) from error
         if first is not None:
             raise first
 

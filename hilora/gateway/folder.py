@@ -200,6 +200,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _to_disk(file: Path) -> None:
-    """A file survives whatever comes now."""
+    """A file survives whatever comes now, and vLLM may read it, whoever it runs as."""
+    file.chmod(0o644)
     with file.open("rb") as opened:
         os.fsync(opened.fileno())

@@ -18,6 +18,7 @@ from hilora.gateway.exchange import BrokenError
 from hilora.gateway.fleet import Fleet
 from hilora.gateway.job import Clock, Job
 from hilora.gateway.meters import Meters
+from hilora.gateway.parts import Made
 from hilora.gateway.reading import Read
 from hilora.serve.asked import BASE, Ask, Done, Why
 from hilora.serve.limits import Limits
@@ -62,7 +63,8 @@ class Proxy:
             with in_its_words(ask):
                 return await self.chooser.choose(ask)
         view = self.chooser.view
-        return Chosen((), "", told_of(view, ask.caller, BASE, (), "", 0, view.epoch_key), False, view, 0.0)
+        why = told_of(view, ask.caller, BASE, (), "", 0, view.epoch_key)
+        return Chosen((), "", why, False, Made(view, view), 0.0)
 
 
 class Sent:
