@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     *("types", "errors", "jsonl", "base", "route", "compose", "merge", "pool", "methods", "planner", "engine"),
-    *("train", "evaluate", "analyse", "bench", "serve", "cli"),
+    *("train", "evaluate", "analyse", "bench", "serve", "gateway", "vllm", "cli"),
 )
 """From the ground up. What stands at the ground is imported by all; `cli` imports whatever it needs."""
 GROUND = ("", "types", "errors", "jsonl")

@@ -7,9 +7,10 @@ size has changed; a request that comes later costs a look at these.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -24,6 +25,7 @@ from hilora.serve.edition import Edition
 from hilora.serve.faults import UnusableError
 from hilora.serve.journal import LOG
 
+T = TypeVar("T")
 Sign = tuple[int, ...]
 """What changes when a file does; empty where there is none."""
 
@@ -102,12 +104,16 @@ class Damages:
         Raises:
             PoolError: it cannot be made for another reason.
         """
+        return self.renewed(edition.over, view)
+
+    def renewed(self, make: Callable[[PoolView], T], view: PoolView) -> T:
+        """What is made of a view, likewise."""
         self.forget(view)
         while True:
             if isinstance(view, PoolFolder):
                 view.lost = self.lost()
             try:
-                return edition.over(view)
+                return make(view)
             except DamagedError as error:
                 if not self.note(error):
                     raise

@@ -65,7 +65,7 @@ class PoolDesk:
         default = router.planner.method.name
         self.methods: Sequence[str] = tuple(dict.fromkeys([default, *methods]))
         self.opened = int(time.time())
-        self.edition = Edition(router, {})
+        self.edition = Edition(router)
         self.engine = router.lanes.engine
         self.width = limits.running if router.batching is Batching.OPEN else TURNS
         self.engine.loop.most = limits.running

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
-from hilora.base.prompts import encode_prompts, query_text
+from hilora.base.prompts import encode_prompts
 from hilora.engine.call import Call
 from hilora.engine.lanes import Lanes
 from hilora.engine.sampling import check_request, is_sampled
@@ -19,16 +16,16 @@ from hilora.engine.thread import Work
 from hilora.planner import Routed
 from hilora.pool.reading import DamagedError
 from hilora.serve.answers import Answers
-from hilora.serve.asked import AUTO, BASE, Done, Piece, Why
+from hilora.serve.asked import Done, Piece, Why
 from hilora.serve.damages import Damages
 from hilora.serve.edition import Edition
-from hilora.serve.faults import ForbiddenError, ServiceError
 from hilora.serve.journal import LOG
 from hilora.serve.limits import Limits
 from hilora.serve.looks import Look
 from hilora.serve.meters import Meters
 from hilora.serve.room import room
-from hilora.serve.tenants import find, mask, outer
+from hilora.serve.routed import alike, route
+from hilora.serve.tenants import outer
 from hilora.serve.ticket import Ticket
 from hilora.serve.traffic import Traffic
 from hilora.serve.why import PRIVATE, public_name, used, why_of
@@ -75,14 +72,8 @@ class Routing:
     def __call__(self, edition: Edition, tickets: Sequence[Ticket]) -> list[Started]:
         """Route tickets, and tell each how it is served, or why it is not; those that go on."""
         self.damages.look()
-        groups: dict[Any, list[Ticket]] = defaultdict(list)
-        for ticket in tickets:
-            ask = ticket.ask
-            groups[
-                ask.model == BASE, ask.model not in (AUTO, BASE), ask.method, tuple(sorted(ask.options.items()))
-            ].append(ticket)
         found = []
-        for group in groups.values():
+        for group in alike(tickets, lambda ticket: ticket.ask):
             try:
                 found += self._route(edition, group)
             except Exception as error:  # noqa: BLE001  # one of them is at fault: which?
@@ -111,35 +102,8 @@ class Routing:
 
     def _routed(self, edition: Edition, group: Sequence[Ticket]) -> tuple[Lanes, Routed]:
         """Tickets that go one way, routed."""
-        ask, view = group[0].ask, edition.view
-        prompts = [ticket.ask.prompt for ticket in group]
-        if ask.model == BASE:
-            lanes = edition.router.lanes
-            texts = [query_text(prompt) for prompt in prompts]
-            routed = Routed(texts, None, lanes.planner.source, [""] * len(texts))
-        elif ask.model == AUTO:
-            method = ask.method or self.methods[0]
-            if method not in self.methods:
-                raise ServiceError(
-                    f"The method {method!r} is not served here. Served: {', '.join(self.methods)}.",
-                    param="hilora.method",
-                )
-            lanes = edition.lanes(method, ask.options)
-            masks = torch.stack([mask(view, ticket.ask.caller, ticket.ask.allow) for ticket in group])
-            routed = lanes.planner.route(prompts, visible=masks & self.damages.whole(view))
-        else:
-            lanes = edition.lanes("oracle", {})
-            places = [find(view, ticket.ask.caller, ticket.ask.model) for ticket in group]
-            for place, ticket in zip(places, group, strict=True):
-                if not view.entries[place].enabled:
-                    raise ForbiddenError(f"The adapter {ticket.ask.model!r} is disabled.")
-                self.damages.refuse(view.entries[place], ticket.ask.model)
-            masks = torch.zeros(len(group), len(view), dtype=torch.bool)
-            masks[range(len(group)), places] = True
-            routed = lanes.planner.route(
-                prompts, labels=[view.entries[place].name for place in places], visible=masks
-            )
-        return lanes, routed
+        asks = [ticket.ask for ticket in group]
+        return route(edition.view, asks, self.methods, self.damages, edition.router.lanes, edition.lanes)
 
     def _prepared(self, edition: Edition, lanes: Lanes, routed: Routed, row: int, ticket: Ticket) -> list[Started]:
         """One ticket's own part; what is wrong with it is its own affair."""

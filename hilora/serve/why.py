@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hilora.engine.lanes import Lanes
 from hilora.planner import Routed
 from hilora.pool.view import PoolView
-from hilora.serve.asked import BASE, Why
+from hilora.serve.asked import BASE, Caller, Why
 from hilora.serve.edition import Edition
 from hilora.serve.tenants import fingerprint, outer
 from hilora.serve.ticket import Ticket
@@ -36,15 +37,21 @@ def why_of(
     edition: Edition, lanes: Lanes, routed: Routed, row: int, choices: Any, prompt_tokens: int, ticket: Ticket
 ) -> Why:
     """How a row is served, as its caller is told."""
-    view, caller = edition.view, ticket.ask.caller
+    method = lanes.planner.method.name if ticket.ask.model != BASE else BASE
+    told = choices, routed.notes[row], prompt_tokens, lanes.planner.epoch
+    return told_of(edition.view, ticket.ask.caller, method, *told)
+
+
+def told_of(
+    view: PoolView,
+    caller: Caller,
+    method: str,
+    choices: Sequence[Choice],
+    note: str,
+    prompt_tokens: int,
+    epoch: str,
+) -> Why:
+    """How a prompt is served, under the names that its caller knows."""
     hashes = tuple(view.entries[view.index(choice.name)].hash for choice in choices)
     shown = tuple(outer(view, caller, choice) for choice in choices)
-    return Why(
-        lanes.planner.method.name if ticket.ask.model != BASE else BASE,
-        shown,
-        hashes,
-        routed.notes[row],
-        prompt_tokens,
-        lanes.planner.epoch,
-        fingerprint(view, caller),
-    )
+    return Why(method, shown, hashes, note, prompt_tokens, epoch, fingerprint(view, caller))

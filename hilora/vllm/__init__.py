@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hilora.gateway.parts import Part
 from hilora.vllm.composed import Routed, route
 from hilora.vllm.front import seal
-from hilora.vllm.wire import Composition, Part
+from hilora.vllm.wire import Composition
 
 __all__ = ["Composition", "Part", "Routed", "params", "route"]
 

@@ -1,4 +1,4 @@
-"""Plans -> compositions: what each row of a plan uses, for methods that gate adapter by adapter."""
+"""Prompts -> compositions, for whoever drives vLLM from Python; servers route by `gateway.chooser`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hilora.base.prompts import Names, Prompts
-from hilora.compose.rocs import TopRocs
-from hilora.compose.weighted import Weighted
-from hilora.errors import InputError
+from hilora.gateway.parts import Part, check_method, parts_of
 from hilora.methods.method import Method
 from hilora.planner import Planner
-from hilora.pool.derived import Merged
-from hilora.pool.view import Source
-from hilora.types import Choice, Plan
-from hilora.vllm.wire import Composition, Part
+from hilora.types import Choice
+from hilora.vllm.wire import Composition
 
 
 @dataclass(frozen=True)
@@ -24,51 +20,12 @@ class Routed:
     composition: Composition | None  # None for the base alone
     choices: tuple[Choice, ...] = ()
     note: str = ""
-    silent: bool = False  # the method abstains: the prompt is to stay unanswered
+    silent: bool = False  # no adapter fits, and the method abstains: the prompt is to stay unanswered
 
 
-def check_method(method: Method) -> None:
-    """Refuse a method that does not gate adapter by adapter, or makes adapters that no pool has.
-
-    Raises:
-        InputError: it is such a method.
-    """
-    if method.router is not None and type(method.gate) not in (TopRocs, Weighted):
-        raise InputError(
-            f"The method {method.name!r} weighs adapters token by token, which is not done inside vLLM. Take one that "
-            "gates each by itself, as hilora-plus, hilora, hilora-gs, mixture or selection."
-        )
-
-
-def compositions_of(method: Method, source: Source, plan: Plan) -> list[Composition | None]:
-    """What each row uses.
-
-    Args:
-        method: of the plan.
-        source: the adapters that the plan counts along.
-        plan: of any rows.
-
-    Raises:
-        InputError: the method is none that can be served so.
-    """
-    check_method(method)
-    if isinstance(source, Merged):
-        raise InputError(f"The method {method.name!r} merges adapters, which is not done inside vLLM.")
-    return [_row(method, source, plan, row) for row in range(len(plan.scale))]
-
-
-def _row(method: Method, source: Source, plan: Plan, row: int) -> Composition | None:
-    gate, found = method.gate, []
-    for column, place in enumerate(plan.ids):
-        rank, rocs, weight = int(plan.ranks[column]), int(plan.rocs[row, column]), float(plan.weights[row, column])
-        if isinstance(gate, Weighted):
-            rocs = rank if weight else 0
-        elif isinstance(gate, TopRocs) and not gate.weighted:
-            weight = 1.0
-        if rocs and weight:
-            found.append(Part(source.entries[place].hash, weight, rocs, rank))
-    criterion = gate.criterion if isinstance(gate, TopRocs) else "value"
-    return Composition(tuple(found), float(plan.scale[row]), criterion) if found else None
+def composition_of(parts: Sequence[Part], criterion: str) -> Composition | None:
+    """What parts make together; None for none."""
+    return Composition(tuple(parts), criterion) if parts else None
 
 
 def route(
@@ -84,14 +41,22 @@ def route(
         allow: names of adapters to keep to, a list for all or one per prompt.
 
     Raises:
-        InputError: the method cannot be served inside vLLM; else as `Planner.route`.
+        InputError: the method is no sum of a pool's adapters; else as `Planner.route`.
     """
     check_method(planner.method)
     routed = planner.route(prompts, labels=labels, allow=allow)
-    rows = range(len(routed.texts))
-    if routed.route is None:
-        return [Routed(None, (), routed.notes[row]) for row in rows]
-    plan = planner.plan(routed, rows, seed)
-    found = compositions_of(planner.method, routed.source, plan)
-    choices = planner.choices(routed, rows, plan)
-    return [Routed(found[row], choices[row], routed.notes[row], row in routed.silent) for row in rows]
+    found = []
+    for row, note in enumerate(routed.notes):
+        if routed.route is None:
+            found.append(Routed(None, (), note))
+            continue
+        plan = planner.plan(routed, [row], seed)
+        (choices,) = planner.choices(routed, [row], plan)
+        parts = parts_of(planner.method, routed.source, plan)
+        found.append(Routed(composition_of(parts, criterion(planner.method)), choices, note, row in routed.silent))
+    return found
+
+
+def criterion(method: Method) -> str:
+    """By which a method's ROCs are chosen, where any are."""
+    return str(getattr(method.gate, "criterion", "value"))

@@ -15,11 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from hilora.base.embedded import cache_dir
+from hilora.gateway.parts import Part
 from hilora.pool.derived import Canonical
 from hilora.pool.export import WEIGHTS, write_peft
 from hilora.pool.folder import PoolFolder
 from hilora.pool.reading import DamagedError
-from hilora.vllm.wire import Part, WireError
+from hilora.vllm.wire import WireError
 
 NOT_GATED = ("lm_head", "embed_tokens")
 """Modules whose LoRA vLLM applies by ways that compositions do not go."""

@@ -11,12 +11,11 @@ from typing import Any
 
 from hilora.base.fingerprint import describe_base
 from hilora.errors import MismatchError
+from hilora.gateway.composition import needed_rank
 from hilora.pool.folder import PoolFolder
 from hilora.vllm.folders import Folders
 from hilora.vllm.wire import FIELD, Composition, WireError, decode, encode
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of --max-lora-rank."""
 _log = logging.getLogger(__name__)
 
 
@@ -86,13 +85,13 @@ class Front:
         if room is None:
             raise MismatchError(
                 f"HILORA_POOL names {pool.path}, and vLLM was started without LoRA. Start it with --enable-lora "
-                f"--max-loras {self.num_places} --max-lora-rank {_offered(rank)}, or without HILORA_POOL."
+                f"--max-loras {self.num_places} --max-lora-rank {needed_rank(rank)}, or without HILORA_POOL."
             )
         if rank > room[1]:
             names = [entry.name for entry in pool.entries if entry.rank > room[1]]
             raise MismatchError(
                 f"The pool at {pool.path} has adapters of rank {rank} ({', '.join(names[:3])}), and vLLM has room for "
-                f"rank {room[1]}. Start it with --max-lora-rank {_offered(rank)}."
+                f"rank {room[1]}. Start it with --max-lora-rank {needed_rank(rank)}."
             )
         found = describe_base(model)
         if found.sketch and not pool.base.is_same(found):
@@ -147,8 +146,3 @@ class Front:
                 f"--max-lora-rank of at least {rank}."
             )
         self.folders.ensure(composition.parts)
-
-
-def _offered(rank: int) -> int:
-    """The least value of --max-lora-rank that has room for a rank."""
-    return next((each for each in RANKS if each >= rank), RANKS[-1])

@@ -80,8 +80,7 @@ class Places:
                 continue
             criterion[row] = CRITERIA.index(composition.criterion)
             for place, part in enumerate(composition.parts):
-                factor = part.weight * composition.scale
-                whole[:, place, row] = slots[part.content], part.rocs, part.rank, factor
+                whole[:, place, row] = slots[part.content], part.rocs, part.rank, part.factor
                 lies.setdefault((place, part.content), []).append(np.arange(starts[row], starts[row] + count))
         for buffer, values in zip((self.slot, self.rocs, self.rank, self.factor), whole, strict=True):
             _write(buffer, np.repeat(values, counts, axis=1))

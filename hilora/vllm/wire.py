@@ -1,8 +1,8 @@
 """A composition as it travels to vLLM's workers: one JSON value with each request, versioned and read strictly.
 
-    {"v": 1, "adapters": [[content, weight, rocs, rank], ...], "scale": s, "criterion": "value", "digest": "..."}
+    {"v": 1, "adapters": [[content, factor, rocs, rank], ...], "criterion": "value", "digest": "..."}
 
-At a site, adapter i adds scale * weight_i * B_i gate_i(A_i x), where the gate keeps a token's top `rocs` ROCs of `rank`.
+At a site, adapter i adds factor_i B_i gate_i(A_i x), where the gate keeps a token's top `rocs` ROCs of `rank`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 
 from hilora.engine.kernels.top_rocs import CRITERIA
 from hilora.errors import InputError, UnknownNameError
+from hilora.gateway.parts import Part
 
 VERSION = 1
 FIELD = "hilora"
 """Of `SamplingParams.extra_args`."""
-KEYS = {"v", "adapters", "scale", "criterion", "digest"}
+KEYS = {"v", "adapters", "criterion", "digest"}
 CONTENT = re.compile(r"(canonical )?[0-9a-f]{64}")
 
 
@@ -32,21 +33,10 @@ class WireError(InputError, ValueError):
 
 
 @dataclass(frozen=True)
-class Part:
-    """One adapter's part in a composition."""
-
-    content: str  # its content hash; "canonical <hash>" for its canonical form
-    weight: float
-    rocs: int  # that a token uses
-    rank: int  # the largest over the sites, in which `rocs` counts
-
-
-@dataclass(frozen=True)
 class Composition:
     """What a request adds to the base model."""
 
     parts: tuple[Part, ...]
-    scale: float = 1.0
     criterion: str = "value"  # a name in `compose.rocs.CRITERIA`
 
     @cached_property
@@ -55,8 +45,8 @@ class Composition:
         return hashlib.sha256(json.dumps(self._told(), sort_keys=True).encode()).hexdigest()[:32]
 
     def _told(self) -> dict[str, Any]:
-        rows = [[part.content, part.weight, part.rocs, part.rank] for part in self.parts]
-        return {"v": VERSION, "adapters": rows, "scale": self.scale, "criterion": self.criterion}
+        rows = [[part.content, part.factor, part.rocs, part.rank] for part in self.parts]
+        return {"v": VERSION, "adapters": rows, "criterion": self.criterion}
 
 
 def encode(composition: Composition) -> dict[str, Any]:
@@ -84,7 +74,7 @@ def decode(value: object) -> Composition:
     rows = value["adapters"]
     if not isinstance(rows, list | tuple) or not rows:
         raise WireError(f"adapters is a list of at least one; got {rows!r:.80}.")
-    found = Composition(tuple(map(_part, rows)), _number("scale", value["scale"]), str(value["criterion"]))
+    found = Composition(tuple(map(_part, rows)), str(value["criterion"]))
     contents = [part.content for part in found.parts]
     if len(set(contents)) < len(contents):
         raise WireError("An adapter is named twice in a composition.")
@@ -95,8 +85,8 @@ def decode(value: object) -> Composition:
 
 def _part(row: object) -> Part:
     if not isinstance(row, list | tuple) or len(row) != 4:
-        raise WireError(f"An adapter is [content hash, weight, ROCs, rank]; got {row!r:.120}.")
-    content, weight, rocs, rank = row
+        raise WireError(f"An adapter is [content hash, factor, ROCs, rank]; got {row!r:.120}.")
+    content, factor, rocs, rank = row
     if not isinstance(content, str) or not CONTENT.fullmatch(content):
         raise WireError(f"An adapter is named by its content hash, 64 hexadecimal digits; got {content!r:.120}.")
     for name, count in (("rocs", rocs), ("rank", rank)):
@@ -104,13 +94,9 @@ def _part(row: object) -> Part:
             raise WireError(f"{name} is a whole number; got {count!r:.40}.")
     if not 1 <= rocs <= rank:
         raise WireError(f"A token uses 1 to {rank} ROCs of an adapter of rank {rank}; got {rocs}.")
-    return Part(content, _number("weight", weight), rocs, rank)
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise WireError(f"{name} is a finite number; got {value!r:.40}.")
-    return float(value)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
+        raise WireError(f"An adapter's factor is a finite number; got {factor!r:.40}.")
+    return Part(content, float(factor), rocs, rank)
 
 
 _seen: OrderedDict[str, Composition] = OrderedDict()
