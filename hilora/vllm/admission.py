@@ -31,7 +31,7 @@ class Admission:
         """
         if not mine:
             return True
-        now, fits = self._clock(), len(mine.union(*running)) <= slots
+        now, fits = self._clock(), len(set(mine).union(*running)) <= slots
         first = next(iter(self._held), request)
         if first != request and now - self._held[first] > PATIENCE:
             fits = False

@@ -1,13 +1,12 @@
 """A pool's adapters as PEFT folders named by their content, which vLLM's workers load when a step first needs them.
 
-A folder is written when a request that needs it comes in, and stays: what becomes of the pool meanwhile, the request is
-served by what it was routed to.
+A folder is written when a request that needs it comes in, and stays: whatever becomes of the pool meanwhile, the
+request is served by what it was routed to.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -56,7 +55,7 @@ class Folders:
                 self._write(part.content)
 
     def _write(self, content: str) -> None:
-        pool, own = PoolFolder.open(self.pool), content.split()[-1]
+        pool, own = PoolFolder.open(self.pool), content.rpartition(" ")[2]
         try:
             factors = (Canonical(pool) if " " in content else pool).factors(content)
         except DamagedError as error:
@@ -67,15 +66,15 @@ class Folders:
         for site in factors:
             if site.rsplit(".", 1)[-1] in NOT_GATED:
                 raise WireError(
-                    f"The adapter {own[:12]} adapts {site}, where vLLM gates nothing. Disable it in the pool, or train "
-                    "it without that module."
+                    f"The adapter {own[:12]} adapts {site}, where vLLM gates nothing. Disable it in the pool, or "
+                    "train it without that module."
                 )
         base_model = next((entry.base_model for entry in pool.entries if entry.hash == own), "")
         self.root.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(dir=self.root))
         try:
             write_peft(beside, factors, base_model)
-            os.replace(beside, self.path(content))
+            beside.replace(self.path(content))
         except OSError:
             if not self.has(content):  # else another process was faster
                 raise

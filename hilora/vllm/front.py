@@ -90,8 +90,8 @@ class Front:
         if rank > room[1]:
             names = [entry.name for entry in pool.entries if entry.rank > room[1]]
             raise MismatchError(
-                f"The pool at {pool.path} has adapters of rank {rank} ({', '.join(names[:3])}), and vLLM has room for "
-                f"rank {room[1]}. Start it with --max-lora-rank {needed_rank(rank)}."
+                f"The pool at {pool.path} has adapters of rank {rank} ({', '.join(names[:3])}), and vLLM has room "
+                f"for rank {room[1]}. Start it with --max-lora-rank {needed_rank(rank)}."
             )
         found = describe_base(model)
         if found.sketch and not pool.base.is_same(found):

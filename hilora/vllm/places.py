@@ -1,7 +1,7 @@
 """What a step's tokens use, in buffers that stay where they are: which slots, and how much of each.
 
-A token has up to K places, one for each adapter of its composition. The buffers are filled before each step; the steps
-read them, captured graphs as well.
+A token has up to K places, one for each adapter of its composition. The buffers are filled before each step; what the
+step launches reads them, captured graphs as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is done at each hooked name: requests bring compositions, steps use them, and nobody waits for a slot for ever."""
+"""What is done at each hooked name: requests bring compositions, wait until their adapters find room, and use them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ def install(front: Front) -> None:
     install_front(front)
     install_scheduler(front)
     install_worker(front)
+    install_v1()
+    install_v2()
+    install_base_rows()
 
 
 def install_front(front: Front) -> None:
@@ -112,8 +115,6 @@ def install_worker(front: Front) -> None:
     from vllm.lora.layers import LoRAMapping, LoRAMappingType
     from vllm.lora.request import LoRARequest
 
-    by_id: dict[str, Composition] = {}  # of requests in the newer runner, which keeps no sampling parameters
-
     def load(stock: Stock, self: Any, model: Any, vllm_config: Any, device: Any) -> Any:
         loaded = stock(self, model, vllm_config, device)
         prepare(self.lora_manager._adapter_manager, vllm_config.lora_config, front.num_places)
@@ -138,6 +139,14 @@ def install_worker(front: Front) -> None:
         else:
             manager.hilora.fill(rows or (), numbers, {own: numbers.index(number_of(own)) for own in contents})
 
+    wrap(f"{MIXIN}.load_lora_model", load)
+    wrap(f"{MIXIN}._set_active_loras", set_active)
+    wrap(f"{MANAGER}.activate_adapter", activate)
+
+
+def install_v1() -> None:
+    """The runner that keeps requests with their parameters; the only one on the CPU."""
+
     def set_v1(stock: Stock, self: Any, input_batch: Any, num_tokens: Any, *args: Any, **kwargs: Any) -> Any:
         ids = input_batch.req_ids[: len(num_tokens)]
         own = [composition_of(self.requests[each].sampling_params) for each in ids]
@@ -146,10 +155,20 @@ def install_worker(front: Front) -> None:
 
     def dispatch_v1(stock: Stock, self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.lora_config and kwargs.get("force_num_active_loras") is None:
-            own = contents_of([composition_of(self.requests[each].sampling_params) for each in self.input_batch.req_ids])
+            own = contents_of(
+                [composition_of(self.requests[each].sampling_params) for each in self.input_batch.req_ids]
+            )
             if own:
                 kwargs["force_num_active_loras"] = len(self.input_batch.lora_id_to_lora_request) + len(own)
         return stock(self, *args, **kwargs)
+
+    wrap(f"{MIXIN}.set_active_loras", set_v1)
+    wrap(f"{V1}._determine_batch_execution_and_padding", dispatch_v1)
+
+
+def install_v2() -> None:
+    """The runner that keeps of a request what it needs; the default where Triton is."""
+    by_id: dict[str, Composition] = {}
 
     def add_v2(stock: Stock, self: Any, scheduler_output: Any) -> None:
         stock(self, scheduler_output)
@@ -170,16 +189,10 @@ def install_worker(front: Front) -> None:
         found = int(stock(lora_config, lora_state, req_ids, dummy_run))
         return found if dummy_run else found + len(contents_of(list(map(by_id.get, req_ids))))
 
-    wrap(f"{MIXIN}.load_lora_model", load)
-    wrap(f"{MIXIN}._set_active_loras", set_active)
-    wrap(f"{MIXIN}.set_active_loras", set_v1)
-    wrap(f"{V1}._determine_batch_execution_and_padding", dispatch_v1)
     wrap(f"{V2}:GPUModelRunner.add_requests", add_v2)
     wrap(f"{V2}:GPUModelRunner._remove_request", remove_v2)
     wrap(f"{V2}:get_num_active_loras_for_dispatch", dispatch_v2)
     wrap(f"{V2_STATE}.make_lora_inputs", make_v2)
-    wrap(f"{MANAGER}.activate_adapter", activate)
-    install_base_rows()
 
 
 def install_base_rows() -> None:

