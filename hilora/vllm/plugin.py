@@ -1,12 +1,15 @@
-"""vLLM's entry point. Without HILORA_POOL in the environment nothing is done, and vLLM stays what it is.
+"""vLLM's entry points. Without HILORA_POOL in the environment nothing is done, and vLLM stays what it is.
 
-HILORA_POOL             the pool whose adapters compositions may use: a folder, or the name of an installed pool.
-HILORA_VLLM_PLACES      adapters of one composition, at most; 8 by default.
+HILORA_POOL         the pool whose adapters compositions may use: a folder, or the name of an installed pool.
+HILORA_VLLM_PLACES  adapters of one composition, at most; 8 by default.
+HILORA_METHODS      methods that requests to the API server may name, separated by commas, the default first.
+HILORA_CACHE        where adapters are laid ready for vLLM, in vllm/; all of its processes read it.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from hilora.errors import InputError
 
@@ -31,6 +34,29 @@ def register() -> None:
 
     verify()
     install(Front(Folders(find_pool(os.environ[POOL])), places()))
+
+
+def door() -> Any:
+    """vLLM's endpoint plugin, which it loads where VLLM_PLUGINS names it."""
+    if not os.environ.get(POOL):
+        return Shut()
+    from hilora.pool.source import find_pool
+    from hilora.vllm.door import Plugin
+    from hilora.vllm.folders import Folders
+
+    return Plugin(Folders(find_pool(os.environ[POOL])), places())
+
+
+class Shut:
+    """The endpoint plugin where no pool is named: it does nothing."""
+
+    name, required_tasks = "hilora", None
+
+    def attach_router(self, app: Any) -> None:
+        """Leave the application as it is."""
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Leave its state as it is."""
 
 
 def places() -> int:

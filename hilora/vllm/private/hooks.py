@@ -1,4 +1,4 @@
-"""What is done at each hooked name: requests bring compositions, wait until their adapters find room, and use them."""
+"""What is done at each hooked name: requests bring compositions, wait for room, and use them."""
 
 from __future__ import annotations
 
