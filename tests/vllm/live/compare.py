@@ -2,7 +2,7 @@
 
     python -m tests.vllm.live.compare                           a tiny random Llama and adapters of ragged ranks
     python -m tests.vllm.live.compare --tp 3                    the same, on three processes
-    python -m tests.vllm.live.compare --tp 3 --sharded          with LoRAs that are sharded, too
+    python -m tests.vllm.live.compare --tp 2 --sharded          on two, with LoRAs that are sharded, too
     python -m tests.vllm.live.compare --pool flan-mini          the embedded default
 """
 
@@ -58,12 +58,12 @@ def texts(task: str, count: int, seed: int) -> list[str]:
 
 
 def tiny_base(folder: Path, heads: int = 3) -> Any:
-    """A random Llama whose heads three processes can share; its tokenizer's tokens join without spaces."""
+    """A random Llama whose heads some processes can share; its tokenizer's tokens join without spaces."""
     import transformers
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=len(CHARS) + 3, hidden_size=32 * heads, intermediate_size=120, num_hidden_layers=3,
+        vocab_size=192, hidden_size=32 * heads, intermediate_size=120, num_hidden_layers=3,
         num_attention_heads=heads, num_key_value_heads=heads, head_dim=32, max_position_embeddings=256,
         pad_token_id=0, eos_token_id=1, bos_token_id=1, tie_word_embeddings=False,
     )  # fmt: skip
@@ -71,6 +71,7 @@ def tiny_base(folder: Path, heads: int = 3) -> Any:
     for parameter in model.parameters():  # larger weights than at the start of training, so that answers differ
         if parameter.ndim > 1:
             parameter.data.mul_(8)
+    model.lm_head.weight.data[len(CHARS) + 3 :] = 0  # no tokens, there for processes to share
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.decoder = decoders.Fuse()
     model.save_pretrained(folder)
@@ -90,10 +91,10 @@ def ragged(model: Any, rank: int, seed: int) -> Factors:
     return found
 
 
-def tiny_world(root: Path) -> tuple[Path, Pool, FakeEmbedder]:
+def tiny_world(root: Path, heads: int = 3) -> tuple[Path, Pool, FakeEmbedder]:
     """A base, and a pool of adapters for it."""
     embedder, base = FakeEmbedder(), root / "base"
-    model = tiny_base(base)
+    model = tiny_base(base, heads)
     pool = Pool.create(root / "pool", describe_base(str(base)), describe_embedder(embedder))
     for seed, (task, rank) in enumerate(RANKS.items()):
         write_peft(root / f"adapter-{task}", ragged(model, rank, seed), "base")
@@ -223,7 +224,7 @@ def main() -> None:
     options: dict[str, Any] = {"tensor_parallel_size": given.tp, "fully_sharded_loras": given.sharded}
     if given.pool:
         raise NotImplementedError
-    base, pool, embedder = tiny_world(root)
+    base, pool, embedder = tiny_world(root, given.tp if given.tp > 1 else 3)
     prompts = [text for task in LETTERS for text in texts(task, given.prompts // len(LETTERS), 9)]
     os.environ["HILORA_POOL"] = str(pool.path)
     from hilora.vllm.plugin import register
