@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lines import Line, add
+from lines import Line, add, placed
 
 from hilora import HiLoRA, Planner, Pool, get_method
 from hilora.base.embed import Embedder
@@ -169,14 +169,13 @@ def once(args: argparse.Namespace, dtype: str, batch: int) -> float:
 
 def on_page(page: str, lines: Sequence[Line]) -> str:
     """The page with the table of these lines in its place."""
-    before, rest = page.split(BEGIN)
     starts = [
         f"Compiling a step of {line['batch']} rows in {line['dtype']} took {line['first_s']:.0f} s, and "
         f"{line['second_s']:.0f} s in another process after it ({line['device']}, {line['threads']} threads)."
         for line in lines
         if "first_s" in line
     ]
-    return f"{before}{BEGIN}{table(lines)}\n\n{' '.join(starts)}\n{END}{rest.split(END, 1)[1]}"
+    return placed(page, BEGIN, END, f"{table(lines)}\n\n{' '.join(starts)}")
 
 
 def table(lines: Sequence[Line]) -> str:

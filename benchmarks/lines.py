@@ -36,3 +36,9 @@ def write(path: Path | None, lines: Iterable[Line]) -> None:
         kept.append(json.dumps(line) + "\n")
     if path:
         path.write_text("".join(kept))
+
+
+def placed(page: str, begin: str, end: str, told: str) -> str:
+    """A page with a text between two of its lines, in place of what stood there."""
+    before, rest = page.split(begin)
+    return f"{before}{begin}{told}\n{end}{rest.split(end, 1)[1]}"

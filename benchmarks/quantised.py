@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lines import Line, write
+from lines import Line, placed, write
 from torch import Tensor
 
 from hilora import HiLoRA, Planner, Pool, get_method
@@ -96,9 +96,7 @@ def table(lines: list[Line]) -> str:
 
 def on_page(page: str, lines: list[Line]) -> str:
     """The page with the table of these lines in its place."""
-    before, rest = page.split(BEGIN)
-    after = rest.split(END, 1)[1]
-    return f"{before}{BEGIN}{table(lines)}\n{END}{after}"
+    return placed(page, BEGIN, END, table(lines))
 
 
 def main() -> None:

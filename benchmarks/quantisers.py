@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lines import Line, write
+from lines import Line, placed, write
 from made import random_pool
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTQConfig, LlamaConfig, LlamaForCausalLM
@@ -179,8 +179,7 @@ def table(lines: list[Line]) -> str:
 
 def on_page(page: str, lines: list[Line]) -> str:
     """The page with the table of these lines in its place."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}{table(lines)}\n{END}{rest.split(END, 1)[1]}"
+    return placed(page, BEGIN, END, table(lines))
 
 
 def main() -> None:

@@ -48,29 +48,37 @@ class Composition:
 def compose(parts: Sequence[Part], *, levels: int | None = None) -> Composition | None:
     """The composition of a prompt's adapters; None where the base model answers alone.
 
-    With levels, each factor becomes one of the multiples 0, 1/levels .. 1 of the largest; those that come to 0 are
-    left out, and the sum of all stays what it was. Equal factors stay equal.
-
     Args:
-        parts: adapters that are used whole.
-        levels: of the grid; None for factors as they are.
+        parts: adapters that are used whole; those whose factor comes to 0 on the grid are left out.
+        levels: of the grid, see `on_grid`; None for factors as they are.
 
     Raises:
         InputError: an adapter is not used whole; levels below 1.
     """
-    if levels is not None and levels < 1:
-        raise InputError(f"levels of a grid of weights are 1 or more; got {levels}.")
     if any(not part.is_whole for part in parts):
         raise InputError("A composition is made of whole adapters; some ROCs of one are chosen token by token.")
     if not parts:
         return None
-    factors = [part.factor for part in parts]
-    if levels is not None:
-        largest, total = max(factors), sum(factors)
-        steps = [int(levels * factor / largest + 0.5) for factor in factors]
-        factors = [total * step / sum(steps) for step in steps]
+    factors = on_grid([part.factor for part in parts], levels)
     kept = [(part, factor) for part, factor in zip(parts, factors, strict=True) if factor]
     return Composition(tuple((part.content, factor) for part, factor in kept), sum(part.rank for part, _ in kept))
+
+
+def on_grid(factors: Sequence[float], levels: int | None) -> list[float]:
+    """Each factor as one of the multiples 0, 1/levels .. 1 of the largest; the sum of all stays what it was.
+
+    Equal factors stay equal. Without levels, all stay as they are.
+
+    Raises:
+        InputError: levels below 1.
+    """
+    if levels is None:
+        return list(factors)
+    if levels < 1:
+        raise InputError(f"levels of a grid of weights are 1 or more; got {levels}.")
+    largest, total = max(factors), sum(factors)
+    steps = [int(levels * factor / largest + 0.5) for factor in factors]
+    return [total * step / sum(steps) for step in steps]
 
 
 def factors_of(composition: Composition, read: Callable[[str], Factors]) -> Factors:

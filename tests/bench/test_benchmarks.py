@@ -373,7 +373,6 @@ def test_selection_agrees_with_the_exact_best(
 ) -> None:
     _, pool = shared_pool("llama")
     script = bench_scripts.load("benchmarks/selection.py")
-    bench_scripts.monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **options: embedder)
     bench_scripts.monkeypatch.setattr(script, "AT_ONCE", 70)
     options = ["--adapters", 4, 20, "--prompts", 8, "--near", 150, "--members", 9, "--compared", 6]
     bench_scripts.run(script, "--pool", pool.path, *options, "--json", tmp_path / "s.jsonl")
@@ -390,7 +389,6 @@ def test_pools_of_any_size_are_opened_changed_and_timed(
     model, pool = shared_pool("llama")
     script = bench_scripts.load("benchmarks/pool.py")
     monkeypatch.setattr(script, "CHANGES", 2)
-    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **options: embedder)
     monkeypatch.setattr(script, "load_base", lambda name, dtype: (model, tokenizer))
     source = Pool.open(pool.path)
     options = ["--registered", 4, 9, "--batch", 2, "--distinct", 2, "--words", 3, "--new-tokens", 2, "--rounds", 1]
@@ -688,3 +686,26 @@ def test_memory_of_shapes_is_bounded_by_the_caches_capacity(
     _, row = lines(tmp_path / "shapes.jsonl")
     assert row["capacity"] == 64
     assert len(row["mib"]) == 1 + shapes.PRODUCTS // shapes.EVERY
+
+
+def test_a_grid_of_weights_is_priced_in_answers(
+    bench_scripts: Any, shared_pool: Any, tmp_path: Path, tokenizer: Any, embedder: Any, monkeypatch: Any
+) -> None:
+    model, pool = shared_pool("llama")
+    script = bench_scripts.load("benchmarks/compositions.py")
+    monkeypatch.setattr(script, "load_base", lambda name, **how: (model, tokenizer))
+    monkeypatch.setattr(type(pool.embedder), "load", lambda *args, **how: embedder)
+    (tmp_path / "data").mkdir()
+    for name in pool.names:
+        row = json.dumps({"inputs": "abab zzy mno 123", "targets": "ab", "metric": "em"}) + "\n"
+        (tmp_path / "data" / f"{name}.jsonl").write_text(2 * row)
+    out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    page.write_text(f"Before.\n\n{script.BEGIN}{script.END}\n\nAfter.\n")
+    few = ("--pool", pool.path, "--new-tokens", "3")
+    bench_scripts.run(script, "--data", tmp_path / "data", "--json", out, "--page", page, *few)
+    _, *rows = lines(out)
+    assert {row["way"] for row in rows} == {script.SELECTION, *script.GRIDS}
+    assert len(rows) == len(pool.names) * (1 + len(script.GRIDS))
+    by_way = {way: [row["composition"] for row in rows if row["way"] == way] for way in script.GRIDS}
+    assert len(set(by_way["1"])) <= len(set(by_way["as they are"]))
+    assert page.read_text().count("\n| ") == 2 + 1 + len(script.GRIDS)
