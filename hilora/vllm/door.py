@@ -23,6 +23,7 @@ from hilora.pool.folder import PoolFolder
 from hilora.serve.asked import AUTO, BASE, Ask, Caller
 from hilora.serve.desk import GROWING
 from hilora.serve.faults import MissingError
+from hilora.serve.openai.answered import in_its_words
 from hilora.serve.openai.asking import refused
 from hilora.serve.openai.errors import error_of
 from hilora.serve.openai.models import models_of
@@ -129,7 +130,8 @@ class Door:
 
     async def _choose(self, chooser: Chooser, ask: Ask) -> Chosen:
         """Choose, and have the adapters ready."""
-        chosen = await chooser.choose(ask)
+        with in_its_words(ask):
+            chosen = await chooser.choose(ask)
         await asyncio.to_thread(self.hall.folders.ensure, chosen.parts)
         return chosen
 

@@ -1,9 +1,9 @@
 """The plugin against the library: the same prompts, the same compositions, token by token. In an environment with vLLM:
 
-    python -m tests.vllm.live.compare                           a tiny random Llama and adapters of ragged ranks
-    python -m tests.vllm.live.compare --tp 3                    the same, on three processes
-    python -m tests.vllm.live.compare --tp 2 --sharded          on two, with LoRAs that are sharded, too
-    python -m tests.vllm.live.compare --pool flan-mini          the embedded default
+python -m tests.vllm.live.compare                           a tiny random Llama and adapters of ragged ranks
+python -m tests.vllm.live.compare --tp 3                    the same, on three processes
+python -m tests.vllm.live.compare --tp 2 --sharded          on two, with LoRAs that are sharded, too
+python -m tests.vllm.live.compare --pool flan-mini          the embedded default
 """
 
 from __future__ import annotations
