@@ -21,7 +21,6 @@ from hilora.gateway.parts import Room, check_method
 from hilora.methods.method import Method
 from hilora.pool.folder import PoolFolder
 from hilora.serve.asked import AUTO, BASE, Ask, Caller
-from hilora.serve.desk import GROWING
 from hilora.serve.faults import MissingError
 from hilora.serve.openai.answered import in_its_words
 from hilora.serve.openai.asking import refused
@@ -38,7 +37,7 @@ from hilora.vllm.private.served import served_names
 from hilora.vllm.replies import Added
 
 METHODS = "HILORA_METHODS"
-DEFAULT_METHODS = tuple(name for name in GROWING if name != "fusion")  # which is no sum of adapters
+DEFAULT_METHODS = ("hilora-plus", "hilora", "hilora-gs", "selection", "mixture")
 MODELS = "/v1/models"
 ANYBODY = Caller()
 

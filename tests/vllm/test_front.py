@@ -1,4 +1,4 @@
-"""Compositions are what this process made of its own pool; whatever else comes is refused or dropped, never obeyed."""
+"""Compositions are what this process made of its pool; whatever else comes is refused or dropped, never obeyed."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def install_base_rows() -> None:
 
     def shrink(stock: Stock, self: Any, y: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, y, *args, **kwargs)
-        for site in y:
+        for site in () if self.no_lora else y:  # where none has any, nothing was done
             site[self.token_lora_indices < 0] = 0
 
     def keep(indices: str) -> Any:

@@ -1,9 +1,13 @@
-"""The plugin against the library: the same prompts, the same compositions, token by token. In an environment with vLLM:
+"""The plugin against the library: the same prompts, the same compositions, token by token.
 
-python -m tests.vllm.live.compare                           a tiny random Llama and adapters of ragged ranks
-python -m tests.vllm.live.compare --tp 3                    the same, on three processes
-python -m tests.vllm.live.compare --tp 2 --sharded          on two, with LoRAs that are sharded, too
-python -m tests.vllm.live.compare --pool flan-mini          the embedded default
+By hand, in an environment with vLLM (`make .venv-vllm/.dev`), from the root of a clone:
+
+    python -m tests.vllm.live.compare                       a tiny random Llama and adapters of ragged ranks
+    python -m tests.vllm.live.compare --tp 3                the same, on three processes
+    python -m tests.vllm.live.compare --tp 2 --sharded      on two, with LoRAs that are sharded, too
+    python -m tests.vllm.live.compare --pool flan-mini      the embedded default
+
+On the CPU with VLLM_CPU_KVCACHE_SPACE=1, and with VLLM_CPU_OMP_THREADS_BIND=nobind for several processes.
 """
 
 from __future__ import annotations
@@ -22,20 +26,23 @@ import torch
 from tokenizers import decoders
 
 from hilora import HiLoRA
-from hilora.base.embed import describe_embedder
+from hilora.base.embed import Embedder, describe_embedder
 from hilora.base.fingerprint import describe_base
+from hilora.base.models import resolve_base
 from hilora.base.modules import linear_shapes
 from hilora.base.prompts import encode_prompts
+from hilora.cli.demo import PROMPTS
 from hilora.planner import Routed
 from hilora.pool.export import export_adapter, write_peft
 from hilora.pool.pool import Pool
+from hilora.pool.source import find_pool
 from hilora.types import Factors
 from hilora.vllm import params, route
-from tests.conftest import CHARS, FakeEmbedder, tiny_tokenizer
+from tests.conftest import CHARS, tiny_bert, tiny_tokenizer
 
 CLOSE = 1e-4
 """Logits of two candidates that may be told apart either way."""
-LETTERS = {"a": "aba", "b": "xyz", "c": "mno", "d": "123", "e": "pqr", "f": "(=)"}
+LETTERS = {"a": "aba", "b": "xyz", "c": "mno", "d": "stu", "e": "pqr", "f": "gh."}
 RANKS = {"a": 4, "b": 8, "c": 3, "d": 6, "e": 2, "f": 5}
 METHODS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -91,9 +98,9 @@ def ragged(model: Any, rank: int, seed: int) -> Factors:
     return found
 
 
-def tiny_world(root: Path, heads: int = 3) -> tuple[Path, Pool, FakeEmbedder]:
+def tiny_world(root: Path, heads: int = 3) -> tuple[Path, Pool, Embedder]:
     """A base, and a pool of adapters for it."""
-    embedder, base = FakeEmbedder(), root / "base"
+    embedder, base = Embedder(str(tiny_bert(root / "bert", longest=120))), root / "base"
     model = tiny_base(base, heads)
     pool = Pool.create(root / "pool", describe_base(str(base)), describe_embedder(embedder))
     for seed, (task, rank) in enumerate(RANKS.items()):
@@ -126,7 +133,7 @@ class Case:
     lora: Any = None
 
     def gap(self, tokens: Sequence[int]) -> float:
-        """How far apart the library finds its own choice and vLLM's, where an answer's tokens first differ; else 0."""
+        """How far apart the library finds its choice and vLLM's, where an answer's tokens first differ; else 0."""
         read = torch.tensor([[*self.ids, *tokens]])
         with self.router.attached(self.routed, [self.row], 0), torch.inference_mode():
             logits = self.router.model(input_ids=read).logits[0, len(self.ids) - 1 : -1].float()
@@ -214,26 +221,28 @@ def engine(base: Path, **options: Any) -> Any:
 def main() -> None:
     """Compare, and print what was found."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--pool", help="a pool; default: a random one, with a random base")
-    asked.add_argument("--tp", type=int, default=1)
-    asked.add_argument("--sharded", action="store_true")
+    asked.add_argument("--pool", help="a pool, for its own base; default: a random one, for a random base")
+    asked.add_argument("--tp", type=int, default=1, help="processes that share the model")
+    asked.add_argument("--sharded", action="store_true", help="share the LoRAs, too")
     asked.add_argument("--prompts", type=int, default=12)
     given = asked.parse_args()
-    root = Path(tempfile.mkdtemp())
-    os.environ.setdefault("HILORA_CACHE", str(root / "cache"))
-    options: dict[str, Any] = {"tensor_parallel_size": given.tp, "fully_sharded_loras": given.sharded}
-    if given.pool:
-        raise NotImplementedError
-    base, pool, embedder = tiny_world(root, given.tp if given.tp > 1 else 3)
-    prompts = [text for task in LETTERS for text in texts(task, given.prompts // len(LETTERS), 9)]
-    os.environ["HILORA_POOL"] = str(pool.path)
-    from hilora.vllm.plugin import register
-
-    register()
-    each = list(cases(str(base), pool, embedder, prompts, root / "loras"))
-    llm = engine(base, **options)
-    for turn in ("first", "again"):
-        print(f"{turn}: {compare(llm, each)}", file=sys.stdout, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        options: dict[str, Any] = {"tensor_parallel_size": given.tp, "fully_sharded_loras": given.sharded}
+        if given.pool is None:
+            os.environ.setdefault("HILORA_CACHE", folder)
+            base, pool, embedder = tiny_world(root, given.tp if given.tp > 1 else 3)
+            prompts = [text for task in LETTERS for text in texts(task, given.prompts // len(LETTERS), 9)]
+        else:
+            pool = Pool.open(find_pool(given.pool))
+            base, embedder = Path(resolve_base(pool.base.name)), None
+            prompts = [shown.prompt for shown in PROMPTS][: given.prompts]
+            options |= {"max_loras": 8, "max_model_len": 1024}
+        os.environ["HILORA_POOL"] = str(pool.path)
+        each = list(cases(str(base), pool, embedder, prompts, root / "loras"))
+        llm = engine(base, **options)
+        for turn in ("first", "again"):
+            print(f"{turn}: {compare(llm, each)}", file=sys.stdout, flush=True)
 
 
 if __name__ == "__main__":
