@@ -1,4 +1,4 @@
-"""vLLM's own API server with the plugin: unlabelled prompts are routed; compositions that clients send are dropped."""
+"""vLLM's own API server with the plugin: unlabelled prompts are routed; clients' compositions are dropped."""
 
 from __future__ import annotations
 
