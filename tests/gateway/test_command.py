@@ -71,9 +71,8 @@ def test_what_is_not_given_or_makes_no_sense_is_said(pool: Pool, tmp_path: Path)
 
 
 def test_a_pool_is_written_for_a_vllm_that_loads_nothing(pool: Pool, tmp_path: Path) -> None:
-    code, told = run(
-        "export", "--pool", str(pool.path), "--adapters", str(tmp_path / "a"), "--adapters-at", "/mnt/a/"
-    )
+    given = "export", "--pool", str(pool.path), "--adapters"
+    code, told = run(*given, str(tmp_path / "a"), "--adapters-at", "/mnt/a/")
     assert code == 0, told
     written = {path.name for path in (tmp_path / "a").iterdir()}
     assert len(written) == 4
