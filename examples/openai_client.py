@@ -1,7 +1,7 @@
-"""OpenAI's own client at `hilora serve`: what is asked, and what comes back.
+"""OpenAI's own client at `hilora serve`; at `hilora gateway` and at vLLM with the plugin it is the same.
 
 make serve                                     # in another terminal
-python examples/openai_client.py               # docs/serving-transcript.md is what this prints
+python examples/openai_client.py               # docs/serving-transcript.md is what this prints; see vllm-transcript.md
 """
 
 import os
@@ -18,9 +18,10 @@ CALLS = (
     messages=[{"role": "user", "content": "What is 46 plus 27?"}],
     max_tokens=8,
     temperature=0,
+    extra_body={"hilora": {"explain": True}},
 )""",
     "answer.choices[0].message.content, answer.choices[0].finish_reason, answer.usage.completion_tokens",
-    "[(each['name'], round(each['weight'], 3)) for each in answer.hilora['adapters']], answer.hilora['seed']",
+    "[(each['name'], round(each['weight'], 3), each['rocs']) for each in answer.hilora['adapters']]",
     """stream = client.completions.create(
     model="sst2", prompt="A joy to see. Positive or negative? Answer:", max_tokens=4, temperature=0, stream=True
 )""",

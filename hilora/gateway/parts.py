@@ -53,6 +53,7 @@ def check_method(method: Method, *, whole: bool = False) -> Method:
         InputError: it weighs adapters token by token, or makes others of them; or it chooses ROCs, and may not.
     """
     makes = method.make not in (None, Canonical)  # canonical ROCs add up to the same adapter
+    makes = makes or method.complete is not None  # as lorahub, whose one adapter comes with what was trained
     if method.router is not None and (makes or not isinstance(method.gate, GATES)):
         raise InputError(
             f"{method.name} is not a fixed sum of the pool's adapters for a prompt, so no other server can be told "

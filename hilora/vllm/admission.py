@@ -1,0 +1,47 @@
+"""Which waiting requests may join a step: all adapters of its requests have to lie in vLLM's slots at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Set
+
+PATIENCE = 2.0
+"""Seconds after which a request that found no room is let in before all later ones that use adapters."""
+
+
+class Admission:
+    """Lets requests in, and sees to it that none waits for ever while others pass it.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[str, float] = {}
+
+    def may(self, request: str, mine: Set[str], running: Iterable[Set[str]], slots: int) -> bool:
+        """Whether a request may join those that run.
+
+        Args:
+            request: its id.
+            mine: the adapters that it uses.
+            running: those of each request that runs.
+            slots: as many adapters lie ready at once.
+        """
+        if not mine:
+            return True
+        now, fits = self._clock(), len(set(mine).union(*running)) <= slots
+        first = next(iter(self._held), request)
+        if first != request and now - self._held[first] > PATIENCE:
+            fits = False
+        if fits:
+            self._held.pop(request, None)
+        else:
+            self._held.setdefault(request, now)
+        return fits
+
+    def forget(self, known: Callable[[str], bool]) -> None:
+        """Forget requests that are not there any more."""
+        for request in [each for each in self._held if not known(each)]:
+            del self._held[request]
