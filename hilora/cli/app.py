@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hilora import __version__
-from hilora.cli import evaluate, figures, pool, serve, train
+from hilora.cli import evaluate, figures, gateway, pool, serve, train
 from hilora.cli.bench import bench
 from hilora.cli.explain import explain
 from hilora.cli.opened import choose_method, open_pool
@@ -45,6 +45,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(figures.app, name="figures")
 app.add_typer(serve.app, name="serve")
+app.add_typer(gateway.app, name="gateway")
 app.command()(explain)
 app.command()(bench)
 

@@ -102,9 +102,7 @@ def test_nothing_is_lost_when_a_backend_is_killed(opened: Any, fakes: Any) -> No
     assert gateway.number("asked_total", backend="0", outcome="failed") >= 5
 
 
-def test_streams_that_were_told_a_word_when_their_backend_is_killed_end_with_an_error(
-    opened: Any, fakes: Any
-) -> None:
+def test_streams_that_were_told_a_word_when_their_backend_is_killed_end_so(opened: Any, fakes: Any) -> None:
     first, second = fakes(pause=0.3), fakes(pause=0.3)
     gateway = opened(first, second, limits={"running": 64}, method="selection")
     gateway.says("aaa abab"), gateway.says("xyz zzy")

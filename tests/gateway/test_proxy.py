@@ -45,7 +45,7 @@ def test_the_same_composition_is_one_name_one_folder_one_load(opened: Any, fakes
     assert len(set(said)) == 1
     name = said[0].split(":")[0]
     assert fake.seen.loads[name] == 1
-    probe = {each for each in fake.seen.unloads}
+    probe = set(fake.seen.unloads)
     assert {path.name for path in (tmp_path / "adapters").iterdir()} == {name, *probe}
     assert len(probe) == 1
 
@@ -56,7 +56,7 @@ def test_everything_but_model_and_hilora_goes_on_untouched(opened: Any, fakes: A
     fields = {
         "messages": [
             {"role": "developer", "content": "Be short."},
-            {"role": "user", "content": [{"type": "text", "text": "aaa abab"}, {"type": "image_url", "image_url": {"url": "x"}}]},
+            {"role": "user", "content": [{"type": "text", "text": "aaa"}, {"type": "image_url", "image_url": {}}]},
             {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]},
             {"role": "tool", "tool_call_id": "1", "content": "3"},
             {"role": "user", "content": "baab 🙂"},
@@ -128,8 +128,18 @@ def test_what_is_wrong_is_refused_in_openais_form(opened: Any, fakes: Any, field
     refused = gateway.client.post("/v1/chat/completions", json=body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
     assert fake.seen.bodies == []
-    assert gateway.client.post("/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}).json()["error"]["code"] == "invalid_json"  # fmt: skip
-    assert gateway.client.post("/v1/chat/completions", content=b"{}").status_code == 415
+
+
+def test_a_body_that_is_no_object_is_refused(opened: Any, fakes: Any) -> None:
+    gateway = opened(fakes())
+
+    def send(content: bytes, kind: str = "application/json") -> Any:
+        return gateway.client.post("/v1/chat/completions", content=content, headers={"Content-Type": kind})
+
+    for content in (b"", b"{", b"[]", b"3", b'{"model": "base", "a": "' + b"\xff" + b'"}'):
+        assert send(content).status_code == 400, content
+    assert send(b"{}", "text/plain").status_code == 415
+    assert send(b'{"a":' + b"[" * 200 + b"]" * 200 + b"}").json()["error"]["code"] == "invalid_json"
 
 
 def test_what_the_backend_refuses_comes_back_as_it_is(opened: Any, fakes: Any) -> None:
@@ -214,7 +224,7 @@ def test_a_method_that_abstains_asks_nobody(opened: Any, fakes: Any) -> None:
 
 
 def test_methods_that_choose_token_by_token_are_refused(opened: Any, fakes: Any) -> None:
-    with pytest.raises(Exception, match="gamma 0.4 chooses ROCs for every token"):
+    with pytest.raises(Exception, match=r"gamma 0\.4 chooses ROCs for every token"):
         opened(fakes(), method="hilora")
     gateway = opened(fakes(), method="hilora-plus", methods=["selection", "mixture", "hilora-gs"])
     for method in ("selection", "mixture", "hilora-gs"):
