@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 from hilora import __version__
+from hilora.errors import MismatchError
 from hilora.vllm.admission import Admission
 from hilora.vllm.folders import number_of
 from hilora.vllm.front import Front, salted
@@ -56,7 +57,9 @@ def install_front(front: Front) -> None:
             None if lora is None else (lora.max_loras, lora.max_lora_rank),
         )
         if lora.enable_tower_connector_lora:
-            raise WireError("Compositions are for language models. Start vLLM without --enable-tower-connector-lora.")
+            raise MismatchError(
+                "Compositions are for language models. Start vLLM without --enable-tower-connector-lora."
+            )
         stock(self, vllm_config, *args, **kwargs)
 
         async def with_context(*args: Any, **kwargs: Any) -> Any:  # the executor's threads know of no request
