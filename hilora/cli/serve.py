@@ -70,9 +70,9 @@ def serve(
     if context.invoked_subcommand is not None:
         return
     try:
+        from hilora.serve.listening import share_malloc
         from hilora.serve.run import Settings as Served
         from hilora.serve.run import serve as run
-        from hilora.serve.run import share_malloc
     except ModuleNotFoundError as error:
         raise InputError(f"Serving needs {error.name}. Install it: pip install 'hilora[serve]'") from error
     from hilora.engine.generate import HiLoRA

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 
 from hilora.base.embed import Embedder
 from hilora.engine.teams import let_team_go
-from hilora.gateway.parts import EVERYTHING, Part, Room, check_method, parts_of
+from hilora.gateway.parts import EVERYTHING, Made, Part, Room, check_method, parts_of
 from hilora.gateway.planners import Maker, Planners, Way
 from hilora.methods.lookup import get_method
 from hilora.methods.method import Method
 from hilora.planner import Planner, Routed
 from hilora.pool.memory import Memory
 from hilora.pool.reading import DamagedError
-from hilora.pool.view import Entry, PoolView, Source
+from hilora.pool.view import Entry, PoolView
 from hilora.serve.asked import BASE, Ask, Caller, Why
 from hilora.serve.damages import Damages
 from hilora.serve.faults import BusyError, ClosingError, ServiceError
@@ -55,7 +55,7 @@ class Chosen:
     criterion: str
     why: Why
     silent: bool
-    source: Source
+    source: Made
     seconds: float
 
 
@@ -241,4 +241,5 @@ class Chooser:
         name = BASE if ask.model == BASE else method.name
         why = told_of(view, ask.caller, name, choices, routed.notes[row], 0, planner.epoch)
         criterion = getattr(method.gate, "criterion", "value")
-        return Chosen(parts, criterion, why, row in routed.silent, planner.source, time.perf_counter() - waiting.came)
+        source = Made(view, planner.source)
+        return Chosen(parts, criterion, why, row in routed.silent, source, time.perf_counter() - waiting.came)

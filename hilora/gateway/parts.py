@@ -13,8 +13,8 @@ from hilora.compose.weighted import Weighted
 from hilora.errors import InputError
 from hilora.methods.method import Method
 from hilora.pool.derived import Canonical
-from hilora.pool.view import Source
-from hilora.types import Plan, Route
+from hilora.pool.view import PoolView, Source
+from hilora.types import Factors, Plan, Route
 
 GATES = (TopRocs, Weighted)
 """Composers whose work on an adapter is a factor and a number of ROCs."""
@@ -81,6 +81,23 @@ def parts_of(method: Method, source: Source, plan: Plan) -> tuple[Part, ...]:
         content = source.entries[place].hash
         found.append(Part(content.split()[-1] if rocs == rank else content, factor, rocs, rank))
     return tuple(sorted(found, key=lambda part: part.content))
+
+
+@dataclass(frozen=True)
+class Made:
+    """Where the factors of parts are: of a pool's adapters, and of those that a method has made of these.
+
+    Attributes:
+        view: the pool.
+        source: the method's.
+    """
+
+    view: PoolView
+    source: Source
+
+    def factors(self, content: str) -> Factors:
+        """Factors by content; what was made is called by a word and a hash, see `pool.derived`."""
+        return self.source.factors(content) if " " in content else self.view.factors(content)
 
 
 @dataclass(frozen=True)

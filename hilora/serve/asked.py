@@ -143,8 +143,8 @@ class Answering(Protocol):
 
 
 @runtime_checkable
-class Desk(Protocol):
-    """What answers prompts (`desk.PoolDesk`)."""
+class Shelf(Protocol):
+    """What can be named."""
 
     @property
     def methods(self) -> Sequence[str]:
@@ -156,6 +156,15 @@ class Desk(Protocol):
         """When, in seconds since 1970."""
         ...
 
+    def visible(self, caller: Caller) -> Sequence[Entry]:
+        """The adapters that a caller may name, under the names that he knows them by, in the order of these."""
+        ...
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """What answers prompts."""
+
     async def answer(self, ask: Ask) -> Answering:
         """Route a prompt and have it answered; returns when its first step may come.
 
@@ -165,14 +174,15 @@ class Desk(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class Desk(Shelf, Answers, Protocol):
+    """What the service asks (`desk.PoolDesk`)."""
+
     async def route(self, ask: Ask) -> Why:
         """The same without an answer."""
         ...
 
     async def look(self, ask: Ask) -> tuple[Why, Looked]:
         """The same with the answer that is given, looked at."""
-        ...
-
-    def visible(self, caller: Caller) -> Sequence[Entry]:
-        """The adapters that a caller may name, under the names that he knows them by, in the order of these."""
         ...

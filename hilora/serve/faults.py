@@ -85,6 +85,21 @@ class ClosingError(ServiceError):
     status, type = 503, "server_error"
 
 
+class AwayError(ServiceError):
+    """What would answer is not there now: come again.
+
+    Args:
+        message: as above.
+        after: seconds.
+    """
+
+    status, type = 503, "server_error"
+
+    def __init__(self, message: str, after: float = 1.0, code: str | None = None) -> None:
+        super().__init__(message, code)
+        self.after = after
+
+
 class UnusableError(ServiceError):
     """Files of an adapter are damaged."""
 

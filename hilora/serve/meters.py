@@ -17,7 +17,7 @@ NAMES = 100
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class _Counts(Collector):
+class Counts(Collector):
     """Numbers that only grow, counted elsewhere, by a label; read when they are asked for."""
 
     def __init__(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
@@ -80,11 +80,11 @@ class Meters:
 
     def watch_count(self, name: str, about: str, read: Callable[[], int]) -> None:
         """Show a number that only grows, likewise."""
-        self.registry.register(_Counts(name, about, "", lambda: {"": read()}))
+        self.registry.register(Counts(name, about, "", lambda: {"": read()}))
 
     def watch_counts(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
         """Show several such, by a label."""
-        self.registry.register(_Counts(name, about, label, read))
+        self.registry.register(Counts(name, about, label, read))
 
     def watch_adapters(self, read: Callable[[], tuple[Iterable[str], Iterable[str]]], most: int) -> None:
         """Show which adapters are at work and which are waited for, in the form that fleet schedulers know of vLLM.

@@ -1,21 +1,16 @@
-"""A server's process: parts put together, a socket, and an orderly end."""
+"""A server's process: its parts put together."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import signal
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import uvicorn
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 
 from hilora.engine.generate import HiLoRA
 from hilora.errors import InputError
@@ -25,10 +20,11 @@ from hilora.serve.access import Doorkeeper, check_bind
 from hilora.serve.api_adapters import adapter_routes
 from hilora.serve.app import make_app
 from hilora.serve.checker import Checker
-from hilora.serve.connections import ACCEPTED, Connection, Watched, room
+from hilora.serve.connections import room
 from hilora.serve.desk import GROWING, PoolDesk
 from hilora.serve.journal import LOG, write_down
 from hilora.serve.limits import Limits
+from hilora.serve.listening import Orderly, bound, config_of
 from hilora.serve.publish import Publisher
 from hilora.serve.renew import Renewal
 from hilora.serve.state import State
@@ -36,8 +32,6 @@ from hilora.serve.state_read import ReadState
 from hilora.serve.uploads import Uploads
 from hilora.serve.watch import Watch
 
-M_ARENA_MAX = -8
-"""Of glibc's mallopt: how many heaps there are."""
 READ_ONLY = (
     "The pool's folder cannot be written. It is served as it is; nobody who may write there is kept from deleting "
     "files of it meanwhile, and who did what is in this log alone."
@@ -83,20 +77,6 @@ class Settings:
         return state
 
 
-class Orderly(Watched):
-    """A server that SIGTERM and Ctrl-C end, and that has ended well then."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Meanwhile they are this server's."""
-        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-
 def serve(router: HiLoRA, settings: Settings, state: State, say: Callable[[str], Any]) -> None:
     """Serve until SIGTERM or Ctrl-C; then what runs may end.
 
@@ -133,40 +113,3 @@ def serve(router: HiLoRA, settings: Settings, state: State, say: Callable[[str],
         say(f"http://{host}:{port}  (a page at /ui, API at /v1, documentation at /docs)")
         limits = replace(limits, connections=room(limits.connections, listening.fileno()))
         asyncio.run(Orderly(config_of(app, limits)).serve(sockets=[listening]))
-
-
-def share_malloc() -> None:
-    """Have glibc's malloc keep one heap for all threads; elsewhere nothing happens.
-
-    A heap of each thread's own keeps what others have freed in it, and a server's memory grows for hours.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-
-
-def config_of(app: FastAPI, limits: Limits) -> uvicorn.Config:
-    """How the service is served."""
-    return uvicorn.Config(
-        app,
-        http=cast(Any, partial(Connection, limits)),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=ACCEPTED,
-        timeout_graceful_shutdown=round(limits.drain) + 5,
-        h11_max_incomplete_event_size=2 * limits.header,  # longer ones are refused by the guard, in words
-    )
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        InputError: the address is taken, or not this machine's.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise InputError(f"Cannot listen on {host}:{port}: {why}. Give another --host or --port.") from error

@@ -24,7 +24,7 @@ from hilora.serve.app import make_app
 from hilora.serve.asked import Caller
 from hilora.serve.desk import PoolDesk
 from hilora.serve.limits import Limits
-from hilora.serve.run import bound
+from hilora.serve.listening import bound
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from hilora.errors import UnknownNameError
-from hilora.serve.asked import AUTO, BASE, Answering, Ask, Desk, Done
+from hilora.serve.asked import AUTO, BASE, Answering, Answers, Ask, Done
 from hilora.serve.faults import MissingError, ServiceError
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ async def _left(receive: Receive) -> None:
 
 
 @asynccontextmanager
-async def answered(desk: Desk, ask: Ask) -> AsyncIterator[Answering]:
+async def answered(desk: Answers, ask: Ask) -> AsyncIterator[Answering]:
     """The answers to what is asked; closed in the end, however it comes.
 
     Raises:
@@ -64,7 +64,7 @@ async def answered(desk: Desk, ask: Ask) -> AsyncIterator[Answering]:
         await answering.close()
 
 
-async def whole(desk: Desk, ask: Ask) -> tuple[Answering, list[Done]]:
+async def whole(desk: Answers, ask: Ask) -> tuple[Answering, list[Done]]:
     """All answers at once; raises as `answered`."""
     async with answered(desk, ask) as answering:
         return answering, [came async for came in answering if isinstance(came, Done)]

@@ -82,16 +82,42 @@ def sampling_of(temperature: float | None, top_p: float | None) -> dict[str, Any
     return {"do_sample": True} | {name: float(value) for name, value in named.items() if value is not None}
 
 
-def seed_of(request: Generation) -> int:
-    """The seed; drawn where none is given.
+def seed_of(seed: int | None, routed: Hilora) -> int | None:
+    """The seed that is given, if one is.
 
     Raises:
         ServiceError: two are given, and they differ.
     """
-    given = {seed for seed in (request.seed, (request.hilora or Hilora()).seed) if seed is not None}
+    given = {each for each in (seed, routed.seed) if each is not None}
     if len(given) > 1:
-        raise refused("hilora.seed", f"seed is {request.seed}, hilora.seed is another. Give one of them.")
-    return given.pop() if given else secrets.randbelow(SEEDS)
+        raise refused("hilora.seed", f"seed is {seed}, hilora.seed is another. Give one of them.")
+    return given.pop() if given else None
+
+
+def draw_seed() -> int:
+    """A seed, where none is given."""
+    return secrets.randbelow(SEEDS)
+
+
+def chosen_of(model: str, routed: Hilora, limits: Limits, methods: Sequence[str]) -> dict[str, Any]:
+    """How a prompt is to be routed: fields of an `Ask`.
+
+    Raises:
+        ServiceError: it is not routed, the method is not served, or the allow list is too long.
+    """
+    chosen = [name for name in ("method", "alpha", "options", "allow") if getattr(routed, name) is not None]
+    if model != AUTO and chosen:
+        raise refused(
+            f"hilora.{chosen[0]}",
+            f"hilora.{chosen[0]} is for model 'auto'; got model {model!r}: nothing is routed.",
+        )
+    if routed.method is not None and routed.method not in methods:
+        raise ServiceError(str(UnknownNameError("method", routed.method, methods)), "invalid_value", "hilora.method")
+    if routed.allow is not None and len(routed.allow) > limits.allowed:
+        raise refused(
+            "hilora.allow", f"hilora.allow has {len(routed.allow)} names; at most {limits.allowed} are taken."
+        )
+    return {"method": routed.method or "", "options": _method_options(routed), "allow": routed.allow}
 
 
 def stops_of(stop: str | Sequence[str] | None, limits: Limits) -> tuple[str, ...]:
@@ -116,30 +142,17 @@ def _ask(
     if request.stream_options is not None and not request.stream:
         raise refused("stream_options", "stream_options are only for streams: set stream to true, or leave them out.")
     routed = request.hilora or Hilora()
-    chosen = [name for name in ("method", "alpha", "options", "allow") if getattr(routed, name) is not None]
-    if request.model != AUTO and chosen:
-        raise refused(
-            f"hilora.{chosen[0]}",
-            f"hilora.{chosen[0]} is for model 'auto'; got model {request.model!r}: nothing is routed.",
-        )
-    if routed.method is not None and routed.method not in methods:
-        raise ServiceError(str(UnknownNameError("method", routed.method, methods)), "invalid_value", "hilora.method")
-    if routed.allow is not None and len(routed.allow) > limits.allowed:
-        raise refused(
-            "hilora.allow", f"hilora.allow has {len(routed.allow)} names; at most {limits.allowed} are taken."
-        )
+    seed = seed_of(request.seed, routed)
     return Ask(
         prompt=prompt,
         caller=caller,
         model=request.model,
-        method=routed.method or "",
-        options=_method_options(routed),
-        allow=routed.allow,
         stops=stops_of(request.stop, limits),
-        seed=seed_of(request),
+        seed=draw_seed() if seed is None else seed,
         sampling=sampling_of(request.temperature, request.top_p),
         answers=_bounded("n", request.n, limits.answers) or 1,
         follow=bool(request.stream),
+        **chosen_of(request.model, routed, limits, methods),
         **options,
     )
 

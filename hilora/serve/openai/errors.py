@@ -20,6 +20,7 @@ from hilora.errors import HiloraError, InputError
 from hilora.pool.reading import DamagedError
 from hilora.serve import faults
 from hilora.serve.faults import (
+    AwayError,
     BusyError,
     FullError,
     LateError,
@@ -40,6 +41,7 @@ CODES: Mapping[type[HiloraError], str] = {
     faults.BusyError: "rate_limit_exceeded",
     faults.LateError: "timeout",
     faults.ClosingError: "shutting_down",
+    faults.AwayError: "unavailable",
 }
 """Codes of errors that bring none."""
 HTTP_CODES: Mapping[int, str] = {
@@ -111,7 +113,7 @@ def id_of(scope: Scope) -> str:
 
 
 def _headers_of(error: ServiceError) -> dict[str, str]:
-    if isinstance(error, BusyError):
+    if isinstance(error, BusyError | AwayError):
         return {"Retry-After": str(max(1, math.ceil(error.after)))}
     if isinstance(error, UnauthorizedError):
         return {"WWW-Authenticate": "Bearer"}

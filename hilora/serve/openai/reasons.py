@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from hilora import __version__
 from hilora.serve.asked import Ask, Why
-from hilora.serve.openai.replies import AdapterPart, Reasons
+from hilora.serve.openai.replies import AdapterPart, Reasons, RouteReply
 from hilora.types import Choice
 
 FEW = 20
@@ -42,6 +42,17 @@ def reasons_of(ask: Ask, why: Why, explain: bool) -> Reasons:
     if explain:
         found |= {"epoch": why.epoch, "pool": why.pool}
     return found
+
+
+def route_reply(ask: Ask, why: Why, explain: bool) -> RouteReply:
+    """What a prompt that is only routed is answered with; the arguments are those of `reasons_of`."""
+    return {
+        "object": "hilora.route",
+        "model": ask.model,
+        "prompt_tokens": why.prompt_tokens,
+        "system_fingerprint": fingerprint(why),
+        "hilora": reasons_of(ask, why, explain),
+    }
 
 
 def headers_of(ask: Ask, why: Why) -> dict[str, str]:

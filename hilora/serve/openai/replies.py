@@ -130,7 +130,7 @@ class RouteReply(TypedDict):
 
     object: Literal["hilora.route"]
     model: str
-    prompt_tokens: int
+    prompt_tokens: NotRequired[Annotated[int, Field(description="where the base model's tokenizer is at hand")]]
     system_fingerprint: str
     hilora: Reasons
 

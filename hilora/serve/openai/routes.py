@@ -28,7 +28,7 @@ from hilora.serve.openai.described import (
 from hilora.serve.openai.errors import Json
 from hilora.serve.openai.forms import CHAT, TEXT, Form, Reply
 from hilora.serve.openai.models import model_of, models_of
-from hilora.serve.openai.reasons import fingerprint, headers_of, reasons_of
+from hilora.serve.openai.reasons import fingerprint, headers_of, reasons_of, route_reply
 from hilora.serve.openai.replies import ChatCompletion, LookReply, Model, ModelList, RouteReply, TextCompletion
 from hilora.serve.openai.requests import ChatRequest, CompletionRequest, Generation, LookRequest, RouteRequest
 from hilora.serve.openai.stream import Streamed
@@ -124,14 +124,7 @@ def routes(
         with in_its_words(ask):
             why = await desk.route(ask)
         explain = not (body.hilora and body.hilora.explain is False)
-        reply: RouteReply = {
-            "object": "hilora.route",
-            "model": ask.model,
-            "prompt_tokens": why.prompt_tokens,
-            "system_fingerprint": fingerprint(why),
-            "hilora": reasons_of(ask, why, explain),
-        }
-        return Json(reply, headers=headers_of(ask, why))
+        return Json(route_reply(ask, why, explain), headers=headers_of(ask, why))
 
     @router.post(
         "/activations",

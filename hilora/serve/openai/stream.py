@@ -12,7 +12,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from hilora.serve.asked import Answering, Ask, Desk, Done, Piece
+from hilora.serve.asked import Answering, Answers, Ask, Done, Piece
 from hilora.serve.openai.answered import GoneError, answered, while_there
 from hilora.serve.openai.errors import error_of, id_of
 from hilora.serve.openai.forms import ABSTAIN, Form, Reply, ends_as
@@ -76,7 +76,7 @@ class Streamed(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, desk: Desk, ask: Ask, form: Form, *, explain: bool, usage: bool) -> None:
+    def __init__(self, desk: Answers, ask: Ask, form: Form, *, explain: bool, usage: bool) -> None:
         super().__init__(headers={"X-Accel-Buffering": "no"})  # or nginx keeps the pieces until there are many
         del self.headers["content-length"]
         self.desk, self.ask, self.form, self.explain, self.usage = desk, ask, form, explain, usage
@@ -84,11 +84,17 @@ class Streamed(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer and send."""
         try:
-            await while_there(receive, self._send_all(send, id_of(scope)))
+            await while_there(receive, self.send_all(send, id_of(scope)))
         except GoneError:
             log.info("The client of request %s has left.", id_of(scope))
 
-    async def _send_all(self, send: Send, request: str) -> None:
+    async def send_all(self, send: Send, request: str) -> None:
+        """The same, whether or not the client is still there.
+
+        Args:
+            send: the request's.
+            request: its id.
+        """
         async with answered(self.desk, self.ask) as answering:
             self.headers.update(headers_of(self.ask, answering.why))
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

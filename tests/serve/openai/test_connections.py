@@ -16,7 +16,7 @@ import pytest
 
 from hilora.serve import connections
 from hilora.serve.connections import FEWEST, OTHERS, Watched, room
-from hilora.serve.run import config_of
+from hilora.serve.listening import config_of
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 MODELS = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -1,0 +1,182 @@
+"""One vLLM as the gateway knows it: whether it is up, what it has loaded, how much it has to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from functools import partial
+
+import httpx2
+
+from hilora.errors import InputError
+from hilora.gateway.once import Once
+from hilora.gateway.standing import Standing
+from hilora.gateway.told import DownError, Models, Numbers, UnloadedError, error_of, models_of, numbers_of, refusal_of
+from hilora.serve.journal import LOG
+
+LOOK = 2.0
+"""Seconds for an answer about itself."""
+CONNECT = 5.0
+LOAD = 300.0
+"""Seconds for loading an adapter: its files may be far away."""
+IDLE = 3.0
+"""Seconds for which a connection is kept; vLLM closes it after five."""
+NAMES = 512
+"""Adapters that are loaded at once; of more, those used longest ago are unloaded."""
+
+
+class Backend(Standing):
+    """One server.
+
+    Args:
+        place: its number.
+        url: where it is.
+        key: that it wants; never the client's.
+        running: requests that it is given at once, at most.
+
+    Attributes:
+        problems: lines, each of which names a setting to change.
+        models, numbers: what it says of itself.
+        loaded: adapters that it knows, as far as is known here; those used longest ago first.
+        can_load: whether adapters can be loaded while it runs.
+        max_rank: the largest rank that it takes; None while no other was refused.
+        counts: loads, unloads and their failures.
+    """
+
+    def __init__(self, place: int, url: str, key: str | None, running: int) -> None:
+        try:
+            parsed = httpx2.URL(url)
+        except httpx2.InvalidURL as error:
+            raise InputError(f"--backend {place} is no URL: {error}. Give http://HOST:PORT.") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise InputError(f"--backend is {url!r:.100}; expected http://HOST:PORT.")
+        if parsed.userinfo:
+            raise InputError("--backend holds a password. Give the key as HILORA_BACKEND_KEY, and the URL without.")
+        super().__init__(place, running)
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.client = httpx2.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(None, connect=CONNECT, write=30.0),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=running, keepalive_expiry=IDLE),
+            trust_env=False,
+        )
+        self.problems: list[str] = []
+        self.models, self.numbers = Models(), Numbers()
+        self.loaded: OrderedDict[str, None] = OrderedDict()
+        self.can_load, self.counts = True, Counter[str]()
+        self.max_rank: int | None = None
+        self._loads: Once[None] = Once()
+        self._turn = asyncio.Lock()
+
+    def takes(self, name: str | None, rank: int) -> bool:
+        """Whether it can use an adapter, as far as is known."""
+        if name is None or name in self.loaded:
+            return True
+        return self.can_load and (self.max_rank is None or rank <= self.max_rank)
+
+    async def look(self) -> None:
+        """See how it is."""
+        try:
+            answer = await self.client.get("/health", timeout=LOOK)
+            if answer.status_code != 200:
+                raise DownError(f"/health answered {answer.status_code}")
+            if not self.up:
+                await self.list_models()
+            page = await self.client.get("/metrics", timeout=LOOK)
+            if page.status_code == 200:
+                self.numbers = numbers_of(page.text)
+                self.others = max(0, self.numbers.requests - self.inside)
+        except (httpx2.TransportError, DownError, ValueError) as error:
+            self.fall(str(error) or type(error).__name__)
+            return
+        self.rise()
+
+    async def list_models(self) -> None:
+        """See what it has loaded.
+
+        Raises:
+            DownError: it does not say.
+        """
+        answer = await self.client.get("/v1/models", timeout=LOOK)
+        if answer.status_code in (401, 403):
+            self.up, self.problems = False, [f"Backend {self.place} wants a key: set HILORA_BACKEND_KEY."]
+        if answer.status_code != 200:
+            raise DownError(f"/v1/models answered {answer.status_code}")
+        self.models = models_of(answer.json())
+        self.loaded = OrderedDict.fromkeys(self.models.adapters)
+
+    async def load(self, name: str, path: str) -> None:
+        """Have it know an adapter.
+
+        Args:
+            name: of the adapter.
+            path: of its folder, as the server sees it.
+
+        Raises:
+            UnloadedError: it refuses; says why.
+            DownError: it did not answer.
+        """
+        if name in self.loaded:
+            self.loaded.move_to_end(name)
+            return
+        await self._loads(name, partial(self._load, name, path))
+
+    async def _load(self, name: str, path: str) -> None:
+        async with self._turn:  # each stops the server's steps for a while
+            self.counts["load"] += 1
+            try:
+                await self._command("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+            except (UnloadedError, DownError):
+                self.counts["load_failed"] += 1
+                raise
+            self.loaded[name] = None
+
+    async def unload(self, name: str) -> None:
+        """Have it forget an adapter's name."""
+        self.loaded.pop(name, None)
+        self.counts["unload"] += 1
+        try:
+            await self._command("/v1/unload_lora_adapter", {"lora_name": name})
+        except (UnloadedError, DownError) as error:
+            self.counts["unload_failed"] += 1
+            LOG.info("backend %d did not unload %s: %s", self.place, name, error)
+
+    async def tidy(self) -> None:
+        """Unload what has not been used for longest, if there is too much."""
+        unused = [name for name in self.loaded if name not in self.live]
+        for name in unused[: max(0, len(self.loaded) - NAMES)]:
+            await self.unload(name)
+
+    async def post(self, path: str, body: bytes, request: str) -> httpx2.Response:
+        """Ask; the answer's body is to be read, and to be closed.
+
+        Raises:
+            httpx2.TransportError: it does not answer.
+        """
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "X-Request-Id": request}
+        return await self.client.send(
+            self.client.build_request("POST", path, content=body, headers=headers), stream=True
+        )
+
+    async def close(self) -> None:
+        """Ask no more."""
+        await self._loads.close()
+        await self.client.aclose()
+
+    async def _command(self, path: str, words: dict[str, str]) -> None:
+        try:
+            answer = await self.client.post(path, json=words, timeout=httpx2.Timeout(LOAD, connect=CONNECT))
+        except httpx2.TransportError as error:
+            raise DownError(f"{path}: {error or type(error).__name__}") from error
+        kind, message = error_of(answer.content)
+        if answer.status_code == 200 or "already been loaded" in message:
+            return
+        raise self._refused(answer.status_code, kind, message)
+
+    def _refused(self, status: int, kind: str, message: str) -> UnloadedError:
+        """A command was refused: what is known of the server from now on."""
+        refusal = refusal_of(self.place, status, kind, message)
+        self.can_load = self.can_load and not refusal.for_good
+        self.max_rank = refusal.max_rank or self.max_rank
+        return refusal

@@ -1,0 +1,118 @@
+"""A backend is asked once: its answer is passed on as it is, or it is said that there was none.
+
+A whole answer is read to its end before a byte of it is passed on, so it can always be asked for again. A stream is
+passed on event by event; until its first one with data it can be, too. One that breaks off later is an error.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+
+import httpx2
+
+from hilora.gateway.backend import Backend
+from hilora.gateway.job import Job, Out
+from hilora.gateway.told import DownError, is_failure, is_unknown_model
+from hilora.serve.faults import ServiceError
+
+RETRIED = (500, 502, 503, 504)
+"""Statuses that another backend may not answer with."""
+ENDS = (b"\n\n", b"\r\n\r\n")
+DONE = b"data: [DONE]"
+LONG = 1 << 20
+"""Bytes of an event that are held back, at most."""
+
+
+class ForgottenError(Exception):
+    """The backend does not know the model: it was started again, or somebody else has unloaded the adapter."""
+
+
+class BrokenError(ServiceError):
+    """The backend was lost in the middle of a stream."""
+
+    status, type = 502, "server_error"
+
+    def __init__(self) -> None:
+        super().__init__("The backend was lost in the middle of the answer. Ask again.", "backend_lost")
+
+
+async def exchange(backend: Backend, job: Job, out: Out) -> None:
+    """Ask, and pass the answer on.
+
+    Raises:
+        ForgottenError: the backend does not know the model.
+        DownError: it did not answer, or failed before the client heard a word.
+        BrokenError: it failed later.
+    """
+    body = job.body(job.name or backend.models.base)
+    try:
+        async with backend.followed():
+            with job.clock.at("backend"):
+                answer = await backend.post(job.path, body, f"{job.request}-{secrets.token_hex(4)}")
+            try:
+                await _pass_on(backend, job, answer, out)
+            finally:
+                await answer.aclose()
+    except httpx2.TransportError as error:
+        backend.failed()
+        if out.told:
+            raise BrokenError from error
+        raise DownError(str(error) or type(error).__name__) from error
+    except DownError as error:
+        if out.told:
+            raise BrokenError from error
+        raise
+    backend.worked()
+
+
+async def _pass_on(backend: Backend, job: Job, answer: httpx2.Response, out: Out) -> None:
+    status, kind = answer.status_code, answer.headers.get("content-type", "")
+    if status == 200 and kind.startswith("text/event-stream"):
+        await _stream(backend, job, answer, out)
+        return
+    with job.clock.at("backend"):
+        content = b"".join([chunk async for chunk in answer.aiter_raw()])
+    if is_unknown_model(status, content):
+        raise ForgottenError
+    if status in (401, 403):
+        backend.failed()
+        raise DownError(f"backend {backend.place} refuses the gateway's key: set HILORA_BACKEND_KEY")
+    if status in RETRIED:
+        if status != 500:  # of a balancer in front of it, or of an engine that is dead
+            backend.failed()
+        raise DownError(f"status {status}", status, content, kind)
+    await out.whole(status, kind, content)
+
+
+async def _stream(backend: Backend, job: Job, answer: httpx2.Response, out: Out) -> None:
+    chunks = answer.aiter_raw()
+    held, ended = b"", False
+    while (chunk := await _next(chunks, job)) is not None:
+        backend.heard()
+        whole, held = _split(held + chunk)
+        if not whole:
+            continue
+        if not out.told and (first := _first(whole)) and is_failure(first):
+            raise DownError("the engine failed")
+        await out.events(whole)
+        ended = DONE in whole[-32:]
+    if held or not ended:
+        raise DownError("the stream ended before its end")
+    await out.end()
+
+
+async def _next(chunks: AsyncIterator[bytes], job: Job) -> bytes | None:
+    with job.clock.at("backend"):
+        return await anext(chunks, None)
+
+
+def _split(data: bytes) -> tuple[bytes, bytes]:
+    """Whole events, and the beginning of the next one."""
+    end = max(data.rfind(end) + len(end) if end in data else 0 for end in ENDS)
+    return (data, b"") if not end and len(data) > LONG else (data[:end], data[end:])
+
+
+def _first(events: bytes) -> bytes:
+    """The first line with data; b"" where there are comments alone."""
+    return next((line for line in events.splitlines() if line.startswith(b"data:")), b"")
