@@ -33,6 +33,7 @@ class Backend(Standing):
         url: where it is.
         key: that it wants; never the client's.
         running: requests that it is given at once, at most.
+        resolves: it loads by itself what it is asked for, from the folder (vLLM's resolver of LoRAs).
 
     Attributes:
         problems: lines, each of which names a setting to change.
@@ -43,7 +44,7 @@ class Backend(Standing):
         counts: loads, unloads and their failures.
     """
 
-    def __init__(self, place: int, url: str, key: str | None, running: int) -> None:
+    def __init__(self, place: int, url: str, key: str | None, running: int, *, resolves: bool = False) -> None:
         try:
             parsed = httpx2.URL(url)
         except httpx2.InvalidURL as error:
@@ -53,6 +54,7 @@ class Backend(Standing):
         if parsed.userinfo:
             raise InputError("--backend holds a password. Give the key as HILORA_BACKEND_KEY, and the URL without.")
         super().__init__(place, running)
+        self.resolves = resolves
         self.url = url.rstrip("/").removesuffix("/v1")
         self.client = httpx2.AsyncClient(
             base_url=self.url,
@@ -120,6 +122,9 @@ class Backend(Standing):
         if name in self.loaded:
             self.loaded.move_to_end(name)
             return
+        if self.resolves:
+            self.loaded[name] = None
+            return
         await self._loads(name, partial(self._load, name, path))
 
     async def _load(self, name: str, path: str) -> None:
@@ -135,6 +140,8 @@ class Backend(Standing):
     async def unload(self, name: str) -> None:
         """Have it forget an adapter's name."""
         self.loaded.pop(name, None)
+        if self.resolves:
+            return
         self.counts["unload"] += 1
         try:
             await self._command("/v1/unload_lora_adapter", {"lora_name": name})
