@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from hilora import __version__
 from hilora.gateway.proxy import Forwarded, Proxy, headers
 from hilora.gateway.reading import Read, read
-from hilora.serve.access import need
+from hilora.serve.access import Doorkeeper, need
 from hilora.serve.asked import Caller
 from hilora.serve.faults import MissingError, ServiceError
 from hilora.serve.journal import Journal
@@ -25,7 +25,7 @@ from hilora.serve.openai.guard import Guard
 from hilora.serve.openai.models import model_of, models_of
 from hilora.serve.openai.reasons import route_reply
 from hilora.serve.openai.requests import RouteRequest
-from hilora.serve.openai.routes import NOT_OFFERED, json_only, using
+from hilora.serve.openai.routes import NOT_OFFERED, json_only, user_of, using
 from hilora.serve.origin import SameOrigin
 
 ABOUT = """Prompts without labels in, answers of vLLM out, by the adapters that fit them.
@@ -42,7 +42,7 @@ BODY: Any = {
 
 def make_app(
     proxy: Proxy,
-    who: Callable[[Request], Caller],
+    who: Doorkeeper,
     *,
     closed: Sequence[Callable[[], Any]] = (),
     local: bool = True,
@@ -51,7 +51,7 @@ def make_app(
 
     Args:
         proxy: what requests go through; its fleet is closed in the end.
-        who: says who asks, or raises `faults.UnauthorizedError`.
+        who: says who asks.
         closed: called when all has ended.
         local: it is for this machine alone (`origin.SameOrigin`).
     """
@@ -74,28 +74,29 @@ def make_app(
     return app
 
 
-def _answers(proxy: Proxy, who: Callable[[Request], Caller]) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["answers"], dependencies=[Depends(json_only)])
-    known: Any = Depends(using(who))
+def _answers(proxy: Proxy, who: Doorkeeper) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["answers"])
 
-    async def forwarded(request: Request, caller: Caller, form: Form) -> Response:
+    async def forwarded(request: Request, form: Form) -> Response:
+        caller = user_of(await who.at_once(request))  # here and not by FastAPI, which would take as long as all else
+        await json_only(request)
         asked = read(await request.body(), form is TEXT, caller, proxy.limits, proxy.chooser.methods)
         return Forwarded(proxy, request.url.path, form, asked)
 
     @router.post("/chat/completions", summary="Answer a chat", response_model=None, openapi_extra=BODY)
-    async def chat(request: Request, caller: Caller = known) -> Response:
+    async def chat(request: Request) -> Response:
         """Answer a chat with the adapters that fit it; takes whatever vLLM takes."""
-        return await forwarded(request, caller, CHAT)
+        return await forwarded(request, CHAT)
 
     @router.post("/completions", summary="Continue a text", response_model=None, openapi_extra=BODY)
-    async def complete(request: Request, caller: Caller = known) -> Response:
+    async def complete(request: Request) -> Response:
         """Continue a text; takes whatever vLLM takes."""
-        return await forwarded(request, caller, TEXT)
+        return await forwarded(request, TEXT)
 
     return router
 
 
-def _others(proxy: Proxy, who: Callable[[Request], Caller]) -> APIRouter:
+def _others(proxy: Proxy, who: Doorkeeper) -> APIRouter:
     router = APIRouter(prefix="/v1")
     known: Any = Depends(using(who))
 
@@ -128,7 +129,7 @@ def _others(proxy: Proxy, who: Callable[[Request], Caller]) -> APIRouter:
     return router
 
 
-def _seen_from_outside(proxy: Proxy, who: Callable[[Request], Caller]) -> APIRouter:
+def _seen_from_outside(proxy: Proxy, who: Doorkeeper) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
     @router.get("/healthz", summary="Whether the process lives")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter, OrderedDict
 from functools import partial
 
-import httpx2
-
-from hilora.errors import InputError
+from hilora.gateway.connections import Answer, Connections
 from hilora.gateway.once import Once
 from hilora.gateway.standing import Standing
 from hilora.gateway.told import DownError, Models, Numbers, UnloadedError, error_of, models_of, numbers_of, refusal_of
@@ -16,11 +15,8 @@ from hilora.serve.journal import LOG
 
 LOOK = 2.0
 """Seconds for an answer about itself."""
-CONNECT = 5.0
 LOAD = 300.0
 """Seconds for loading an adapter: its files may be far away."""
-IDLE = 3.0
-"""Seconds for which a connection is kept; vLLM closes it after five."""
 NAMES = 512
 """Adapters that are loaded at once; of more, those used longest ago are unloaded."""
 
@@ -35,6 +31,9 @@ class Backend(Standing):
         running: requests that it is given at once, at most.
         resolves: it loads by itself what it is asked for, from the folder (vLLM's resolver of LoRAs).
 
+    Raises:
+        InputError: that is no such URL.
+
     Attributes:
         problems: lines, each of which names a setting to change.
         models, numbers: what it says of itself.
@@ -45,24 +44,9 @@ class Backend(Standing):
     """
 
     def __init__(self, place: int, url: str, key: str | None, running: int, *, resolves: bool = False) -> None:
-        try:
-            parsed = httpx2.URL(url)
-        except httpx2.InvalidURL as error:
-            raise InputError(f"--backend {place} is no URL: {error}. Give http://HOST:PORT.") from error
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise InputError(f"--backend is {url!r:.100}; expected http://HOST:PORT.")
-        if parsed.userinfo:
-            raise InputError("--backend holds a password. Give the key as HILORA_BACKEND_KEY, and the URL without.")
         super().__init__(place, running)
         self.resolves = resolves
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self.client = httpx2.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(None, connect=CONNECT, write=30.0),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=running, keepalive_expiry=IDLE),
-            trust_env=False,
-        )
+        self.connections = Connections(url, {"Authorization": f"Bearer {key}"} if key else {})
         self.problems: list[str] = []
         self.models, self.numbers = Models(), Numbers()
         self.loaded: OrderedDict[str, None] = OrderedDict()
@@ -80,16 +64,16 @@ class Backend(Standing):
     async def look(self) -> None:
         """See how it is."""
         try:
-            answer = await self.client.get("/health", timeout=LOOK)
-            if answer.status_code != 200:
-                raise DownError(f"/health answered {answer.status_code}")
+            status, _ = await self.connections.ask("GET", "/health", LOOK)
+            if status != 200:
+                raise DownError(f"/health answered {status}")
             if not self.up:
                 await self.list_models()
-            page = await self.client.get("/metrics", timeout=LOOK)
-            if page.status_code == 200:
-                self.numbers = numbers_of(page.text)
+            status, page = await self.connections.ask("GET", "/metrics", LOOK)
+            if status == 200:
+                self.numbers = numbers_of(page.decode())
                 self.others = max(0, self.numbers.requests - self.inside)
-        except (httpx2.TransportError, DownError, ValueError) as error:
+        except (DownError, ValueError) as error:
             self.fall(str(error) or type(error).__name__)
             return
         self.rise()
@@ -100,12 +84,12 @@ class Backend(Standing):
         Raises:
             DownError: it does not say.
         """
-        answer = await self.client.get("/v1/models", timeout=LOOK)
-        if answer.status_code in (401, 403):
+        status, page = await self.connections.ask("GET", "/v1/models", LOOK)
+        if status in (401, 403):
             self.up, self.problems = False, [f"Backend {self.place} wants a key: set HILORA_BACKEND_KEY."]
-        if answer.status_code != 200:
-            raise DownError(f"/v1/models answered {answer.status_code}")
-        self.models = models_of(answer.json())
+        if status != 200:
+            raise DownError(f"/v1/models answered {status}")
+        self.models = models_of(json.loads(page))
         self.loaded = OrderedDict.fromkeys(self.models.adapters)
 
     async def load(self, name: str, path: str) -> None:
@@ -155,31 +139,30 @@ class Backend(Standing):
         for name in unused[: max(0, len(self.loaded) - NAMES)]:
             await self.unload(name)
 
-    async def post(self, path: str, body: bytes, request: str) -> httpx2.Response:
-        """Ask; the answer's body is to be read, and to be closed.
+    async def post(self, path: str, body: bytes, request: str) -> Answer:
+        """Ask; the answer is to be closed.
+
+        Args:
+            path: of the API.
+            body: JSON.
+            request: its id.
 
         Raises:
-            httpx2.TransportError: it does not answer.
+            LostError: nothing came back.
         """
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "X-Request-Id": request}
-        return await self.client.send(
-            self.client.build_request("POST", path, content=body, headers=headers), stream=True
-        )
+        return await self.connections.send("POST", path, body, Content_Type="application/json", X_Request_Id=request)
 
     async def close(self) -> None:
         """Ask no more."""
         await self._loads.close()
-        await self.client.aclose()
+        await self.connections.close()
 
     async def _command(self, path: str, words: dict[str, str]) -> None:
-        try:
-            answer = await self.client.post(path, json=words, timeout=httpx2.Timeout(LOAD, connect=CONNECT))
-        except httpx2.TransportError as error:
-            raise DownError(f"{path}: {error or type(error).__name__}") from error
-        kind, message = error_of(answer.content)
-        if answer.status_code == 200 or "already been loaded" in message:
+        status, content = await self.connections.ask("POST", path, LOAD, words)
+        kind, message = error_of(content)
+        if status == 200 or "already been loaded" in message:
             return
-        raise self._refused(answer.status_code, kind, message)
+        raise self._refused(status, kind, message)
 
     def _refused(self, status: int, kind: str, message: str) -> UnloadedError:
         """A command was refused: what is known of the server from now on."""

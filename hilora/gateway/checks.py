@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-import httpx2
 import torch
 
 from hilora.gateway.backend import Backend
@@ -26,6 +24,8 @@ from hilora.serve.journal import LOG
 
 NOBODY = f"{PREFIX}{'0' * DIGITS}"
 """A name that no adapter has."""
+ANSWER = 60.0
+"""Seconds for one token, of a backend that may have much to do."""
 AGAIN = 60.0
 """Seconds after which a backend that loads nothing is tried again."""
 
@@ -176,14 +176,9 @@ class Checks:
         Raises:
             DownError: it does not answer.
         """
-        body = json.dumps({"model": model, "prompt": "a", "max_tokens": 1}).encode()
-        try:
-            answer = await backend.post("/v1/completions", body, "hilora-check")
-            content = await answer.aread()
-            await answer.aclose()
-        except httpx2.TransportError as error:
-            raise DownError(str(error) or type(error).__name__) from error
-        return answer.status_code, error_of(content)[1]
+        words = {"model": model, "prompt": "a", "max_tokens": 1}
+        status, content = await backend.connections.ask("POST", "/v1/completions", ANSWER, words)
+        return status, error_of(content)[1]
 
     async def _try_ranks(self, backend: Backend, needs: Needs) -> None:
         """Have it load adapters of zeros: of the largest rank, then of smaller ones, until it takes one.

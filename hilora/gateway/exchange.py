@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
-
-import httpx2
+from contextlib import aclosing
 
 from hilora.gateway.backend import Backend
+from hilora.gateway.connections import Answer
 from hilora.gateway.job import Job, Out
-from hilora.gateway.told import DownError, is_failure, is_unknown_model
+from hilora.gateway.told import DownError, LostError, is_failure, is_unknown_model
 from hilora.serve.faults import ServiceError
 
 RETRIED = (500, 502, 503, 504)
@@ -53,26 +53,23 @@ async def exchange(backend: Backend, job: Job, out: Out) -> None:
             try:
                 await _pass_on(backend, job, answer, out)
             finally:
-                await answer.aclose()
-    except httpx2.TransportError as error:
-        backend.failed()
-        if out.told:
-            raise BrokenError from error
-        raise DownError(str(error) or type(error).__name__) from error
+                await answer.close()
     except DownError as error:
+        if isinstance(error, LostError):
+            backend.failed()
         if out.told:
             raise BrokenError from error
         raise
     backend.worked()
 
 
-async def _pass_on(backend: Backend, job: Job, answer: httpx2.Response, out: Out) -> None:
-    status, kind = answer.status_code, answer.headers.get("content-type", "")
+async def _pass_on(backend: Backend, job: Job, answer: Answer, out: Out) -> None:
+    status, kind = answer.status, answer.kind
     if status == 200 and kind.startswith("text/event-stream"):
         await _stream(backend, job, answer, out)
         return
     with job.clock.at("backend"):
-        content = b"".join([chunk async for chunk in answer.aiter_raw()])
+        content = await answer.whole()
     if is_unknown_model(status, content):
         raise ForgottenError
     if status in (401, 403):
@@ -85,18 +82,18 @@ async def _pass_on(backend: Backend, job: Job, answer: httpx2.Response, out: Out
     await out.whole(status, kind, content)
 
 
-async def _stream(backend: Backend, job: Job, answer: httpx2.Response, out: Out) -> None:
-    chunks = answer.aiter_raw()
+async def _stream(backend: Backend, job: Job, answer: Answer, out: Out) -> None:
     held, ended = b"", False
-    while (chunk := await _next(chunks, job)) is not None:
-        backend.heard()
-        whole, held = _split(held + chunk)
-        if not whole:
-            continue
-        if not out.told and (first := _first(whole)) and is_failure(first):
-            raise DownError("the engine failed")
-        await out.events(whole)
-        ended = DONE in whole[-32:]
+    async with aclosing(aiter(answer)) as chunks:
+        while (chunk := await _next(chunks, job)) is not None:
+            backend.heard()
+            whole, held = _split(held + chunk)
+            if not whole:
+                continue
+            if not out.told and (first := _first(whole)) and is_failure(first):
+                raise DownError("the engine failed")
+            await out.events(whole)
+            ended = DONE in whole[-32:]
     if held or not ended:
         raise DownError("the stream ended before its end")
     await out.end()

@@ -40,6 +40,11 @@ class Clock:
         """What the gateway itself has taken so far."""
         return self.total - sum(self.spent.values())
 
+    @property
+    def told(self) -> str:
+        """The same as a Server-Timing header."""
+        return ", ".join(f"{what};dur={1e3 * seconds:.3f}" for what, seconds in self.spent.items())
+
 
 class Out(Protocol):
     """Takes the answer.

@@ -30,6 +30,8 @@ from hilora.serve.openai.stream import Streamed, event
 from hilora.serve.why import told_of
 
 NOTE = "X-Hilora-Note"
+TIMING = "Server-Timing"
+"""Where a request's milliseconds went until its answer began, as browsers and proxies know it."""
 PLAIN = " ,.:;()'/!?=+*"
 """Characters of notes that headers may hold as they are."""
 log = logging.getLogger(__name__)
@@ -72,12 +74,17 @@ class Sent:
 
     Args:
         send: the request's.
+        clock: of the request.
+
+    Attributes:
         headers: that say why.
         reasons: that a whole answer is to hold, if it is.
     """
 
-    def __init__(self, send: Send, headers: dict[str, str], reasons: Any = None) -> None:
-        self.send, self.headers, self.reasons = send, headers, reasons
+    def __init__(self, send: Send, clock: Clock) -> None:
+        self.send, self.clock = send, clock
+        self.headers: dict[str, str] = {}
+        self.reasons: Any = None
         self.begun = self.told = False
 
     async def whole(self, status: int, kind: str, content: bytes) -> None:
@@ -112,7 +119,8 @@ class Sent:
         await self.end()
 
     async def _start(self, status: int, headers: dict[str, str]) -> None:
-        raw = [(name.lower().encode(), value.encode()) for name, value in (headers | self.headers).items()]
+        told = headers | self.headers | {TIMING: self.clock.told}
+        raw = [(name.lower().encode(), value.encode()) for name, value in told.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
 
 
@@ -142,7 +150,7 @@ class Forwarded(Response):
     async def _answer(self, send: Send, request: str) -> None:
         proxy, asked = self.proxy, self.asked
         proxy.meters.came(asked.ask.model)
-        sent = Sent(send, {})
+        sent = Sent(send, self.clock)
         try:
             with self.clock.at("routing"):
                 chosen = await proxy.choose(asked.ask)

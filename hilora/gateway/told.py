@@ -41,6 +41,10 @@ class DownError(Exception):
         self.status, self.content, self.kind = status, content, kind
 
 
+class LostError(DownError):
+    """There was no connection, or it broke."""
+
+
 class UnloadedError(Exception):
     """A server cannot use an adapter; says which setting would let it.
 

@@ -19,8 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from hilora.gateway.run import LIMITS
 
+from hilora.gateway.run import LIMITS
 from tests.gateway.front import PATIENCE, nginx
 
 CHAT = "/v1/chat/completions"

@@ -194,13 +194,22 @@ def using(who: Callable[..., Any]) -> Callable[..., Any]:
     caller: Any = Depends(who)
 
     async def user(found: Caller = caller) -> Caller:
-        if USE not in found.scopes:
-            raise ForbiddenError(
-                f"The token is not for {USE!r}; it is for: {', '.join(sorted(found.scopes)) or 'nothing'}."
-            )
-        return found
+        return user_of(found)
 
     return user
+
+
+def user_of(caller: Caller) -> Caller:
+    """A caller that may have prompts answered.
+
+    Raises:
+        ForbiddenError: he may not.
+    """
+    if USE not in caller.scopes:
+        raise ForbiddenError(
+            f"The token is not for {USE!r}; it is for: {', '.join(sorted(caller.scopes)) or 'nothing'}."
+        )
+    return caller
 
 
 async def json_only(request: Request) -> None:
