@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpcore2
 
 from hilora.errors import InputError
-from hilora.gateway.told import LostError
+from hilora.gateway.told import LostError, UnreachedError
 
 CONNECT = 5.0
 """Seconds for a connection to be made."""
@@ -188,6 +188,7 @@ class Connections:
             headers: more of them; "_" stands for "-".
 
         Raises:
+            UnreachedError: there is no connection.
             LostError: nothing came back.
         """
         scheme, host, port = self._origin
@@ -200,6 +201,8 @@ class Connections:
         connection = await self._take()
         try:
             return Answer(self, connection, await connection.handle_async_request(asked))
+        except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+            raise UnreachedError(str(error) or type(error).__name__) from error
         except FAILED as error:
             raise LostError(str(error) or type(error).__name__) from error
 

@@ -4,8 +4,8 @@
     backend.Backend    loads the adapter first, if it has to; one at a time
     exchange.exchange  asks, and passes the answer on
 
-A backend is looked at once a second, and at once when it fails. A request is tried once more often than there are
-backends, at most.
+A backend is looked at once a second, and at once when it fails. A request is sent once more often than there are
+backends, at most; where there is no connection, nothing was sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hilora.gateway.job import Job, Out
 from hilora.gateway.line import NOBODY, NOT_LOADED, Line, Want
 from hilora.gateway.meters import Meters
 from hilora.gateway.once import Once
-from hilora.gateway.told import DownError, UnloadedError
+from hilora.gateway.told import DownError, UnloadedError, UnreachedError
 from hilora.serve.faults import AwayError, ClosingError, LateError
 from hilora.serve.journal import LOG
 
@@ -112,8 +112,9 @@ class Fleet:
     async def _send(self, job: Job, out: Out) -> None:
         want = Want(job.name, job.rank)
         last: DownError | UnloadedError | None = None
-        for again in range(len(self.backends) + 1):
-            if again:
+        asked = 0
+        while asked <= len(self.backends):
+            if last is not None:
                 self.meters.retried()
             place = self.line.place(want)
             with job.clock.at("waiting"):
@@ -122,6 +123,7 @@ class Fleet:
                 await self._ask(backend, job, out)
             except (DownError, UnloadedError) as error:
                 last = error
+                asked += not isinstance(error, UnreachedError)  # else it is asked once it is back
                 want.avoid.add(backend.place)
                 LOG.warning("backend %d did not answer: %s", backend.place, error, extra={"request": job.request})
                 self.meters.asked(backend.place, "failed")

@@ -45,6 +45,10 @@ class LostError(DownError):
     """There was no connection, or it broke."""
 
 
+class UnreachedError(LostError):
+    """There was no connection: nothing was asked."""
+
+
 class UnloadedError(Exception):
     """A server cannot use an adapter; says which setting would let it.
 
