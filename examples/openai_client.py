@@ -1,7 +1,7 @@
 """OpenAI's own client at `hilora serve`; at `hilora gateway` and at vLLM with the plugin it is the same.
 
 make serve                                     # in another terminal
-python examples/openai_client.py               # docs/serving-transcript.md is what this prints; see vllm-transcript.md
+python examples/openai_client.py               # prints docs/serving-transcript.md; see docs/vllm-transcript.md
 """
 
 import os

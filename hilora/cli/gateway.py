@@ -33,6 +33,9 @@ def gateway(
     ] = None,
     adapters: Adapters = None,
     adapters_at: At = "",
+    resolve: Annotated[
+        bool, typer.Option("--resolve", help="vLLM loads from that folder by itself (VLLM_LORA_RESOLVER_CACHE_DIR).")
+    ] = False,
     method: Annotated[str, typer.Option("--method", "-m", help="selection, mixture, hilora-gs or hilora-plus.")] = (
         "selection"
     ),
@@ -78,6 +81,7 @@ def gateway(
         backends=tuple(backend or ()),
         adapters=adapters,
         adapters_at=adapters_at,
+        resolves=resolve,
         method=method,
         options=settings,
         methods=split_names(methods or ""),

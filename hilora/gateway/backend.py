@@ -29,6 +29,7 @@ class Backend(Standing):
         url: where it is.
         key: that it wants; never the client's.
         running: requests that it is given at once, at most.
+        resolves: it loads by itself what it is asked for, from the folder (vLLM's resolver of LoRAs).
 
     Raises:
         InputError: that is no such URL.
@@ -42,8 +43,9 @@ class Backend(Standing):
         counts: loads, unloads and their failures.
     """
 
-    def __init__(self, place: int, url: str, key: str | None, running: int) -> None:
+    def __init__(self, place: int, url: str, key: str | None, running: int, *, resolves: bool = False) -> None:
         super().__init__(place, running)
+        self.resolves = resolves
         self.connections = Connections(url, {"Authorization": f"Bearer {key}"} if key else {})
         self.problems: list[str] = []
         self.models, self.numbers = Models(), Numbers()
@@ -104,6 +106,9 @@ class Backend(Standing):
         if name in self.loaded:
             self.loaded.move_to_end(name)
             return
+        if self.resolves:
+            self.loaded[name] = None
+            return
         await self._loads(name, partial(self._load, name, path))
 
     async def _load(self, name: str, path: str) -> None:
@@ -119,6 +124,8 @@ class Backend(Standing):
     async def unload(self, name: str) -> None:
         """Have it forget an adapter's name."""
         self.loaded.pop(name, None)
+        if self.resolves:
+            return
         self.counts["unload"] += 1
         try:
             await self._command("/v1/unload_lora_adapter", {"lora_name": name})

@@ -14,7 +14,7 @@ import torch
 from hilora.gateway.backend import Backend
 from hilora.gateway.composition import DIGITS, PREFIX, RANKS, needed_rank
 from hilora.gateway.folder import NAME, AdapterFolder
-from hilora.gateway.told import DownError, UnloadedError
+from hilora.gateway.told import DownError, UnloadedError, error_of
 from hilora.methods.method import Method
 from hilora.pool.view import PoolView
 from hilora.route.oracle import Oracle
@@ -120,7 +120,24 @@ class Checks:
         with self.folder.using(name):
             await asyncio.to_thread(self.folder.write, name, zeros, backend.models.root or needs.base)
             await backend.load(name, f"{self.at}/{name}")
+            if backend.resolves:
+                await self._try_resolving(backend, name)
             await backend.unload(name)
+
+    async def _try_resolving(self, backend: Backend, name: str) -> None:
+        """Ask for an adapter that is in the folder.
+
+        Raises:
+            UnloadedError: it is not found there.
+            DownError: it does not answer.
+        """
+        status, message = await self._asked(backend, name)
+        if status != 200:
+            raise UnloadedError(
+                f"Backend {backend.place} does not find, or not load, what is in the folder ({status}: {message}): "
+                f"start vLLM with VLLM_LORA_RESOLVER_CACHE_DIR={self.at}, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, "
+                "--enable-lora and a --max-lora-rank that is large enough; or the gateway without --resolve."
+            )
 
     async def _found(self, backend: Backend, needs: Needs) -> list[str]:
         """Lines, of what is wrong with a backend.
@@ -135,7 +152,7 @@ class Checks:
                 f"Backend {backend.place} serves {theirs!r}; the pool's adapters are for {ours!r}. If these differ, "
                 "start it with --model of the pool's base."
             )
-        if not await self._knows_names(backend):
+        if (await self._asked(backend, NOBODY))[0] == 200:
             backend.can_load = False
             backend.loaded.clear()
             found.append(
@@ -153,11 +170,15 @@ class Checks:
             found.append(f"No adapter can be written into {self.folder.path}: {error}")
         return found
 
-    async def _knows_names(self, backend: Backend) -> bool:
-        """Whether it refuses a model that there is not."""
-        words = {"model": NOBODY, "prompt": "a", "max_tokens": 1}
-        status, _ = await backend.connections.ask("POST", "/v1/completions", ANSWER, words)
-        return status != 200
+    async def _asked(self, backend: Backend, model: str) -> tuple[int, str]:
+        """Status and error of a short request.
+
+        Raises:
+            DownError: it does not answer.
+        """
+        words = {"model": model, "prompt": "a", "max_tokens": 1}
+        status, content = await backend.connections.ask("POST", "/v1/completions", ANSWER, words)
+        return status, error_of(content)[1]
 
     async def _try_ranks(self, backend: Backend, needs: Needs) -> None:
         """Have it load adapters of zeros: of the largest rank, then of smaller ones, until it takes one.

@@ -49,6 +49,7 @@ class Settings:
         backends: URLs of vLLM servers.
         adapters: folder that it writes and they read.
         adapters_at: path of that folder as they see it; "" for the same.
+        resolves: they load by themselves what they are asked for.
         method, options, methods: how prompts are routed, as for `HiLoRA`, and what else requests may name.
         levels: of the grid of weights; None for weights as they are.
         ranks: sum of the ranks of a prompt's adapters, at most: vLLM's max_lora_rank.
@@ -62,6 +63,7 @@ class Settings:
     backends: Sequence[str]
     adapters: Path
     adapters_at: str = ""
+    resolves: bool = False
     method: str = "selection"
     options: dict[str, Any] = field(default_factory=dict)
     methods: Sequence[str] = ()
@@ -99,7 +101,8 @@ class Gateway:
         state = ReadState(view.path)
         keeper = Doorkeeper(state, check_bind(settings.host, state), limits.requests_per_minute)
         key = settings.key or os.environ.get(KEY) or None
-        backends = [Backend(place, url, key, limits.running) for place, url in enumerate(settings.backends)]
+        told: dict[str, Any] = {"key": key, "running": limits.running, "resolves": settings.resolves}
+        backends = [Backend(place, url, **told) for place, url in enumerate(settings.backends)]
         folder = AdapterFolder(settings.adapters, parse_bytes(settings.adapter_bytes), limits.deadline)
         self.chooser = Chooser(
             view,

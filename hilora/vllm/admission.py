@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Set
 
 PATIENCE = 2.0
 """Seconds after which a request that found no room is let in before all later ones that use adapters."""
@@ -20,18 +20,18 @@ class Admission:
         self._clock = clock
         self._held: dict[str, float] = {}
 
-    def may(self, request: str, mine: Set[str], running: Iterable[Set[str]], slots: int) -> bool:
+    def may(self, request: str, mine: Set[str], running: Set[str], slots: int) -> bool:
         """Whether a request may join those that run.
 
         Args:
             request: its id.
             mine: the adapters that it uses.
-            running: those of each request that runs.
+            running: those of all requests that run.
             slots: as many adapters lie ready at once.
         """
         if not mine:
             return True
-        now, fits = self._clock(), len(set(mine).union(*running)) <= slots
+        now, fits = self._clock(), len(mine | running) <= slots
         first = next(iter(self._held), request)
         if first != request and now - self._held[first] > PATIENCE:
             fits = False
@@ -42,6 +42,6 @@ class Admission:
         return fits
 
     def forget(self, known: Callable[[str], bool]) -> None:
-        """Forget requests that are not there any more."""
-        for request in [each for each in self._held if not known(each)]:
-            del self._held[request]
+        """Forget who has waited longest, as long as that one is not there any more."""
+        while self._held and not known(first := next(iter(self._held))):
+            del self._held[first]

@@ -35,6 +35,7 @@ from hilora.vllm.folders import Folders
 from hilora.vllm.front import asking
 from hilora.vllm.private.served import served_names
 from hilora.vllm.replies import Added
+from hilora.vllm.routes import routes
 
 METHODS = "HILORA_METHODS"
 DEFAULT_METHODS = ("hilora-plus", "hilora", "hilora-gs", "selection", "mixture")
@@ -150,6 +151,7 @@ class Plugin:
 
     def attach_router(self, app: Any) -> None:
         """Put the door in front of all endpoints; middleware that vLLM adds later stands before it."""
+        app.include_router(routes(lambda: self.hall.chooser))
         app.add_middleware(Door, hall=self.hall)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:

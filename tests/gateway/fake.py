@@ -43,6 +43,7 @@ class Knobs:
         checks_names: whether unknown models are refused.
         max_lora: that its metrics tell; 0 for no such line.
         listed: adapters that it was started with.
+        resolves: folder in which it looks for models that it does not know.
     """
 
     status: int = 200
@@ -59,6 +60,7 @@ class Knobs:
     max_lora: int = 8
     healthy: bool = True
     listed: tuple[str, ...] = ()
+    resolves: Path | None = None
     base: str = BASE
     root: str = f"models/{BASE}"
 
@@ -215,6 +217,8 @@ class FakeVllm:
             return refused
         body, knobs = await request.json(), self.knobs
         name = body["model"]
+        if knobs.resolves is not None and (knobs.resolves / name / "adapter_config.json").exists():
+            self.adapters[name] = str(knobs.resolves / name)
         if name not in (knobs.base, *self.adapters) and knobs.checks_names:
             message = f"The model `{name}` does not exist. Valid aliases: {knobs.base}."
             return error(404, message, "NotFoundError", "model")

@@ -182,3 +182,19 @@ def test_an_event_of_failure_is_one_of_the_server() -> None:
     assert is_failure(b'data: {"error" broken')
     assert not is_failure(b'data: {"error": {"code": 400}}')
     assert not is_failure(b'data: {"id": "x", "error": null}')
+
+
+def test_a_backend_that_finds_adapters_by_itself_is_never_told_to_load(
+    opened: Any, fakes: Any, tmp_path: Path
+) -> None:
+    finding, other = fakes(resolves=tmp_path / "adapters", loads=False), fakes(loads=False)
+    gateway = opened(finding, resolves=True, method="mixture", ranks=64)
+    gateway.wait(lambda: gateway.client.get("/readyz").status_code == 200)
+    assert gateway.says("aaa abab").startswith("hilora-")
+    finding.adapters.clear()  # as after a restart
+    assert gateway.says("aaa abab").startswith("hilora-")
+    assert not finding.seen.loads
+    lost = opened(other, resolves=True)
+    lost.wait(lambda: lost.gateway.fleet.backends[0].problems)
+    (line,) = lost.gateway.fleet.backends[0].problems
+    assert "VLLM_LORA_RESOLVER_CACHE_DIR" in line

@@ -24,6 +24,7 @@ from hilora.vllm.door import DEFAULT_METHODS, Door, Hall, check, methods
 from hilora.vllm.folders import Folders
 from hilora.vllm.front import Front
 from hilora.vllm.replies import Added
+from hilora.vllm.routes import routes
 from hilora.vllm.wire import FIELD, encode
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -45,6 +46,7 @@ class Served:
             base_model_paths=[SimpleNamespace(name="served")], lora_requests={"stock": None}
         )
         app.add_middleware(Door, hall=self.hall)
+        app.include_router(routes(lambda: self.hall.chooser))
 
         @app.post("/{path:path}", response_model=None)
         async def answer(request: Request) -> Any:
@@ -265,3 +267,18 @@ def test_errors_and_other_answers_are_sent_on_as_they_are() -> None:
         start = {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]}
         body = {"type": "http.response.body", "body": b"{}"}
         assert sent([start, body], lambda found: found.update(c=3))[1]["body"] == b"{}"
+
+
+def test_a_route_is_told_without_an_answer(served: Served) -> None:
+    asked = {"input": "abab abba", "seed": 3}
+    there, served.hall.chooser = served.hall.chooser, None
+    early = served.client.post("/v1/route", json=asked)
+    assert (early.status_code, early.json()["error"]["code"]) == (503, "starting")
+    served.hall.chooser = there
+    told = served.client.post("/v1/route", json=asked)
+    assert told.status_code == 200
+    (wanted,) = route(Planner(served.pool, get_method("hilora"), served.embedder), ["abab abba"], seed=3)
+    assert [each["name"] for each in told.json()["hilora"]["adapters"]] == [c.name for c in wanted.choices]
+    assert told.headers["x-hilora-seed"] == "3"
+    assert served.client.post("/v1/route", json={"input": " "}).status_code == 400
+    assert not served.came

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 from hilora import __version__
+from hilora.errors import MismatchError
 from hilora.vllm.admission import Admission
 from hilora.vllm.folders import number_of
 from hilora.vllm.front import Front, salted
@@ -56,7 +57,9 @@ def install_front(front: Front) -> None:
             None if lora is None else (lora.max_loras, lora.max_lora_rank),
         )
         if lora.enable_tower_connector_lora:
-            raise WireError("Compositions are for language models. Start vLLM without --enable-tower-connector-lora.")
+            raise MismatchError(
+                "Compositions are for language models. Start vLLM without --enable-tower-connector-lora."
+            )
         stock(self, vllm_config, *args, **kwargs)
 
         async def with_context(*args: Any, **kwargs: Any) -> Any:  # the executor's threads know of no request
@@ -96,16 +99,28 @@ def install_scheduler(front: Front) -> None:
         own = contents_of([composition_of(request.sampling_params)])
         return own if request.lora_request is None else {f"number {request.lora_request.lora_int_id}"}
 
+    def running(self: Any) -> set[str]:
+        """The adapters of what runs; within a step requests only join."""
+        key, held = (self.current_step, len(self.running)), vars(self).get("hilora_running")
+        if held is None or held[0] != key:
+            held = self.hilora_running = key, set[str]().union(*map(used, self.running))
+        found: set[str] = held[1]
+        return found
+
     def admit(stock: Stock, self: Any, request: Any) -> bool:
         if not stock(self, request):
             return False
         mine = used(request)
-        if any(not front.folders.has(own) for own in contents_of([composition_of(request.sampling_params)])):
-            self.grammar_compile_error_reqs.add(request.request_id)  # it ends with an error, alone
-            return False
+        if not mine:
+            return True
         admission: Admission = vars(self).setdefault("hilora_admission", Admission())
         admission.forget(self.requests.__contains__)
-        return admission.may(request.request_id, mine, map(used, self.running), self.lora_config.max_loras)
+        if not admission.may(request.request_id, mine, running(self), self.lora_config.max_loras):
+            return False
+        if request.lora_request is None and not all(map(front.folders.has, mine)):
+            self.grammar_compile_error_reqs.add(request.request_id)  # it ends with an error, alone
+            return False
+        return True
 
     wrap(f"{SCHEDULER}._handle_blocked_waiting_request", admit)
 

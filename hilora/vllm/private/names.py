@@ -60,6 +60,19 @@ USED = {
     "vllm.lora.layers:LoRAMapping": "index_mapping prompt_mapping is_prefill type",
 }
 """What is called as it is."""
+READ = {
+    "scheduler": "requests running lora_config current_step grammar_compile_error_reqs",
+    "runner": "requests input_batch lora_config lora_manager",
+    "input batch": "req_ids lora_id_to_lora_request",
+    "LoRA manager": "modules packed_modules lora_index_to_id lora_slots max_num_batched_tokens max_num_seqs "
+    "vocab_size device",
+    "LoRA layer": "lora_a_stacked lora_b_stacked output_slices n_slices tp_size tp_rank apply",
+    "wrapper of kernels": "token_lora_indices sampler_indices no_lora",
+    "input processor": "lora_config renderer process_inputs_async",
+    "LoRA config": "max_loras max_lora_rank enable_tower_connector_lora",
+}
+"""Attributes that are read, of objects that exist only when an engine has started; and `served` of the API server's
+`app.state.openai_serving_models`: `base_model_paths`, `lora_requests`."""
 
 
 def verify() -> None:

@@ -32,6 +32,7 @@ from hilora.base.models import resolve_base
 from hilora.base.modules import linear_shapes
 from hilora.base.prompts import encode_prompts
 from hilora.cli.demo import PROMPTS
+from hilora.gateway.composition import needed_rank
 from hilora.planner import Routed
 from hilora.pool.export import export_adapter, write_peft
 from hilora.pool.pool import Pool
@@ -237,7 +238,8 @@ def main() -> None:
             pool = Pool.open(find_pool(given.pool))
             base, embedder = Path(resolve_base(pool.base.name)), None
             prompts = [shown.prompt for shown in PROMPTS][: given.prompts]
-            options |= {"max_loras": 8, "max_model_len": 1024}
+            rank = needed_rank(max(entry.rank for entry in pool.entries))
+            options |= {"max_loras": 8, "max_lora_rank": rank, "max_model_len": 1024}
         os.environ["HILORA_POOL"] = str(pool.path)
         each = list(cases(str(base), pool, embedder, prompts, root / "loras"))
         llm = engine(base, **options)

@@ -42,6 +42,27 @@ def test_the_installed_vllm_is_the_one_that_is_hooked(llm: Any) -> None:
         assert hasattr(getattr(owner, attribute), "of_hilora"), name
 
 
+def test_what_is_read_of_vllms_objects_is_there(llm: Any) -> None:
+    core = llm.llm_engine.engine_core.engine_core
+    runner = core.model_executor.driver_worker.worker.model_runner
+    manager = runner.lora_manager._adapter_manager
+    layers = [layer for layer in manager.modules.values() if hasattr(layer, "hilora")]
+    found = {
+        "scheduler": core.scheduler,
+        "runner": runner,
+        "input batch": runner.input_batch,
+        "LoRA manager": manager,
+        "LoRA layer": layers[0],
+        "wrapper of kernels": layers[0].punica_wrapper,
+        "input processor": llm.llm_engine.input_processor,
+        "LoRA config": core.scheduler.lora_config,
+    }
+    assert set(found) == set(names.READ)
+    absent = [(key, name) for key in found for name in names.READ[key].split() if not hasattr(found[key], name)]
+    assert absent == []
+    assert len(layers) == 4 * 3  # q, k and v are one of vLLM's, gate and up another
+
+
 def test_answers_are_the_librarys_in_one_batch(llm: Any, each: list[Case], capsys: Any) -> None:
     slots = llm.llm_engine.vllm_config.lora_config.max_loras
     assert len(contents_of([composition_of(case.params) for case in each])) > slots
