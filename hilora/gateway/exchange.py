@@ -45,15 +45,21 @@ async def exchange(backend: Backend, job: Job, out: Out) -> None:
         DownError: it did not answer, or failed before the client heard a word.
         BrokenError: it failed later.
     """
-    body = job.body(job.name or backend.models.base)
+    body, content = job.body(job.name or backend.models.base), None
     try:
         async with backend.followed():
             with job.clock.at("backend"):
                 answer = await backend.post(job.path, body, f"{job.request}-{secrets.token_hex(4)}")
             try:
-                await _pass_on(backend, job, answer, out)
+                if answer.status == 200 and answer.kind.startswith("text/event-stream"):
+                    await _stream(backend, job, answer, out)
+                else:
+                    with job.clock.at("backend"):
+                        content = await answer.whole()
             finally:
                 await answer.close()
+            if content is not None:
+                _check(backend, answer, content)
     except DownError as error:
         if isinstance(error, LostError):
             backend.failed()
@@ -61,15 +67,15 @@ async def exchange(backend: Backend, job: Job, out: Out) -> None:
             raise BrokenError from error
         raise
     backend.worked()
+    if content is None:  # the last word comes last: then the client may leave
+        await out.end()
+    else:
+        await out.whole(answer.status, answer.kind, content)
 
 
-async def _pass_on(backend: Backend, job: Job, answer: Answer, out: Out) -> None:
-    status, kind = answer.status, answer.kind
-    if status == 200 and kind.startswith("text/event-stream"):
-        await _stream(backend, job, answer, out)
-        return
-    with job.clock.at("backend"):
-        content = await answer.whole()
+def _check(backend: Backend, answer: Answer, content: bytes) -> None:
+    """Refuse what is no answer of the backend's own."""
+    status = answer.status
     if is_unknown_model(status, content):
         raise ForgottenError
     if status in (401, 403):
@@ -78,11 +84,11 @@ async def _pass_on(backend: Backend, job: Job, answer: Answer, out: Out) -> None
     if status in RETRIED:
         if status != 500:  # of a balancer in front of it, or of an engine that is dead
             backend.failed()
-        raise DownError(f"status {status}", status, content, kind)
-    await out.whole(status, kind, content)
+        raise DownError(f"status {status}", status, content, answer.kind)
 
 
 async def _stream(backend: Backend, job: Job, answer: Answer, out: Out) -> None:
+    """Pass on all but the end."""
     held, ended = b"", False
     async with aclosing(aiter(answer)) as chunks:
         while (chunk := await _next(chunks, job)) is not None:
@@ -96,7 +102,6 @@ async def _stream(backend: Backend, job: Job, answer: Answer, out: Out) -> None:
             ended = DONE in whole[-32:]
     if held or not ended:
         raise DownError("the stream ended before its end")
-    await out.end()
 
 
 async def _next(chunks: AsyncIterator[bytes], job: Job) -> bytes | None:

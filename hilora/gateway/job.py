@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from hilora.gateway.composition import Composition
@@ -85,7 +86,7 @@ class Job:
     request: str
     clock: Clock = field(default_factory=Clock)
 
-    @property
+    @cached_property
     def name(self) -> str | None:
         """The adapter's."""
         return None if self.composition is None else self.composition.name

@@ -12,7 +12,7 @@ import resource
 import socket
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -46,6 +46,43 @@ def room(most: int, opened: int) -> int:
     return most if files == resource.RLIM_INFINITY else min(most, max(FEWEST, files - opened - OTHERS))
 
 
+class Together:
+    """A transport on which the head of an answer waits for what comes with it: each write wakes the client up.
+
+    Args:
+        transport: asyncio's.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._head = transport, b""
+        self.is_closing, self.abort, self.get_extra_info = (
+            transport.is_closing,
+            transport.abort,
+            transport.get_extra_info,
+        )
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+        self.set_protocol = transport.set_protocol
+
+    def write(self, data: bytes) -> None:
+        """Send; a head with what follows, which may be nothing."""
+        if data.startswith(b"HTTP/1.1 ") and not data.startswith(
+            b"HTTP/1.1 1"
+        ):  # 100 Continue is an answer of its own
+            self._head += data
+            return
+        self._transport.write(self._head + data)
+        self._head = b""
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the client has not read."""
+        return len(self._head) + self._transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        """End it when all is sent."""
+        self.write(b"")
+        self._transport.close()
+
+
 class Connection(H11Protocol):
     """One connection, which ends where its client is too slow, or where there are too many.
 
@@ -63,7 +100,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """A client is there: where there are too many, the one that has asked for nothing for longest goes, or it."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, Together(transport)))
         if len(self.connections) <= self.limits.connections:
             return
         there = [each for each in self.connections if isinstance(each, Connection) and each is not self]
