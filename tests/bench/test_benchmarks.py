@@ -709,3 +709,38 @@ def test_a_grid_of_weights_is_priced_in_answers(
     by_way = {way: [row["composition"] for row in rows if row["way"] == way] for way in script.GRIDS}
     assert len(set(by_way["1"])) <= len(set(by_way["as they are"]))
     assert page.read_text().count("\n| ") == 2 + 1 + len(script.GRIDS)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("compositions", 6), ("in_vllm", 11)])
+def test_the_page_of_vllm_is_what_the_lines_say(bench_scripts: Any, name: str, rows: int) -> None:
+    script, page = bench_scripts.load(f"benchmarks/{name}.py"), (ROOT / "docs" / "vllm.md").read_text()
+    told = script.table(lines(ROOT / "benchmarks" / f"{name}.jsonl"))
+    assert told.count("\n| ") == rows + 1
+    assert script.placed(page, script.BEGIN, script.END, told) == page
+
+
+def test_engines_of_vllm_have_turns_and_what_they_say_is_kept(
+    bench_scripts: Any, shared_pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, pool = bench_scripts.load("benchmarks/in_vllm.py"), shared_pool("llama")[1]
+    asked: list[str] = []
+
+    class Played:
+        def __init__(self, name: str, *_: Any) -> None:
+            self.name = name
+
+        def __call__(self, way: str) -> Any:
+            asked.append(f"{self.name}: {way}")
+            return {"tokens": 8, "seconds": 0.5 if self.name == "plain" else 1.0, "kinds": 2}
+
+    monkeypatch.setattr(script, "Engine", Played)
+    out, page, data = tmp_path / "rows.jsonl", tmp_path / "page.md", tmp_path / "data.jsonl"
+    page.write_text(f"Before.\n\n{script.BEGIN}{script.END}\n\nAfter.\n")
+    data.write_text("")
+    given = ("--data", data, "--pool", pool.path, "--base", "tiny", "--rounds", "2", "--json", out, "--page", page)
+    bench_scripts.run(script, *given)
+    setup, *rows = lines(out)
+    ways = sum(map(len, script.ENGINES.values()))
+    assert setup["rounds"] == 2
+    assert len(rows) == 2 * ways == len(asked) - ways  # the first round warms up
+    assert "| lora: selection | 2 | 8 | 0.50 (0.50 to 0.50) |" in page.read_text()
