@@ -155,7 +155,7 @@ class Backend(Standing):
     async def close(self) -> None:
         """Ask no more."""
         await self._loads.close()
-        await self.connections.close()
+        self.connections.close()
 
     async def _command(self, path: str, words: dict[str, str]) -> None:
         status, content = await self.connections.ask("POST", path, LOAD, words)

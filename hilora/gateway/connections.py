@@ -1,7 +1,7 @@
 """Connections to one server, which stay open between requests.
 
-httpcore speaks HTTP; here is what it speaks on. A request's head and body go out together: on their own each would
-wake the server up. A connection is taken from those that are idle, the last one first, or made.
+A request's head and body go out together: on their own each would wake the server up. A connection is taken from
+those that are idle, the last one first, or made.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, Iterable
+import time
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpcore2
+import h11
 
 from hilora.errors import InputError
 from hilora.gateway.told import LostError, UnreachedError
@@ -22,89 +23,79 @@ CONNECT = 5.0
 """Seconds for a connection to be made."""
 IDLE = 3.0
 """Seconds for which one is kept; vLLM closes it after five."""
-LARGE = 64 << 10
-"""Bytes that are held back for what comes with them, at most."""
+READ = 64 << 10
+"""Bytes that are read at once, at most."""
+HEAD = 64 << 10
+"""Bytes of an answer's head, at most."""
 PORTS = {"http": 80, "https": 443}
-FAILED = (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException)
 
 
-class Wire(httpcore2.AsyncNetworkStream):
-    """One connection's bytes.
+class Connection:
+    """One of them.
 
     Args:
         reader, writer: of asyncio.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-        self._held: list[bytes] = []
-        self._size = 0
+        self._reader, self._writer = reader, writer
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD)
+        self._idle_since = 0.0
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What comes next; before that, what is held back goes out."""
+    async def ask(self, request: h11.Request, body: bytes) -> h11.Response:
+        """Send a request; the head of its answer.
+
+        Raises:
+            LostError: there was none.
+        """
+        events = (request, h11.Data(body), h11.EndOfMessage()) if body else (request, h11.EndOfMessage())
         try:
-            await self._flush()
-            return await self.reader.read(max_bytes)
+            self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
+            await self._writer.drain()
         except OSError as error:
-            raise httpcore2.ReadError(str(error)) from error
+            raise LostError(str(error)) from error
+        while isinstance(event := await self._next(), h11.InformationalResponse):
+            pass
+        if not isinstance(event, h11.Response):
+            raise LostError("the server closed the connection without an answer")
+        return event
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send, together with what follows."""
-        self._held.append(buffer)
-        self._size += len(buffer)
-        if self._size > LARGE:
-            try:
-                await self._flush()
-            except OSError as error:
-                raise httpcore2.WriteError(str(error)) from error
+    async def body(self) -> AsyncGenerator[bytes, None]:
+        """The answer's body as it comes.
 
-    async def _flush(self) -> None:
-        if self._held:
-            data, self._held, self._size = b"".join(self._held), [], 0
-            self.writer.write(data)
-            await self.writer.drain()
+        Raises:
+            LostError: it broke off.
+        """
+        while isinstance(event := await self._next(), h11.Data):
+            yield bytes(event.data)
 
-    async def aclose(self) -> None:
-        """End it at once: a server that still answers sees that nobody listens."""
-        self.writer.transport.abort()
+    def rest(self) -> bool:
+        """Its answer is done with; whether it can take another request. If not, it ends at once, and so whoever
+        still answers on it sees that nobody listens."""
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._idle_since = time.monotonic()
+            return True
+        self.close()
+        return False
 
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> Wire:
-        """The same, encrypted from now on."""
+    @property
+    def is_stale(self) -> bool:
+        """Whether the server has closed it, or may do so now."""
+        gone = self._reader.at_eof() or self._writer.is_closing()
+        return gone or time.monotonic() - self._idle_since > IDLE
+
+    def close(self) -> None:
+        """End it."""
+        self._writer.transport.abort()
+
+    async def _next(self) -> Any:
         try:
-            async with asyncio.timeout(timeout):
-                await self.writer.start_tls(ssl_context, server_hostname=server_hostname)
-        except (OSError, ssl.SSLError, TimeoutError) as error:
-            raise httpcore2.ConnectError(str(error)) from error
-        return self
-
-    def get_extra_info(self, info: str) -> Any:
-        """Whether there is something to read, where nothing should be: the server's end."""
-        if info == "is_readable":
-            return self.reader.at_eof() or self.writer.is_closing()
-        return self.writer.get_extra_info({"ssl_object": "ssl_object", "socket": "socket"}.get(info, info))
-
-
-class Network(httpcore2.AsyncNetworkBackend):
-    """Makes them."""
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> Wire:
-        """Connect."""
-        try:
-            async with asyncio.timeout(timeout):
-                return Wire(*await asyncio.open_connection(host, port))
-        except TimeoutError as error:
-            raise httpcore2.ConnectTimeout("no connection in time") from error
-        except OSError as error:
-            raise httpcore2.ConnectError(error.strerror or str(error)) from error
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                self._http.receive_data(await self._reader.read(READ))
+        except (OSError, h11.RemoteProtocolError) as error:
+            raise LostError(str(error) or type(error).__name__) from error
+        return event
 
 
 class Answer:
@@ -113,40 +104,28 @@ class Answer:
     Args:
         connections: to which its connection goes back.
         connection: on which it comes.
-        answer: as httpcore has it.
+        head: of it.
 
     Attributes:
         status: of it.
         kind: its Content-Type.
     """
 
-    def __init__(
-        self, connections: Connections, connection: httpcore2.AsyncHTTPConnection, answer: httpcore2.Response
-    ) -> None:
-        self._connections, self._connection, self._answer = connections, connection, answer
-        self.status = answer.status
-        found = (value for name, value in answer.headers if name.lower() == b"content-type")
-        self.kind = next(found, b"").decode("latin-1")
+    def __init__(self, connections: Connections, connection: Connection, head: h11.Response) -> None:
+        self._connections, self._connection = connections, connection
+        self.status = head.status_code
+        self.kind = next((value for name, value in head.headers if name == b"content-type"), b"").decode("latin-1")
 
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        """The body as it comes.
-
-        Raises:
-            LostError: the connection broke.
-        """
-        try:
-            async for chunk in self._answer.aiter_stream():
-                yield chunk
-        except FAILED as error:
-            raise LostError(str(error) or type(error).__name__) from error
+    def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        """The body as it comes; raises a LostError where it breaks off."""
+        return self._connection.body()
 
     async def whole(self) -> bytes:
         """All of the body; raises likewise."""
         return b"".join([chunk async for chunk in self])
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Nothing more of it is wanted."""
-        await self._answer.aclose()
         self._connections.put(self._connection)
 
 
@@ -171,14 +150,12 @@ class Connections:
             raise InputError(f"--backend is {url!r:.100}; expected http://HOST:PORT.")
         if parsed.username or parsed.password:
             raise InputError("--backend holds a password. Give the key as HILORA_BACKEND_KEY, and the URL without.")
-        self._origin = parsed.scheme.encode(), parsed.hostname.encode("idna"), port
-        self._path = parsed.path.rstrip("/").removesuffix("/v1").encode()
-        host = parsed.netloc.rpartition("@")[2]
-        fixed = {"Host": host, "Accept-Encoding": "identity", **headers}
+        self._place = parsed.hostname, port
+        self._path = parsed.path.rstrip("/").removesuffix("/v1")
+        fixed = {"Host": parsed.netloc, "Accept-Encoding": "identity", **headers}
         self._headers = [(name.encode(), value.encode()) for name, value in fixed.items()]
-        self._network = Network()
-        self._ssl = httpcore2.default_ssl_context() if parsed.scheme == "https" else None
-        self._idle: list[httpcore2.AsyncHTTPConnection] = []
+        self._ssl = ssl.create_default_context() if parsed.scheme == "https" else None
+        self._idle: list[Connection] = []
 
     async def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
         """Ask; the answer is to be closed.
@@ -191,20 +168,16 @@ class Connections:
             UnreachedError: there is no connection.
             LostError: nothing came back.
         """
-        scheme, host, port = self._origin
-        url = httpcore2.URL(scheme=scheme, host=host, port=port, target=self._path + path.encode())
-        given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        sized = [(b"Content-Length", str(len(body)).encode())] if body else []
-        asked = httpcore2.Request(
-            method, url, headers=[*self._headers, *given, *sized], content=body, extensions={"timeout": TIMEOUT}
-        )
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        given |= {"Content-Length": str(len(body))} if body else {}
+        more = [(name.encode(), value.encode()) for name, value in given.items()]
+        request = h11.Request(method=method, target=self._path + path, headers=[*self._headers, *more])
         connection = await self._take()
         try:
-            return Answer(self, connection, await connection.handle_async_request(asked))
-        except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-            raise UnreachedError(str(error) or type(error).__name__) from error
-        except FAILED as error:
-            raise LostError(str(error) or type(error).__name__) from error
+            return Answer(self, connection, await connection.ask(request, body))
+        except BaseException:
+            connection.close()
+            raise
 
     async def ask(self, method: str, path: str, seconds: float, words: Any = None) -> tuple[int, bytes]:
         """Status and body of a short answer.
@@ -225,32 +198,28 @@ class Connections:
                 try:
                     return answer.status, await answer.whole()
                 finally:
-                    await answer.close()
+                    answer.close()
         except TimeoutError as error:
             raise LostError(f"{path} was not answered in {seconds:g} seconds") from error
 
-    def put(self, connection: httpcore2.AsyncHTTPConnection) -> None:
+    def put(self, connection: Connection) -> None:
         """A connection has done what it was for."""
-        if connection.is_idle():
+        if connection.rest():
             self._idle.append(connection)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close all that are idle."""
         while self._idle:
-            await self._idle.pop().aclose()
+            self._idle.pop().close()
 
-    async def _take(self) -> httpcore2.AsyncHTTPConnection:
+    async def _take(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.has_expired():
+            if not connection.is_stale:
                 return connection
-            await connection.aclose()
-        scheme, host, port = self._origin
-        origin = httpcore2.Origin(scheme, host, port)
-        return httpcore2.AsyncHTTPConnection(
-            origin, ssl_context=self._ssl, keepalive_expiry=IDLE, network_backend=self._network
-        )
-
-
-TIMEOUT = {"connect": CONNECT, "read": None, "write": None, "pool": None}
-"""Of httpcore: whatever else takes its time is bounded by whoever asks."""
+            connection.close()
+        try:
+            async with asyncio.timeout(CONNECT):
+                return Connection(*await asyncio.open_connection(*self._place, ssl=self._ssl))
+        except (OSError, TimeoutError) as error:
+            raise UnreachedError(f"no connection: {error or type(error).__name__}") from error

@@ -57,7 +57,7 @@ async def exchange(backend: Backend, job: Job, out: Out) -> None:
                     with job.clock.at("backend"):
                         content = await answer.whole()
             finally:
-                await answer.close()
+                answer.close()
             if content is not None:
                 _check(backend, answer, content)
     except DownError as error:

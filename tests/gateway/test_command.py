@@ -67,7 +67,7 @@ def test_what_is_not_given_or_makes_no_sense_is_said(pool: Pool, tmp_path: Path)
         ("mixture", "kk=3", "Did you mean 'k'"),
     ):
         assert told in run(*given, *adapters, "--backend", "http://x", "-m", method, "-o", option, "--port", "0")[1]
-    assert "hilora[gateway]" in str(missing(ModuleNotFoundError("No module named 'httpcore2'", name="httpcore2")))
+    assert "hilora[gateway]" in str(missing(ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")))
 
 
 def test_a_pool_is_written_for_a_vllm_that_loads_nothing(pool: Pool, tmp_path: Path) -> None:
