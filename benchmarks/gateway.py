@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import multiprocessing
 import re
 import signal
 import socket
@@ -27,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -108,29 +106,23 @@ def whole(body: Any, status: int = 200) -> bytes:
     return head.encode() + content
 
 
-def serve_instantly(chunks: int, told: Connection) -> None:
-    """The backend's process."""
-
-    async def run() -> None:
-        server = await asyncio.get_running_loop().create_server(lambda: Instant(chunks), "127.0.0.1", 0)
-        told.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(run())
+async def serve_instantly(chunks: int) -> None:
+    """The backend's process; says its port."""
+    server = await asyncio.get_running_loop().create_server(lambda: Instant(chunks), "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
 
 
 @contextlib.contextmanager
 def backend(chunks: int) -> Iterator[int]:
     """A backend in a process of its own; its port."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve_instantly, args=(chunks, theirs), daemon=True)
-    process.start()
-    try:
-        yield ours.recv()
-    finally:
-        process.terminate()
-        process.join()
+    command = [sys.executable, __file__, "--instant", "--chunks", str(chunks)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
 
 
 @contextlib.contextmanager
@@ -239,8 +231,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--chunks", type=int, default=64)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--instant", action="store_true", help="be the backend")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.instant:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(serve_instantly(args.chunks))
+        return
     write(args.json, measure(args))
 
 

