@@ -58,6 +58,10 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
     python benchmarks/quantised.py --data FLAN_MINI/val --json benchmarks/quantised.jsonl --page docs/gpus.md
     python benchmarks/quantisers.py --json benchmarks/quantisers.jsonl --page docs/gpus.md    # kinds of them
     python benchmarks/cold.py                                              # an adapter's first use, in its parts
+    python benchmarks/compositions.py --data RAMOLE48/test_half.jsonl --json benchmarks/compositions.jsonl \\
+        --page docs/vllm.md                                                # what a grid of weights costs
+    python benchmarks/gateway.py --json benchmarks/gateway.jsonl           # what a gateway adds to a request
+    python benchmarks/in_vllm.py --data RAMOLE48/test_half.jsonl --json benchmarks/in_vllm.jsonl    # inside vLLM
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
     python benchmarks/gpu.py                                               # on a card, by itself: gpu.md
 """
