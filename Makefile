@@ -1,7 +1,7 @@
 # make demo: a fresh machine to routed answers.   make test: the tests.   make lint: what CI also checks.
 # make serve: the pool of the demo behind HTTP, at http://127.0.0.1:8000.   make test-serve: the tests of the service.
 # make test-transformers VERSION=5.19: the tests that lean on transformers, with that one; by default the oldest promised.
-# make test-vllm: the plugin inside vLLM, on the CPU, in an environment of its own.
+# make test-vllm: the plugin inside vLLM, and the gateway before it, on the CPU, in an environment of their own.
 # make docs: the pages of docs/ and the API reference as a site, in build/docs.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -86,7 +86,7 @@ $(OTHER)/.dev: pyproject.toml constraints.txt requirements-default.txt
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/$(INSTALL) '$(VLLM)'
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	.venv-vllm/$(INSTALL) --editable '.[default,vllm]' 'beartype>=0.20' httpx 'hypothesis>=6.100' 'pytest>=8'
+	.venv-vllm/$(INSTALL) --editable '.[default,gateway,vllm]' 'beartype>=0.20' httpx 'httpx2>=2.12' 'hypothesis>=6.100' 'pytest>=8'
 	.venv-vllm/$(INSTALL) --no-deps --require-hashes --requirement requirements-default.txt
 	touch $@
 
