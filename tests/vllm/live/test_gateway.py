@@ -123,10 +123,7 @@ def test_answers_are_the_librarys(
     world: World, stock: Stock, prompts: list[str], tmp_path: Path, method: str
 ) -> None:
     options = METHODS[method]
-    router = HiLoRA.from_pretrained(
-        str(base), world.pool, method, embedder=world.embedder, dtype="float32", **options
-    )
-    wanted = [answer.text for answer in router.generate(prompts, max_new_tokens=TOKENS, do_sample=False)]
+    wanted = answers(world, prompts, method, **options)
     with ExitStack() as stack:
         routed = {} if method == "base" else {"method": method, "options": options}
         gateway = opened(stack, world, tmp_path, stock, **routed)
