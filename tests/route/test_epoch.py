@@ -201,7 +201,7 @@ def test_a_row_that_may_use_few_is_routed_as_without_a_short_list(epoch: Epoch) 
         chosen = one.weights[row] > 0
         size = int(chosen.sum())
         assert one.ids[row, :size].tolist() == other.ids[row, :size].tolist()
-        assert one.weights[row, :size].tolist() == other.weights[row, :size].tolist()
+        torch.testing.assert_close(one.weights[row, :size], other.weights[row, :size])  # products in two orders
         assert not other.weights[row, size:].any()
 
 
