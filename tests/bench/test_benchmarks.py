@@ -373,6 +373,7 @@ def test_selection_agrees_with_the_exact_best(
 ) -> None:
     _, pool = shared_pool("llama")
     script = bench_scripts.load("benchmarks/selection.py")
+    bench_scripts.monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **options: embedder)
     bench_scripts.monkeypatch.setattr(script, "AT_ONCE", 70)
     options = ["--adapters", 4, 20, "--prompts", 8, "--near", 150, "--members", 9, "--compared", 6]
     bench_scripts.run(script, "--pool", pool.path, *options, "--json", tmp_path / "s.jsonl")
@@ -389,6 +390,7 @@ def test_pools_of_any_size_are_opened_changed_and_timed(
     model, pool = shared_pool("llama")
     script = bench_scripts.load("benchmarks/pool.py")
     monkeypatch.setattr(script, "CHANGES", 2)
+    monkeypatch.setattr("hilora.base.embed.Embedder", lambda name, **options: embedder)
     monkeypatch.setattr(script, "load_base", lambda name, dtype: (model, tokenizer))
     source = Pool.open(pool.path)
     options = ["--registered", 4, 9, "--batch", 2, "--distinct", 2, "--words", 3, "--new-tokens", 2, "--rounds", 1]
@@ -716,7 +718,7 @@ def test_the_page_of_vllm_is_what_the_lines_say(bench_scripts: Any, name: str, r
     script, page = bench_scripts.load(f"benchmarks/{name}.py"), (ROOT / "docs" / "vllm.md").read_text()
     told = script.table(lines(ROOT / "benchmarks" / f"{name}.jsonl"))
     assert told.count("\n| ") == rows + 1
-    assert script.placed(page, script.BEGIN, script.END, told) == page
+    assert bench_scripts.load("benchmarks/lines.py").placed(page, script.BEGIN, script.END, told) == page
 
 
 def test_engines_of_vllm_have_turns_and_what_they_say_is_kept(
