@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lines import Line, placed, write
+from lines import Line, show, write
 
 from hilora import HiLoRA, Planner, Pool, get_method
 from hilora.base.models import load_base
@@ -182,10 +182,7 @@ def main() -> None:
         pool = Pool.open(args.pool)
         rows = choose_rows(load_rows(args.data), part="second", per_task=args.per_task)
         write(args.json, measure(rows, pool, args.new_tokens, args.dtype))
-    told = table(list(read_lines(args.json)))
-    print(told)
-    if args.page:
-        args.page.write_text(placed(args.page.read_text(), BEGIN, END, told))
+    show(table(list(read_lines(args.json))), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":

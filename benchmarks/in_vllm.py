@@ -28,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lines import Line, append, placed
+from lines import Line, append, show
 
 from hilora import Planner, Pool, get_method
 from hilora.base.models import resolve_base
@@ -297,10 +297,7 @@ def main() -> None:
         for line in measure(args):
             print(line, flush=True)
             append(args.json, line)
-    told = table(list(read_lines(args.json)))
-    print(told)
-    if args.page:
-        args.page.write_text(placed(args.page.read_text(), BEGIN, END, told))
+    show(table(list(read_lines(args.json))), args.page, BEGIN, END)
 
 
 if __name__ == "__main__":

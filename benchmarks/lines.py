@@ -42,3 +42,10 @@ def placed(page: str, begin: str, end: str, told: str) -> str:
     """A page with a text between two of its lines, in place of what stood there."""
     before, rest = page.split(begin)
     return f"{before}{begin}{told}\n{end}{rest.split(end, 1)[1]}"
+
+
+def show(told: str, page: Path | None, begin: str, end: str) -> None:
+    """A table is shown, and put into its place on a page, if one is given."""
+    print(told)
+    if page:
+        page.write_text(placed(page.read_text(), begin, end, told))

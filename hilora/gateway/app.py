@@ -26,6 +26,7 @@ from hilora.serve.openai.models import model_of, models_of
 from hilora.serve.openai.reasons import route_reply
 from hilora.serve.openai.requests import RouteRequest
 from hilora.serve.openai.routes import NOT_OFFERED, json_only, user_of, using
+from hilora.serve.operation import operation
 from hilora.serve.origin import SameOrigin
 
 ABOUT = """Prompts without labels in, answers of vLLM out, by the adapters that fit them.
@@ -108,7 +109,6 @@ def _others(proxy: Proxy, who: Doorkeeper) -> APIRouter:
         ask = route_ask(body, caller, proxy.limits, proxy.chooser.methods)
         why = (await proxy.choose(ask)).why
         reply = route_reply(ask, why, not (body.hilora and body.hilora.explain is False))
-        del reply["prompt_tokens"]  # the tokenizer is the backend's
         return Json(reply, headers=headers(Read(ask, {}, False, True), why))
 
     @router.get("/models", summary="List what can be named as model", tags=["models"], response_model=None)
@@ -130,11 +130,7 @@ def _others(proxy: Proxy, who: Doorkeeper) -> APIRouter:
 
 
 def _seen_from_outside(proxy: Proxy, who: Doorkeeper) -> APIRouter:
-    router = APIRouter(tags=["operation"])
-
-    @router.get("/healthz", summary="Whether the process lives")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    router = operation(proxy.meters, who)
 
     @router.get("/readyz", summary="Whether a backend answers; to administrators, what each lacks, too")
     def ready(request: Request) -> JSONResponse:
@@ -152,11 +148,5 @@ def _seen_from_outside(proxy: Proxy, who: Doorkeeper) -> APIRouter:
             state["pool_version"] = proxy.chooser.view.version
             state["problems"] = [line for backend in backends for line in backend.problems]
         return JSONResponse(state, 200 if status == "ready" else 503)
-
-    @router.get("/metrics", summary="For Prometheus; for administrators", response_class=Response)
-    def metrics(caller: Caller = Depends(who)) -> Response:  # noqa: B008
-        need(caller, "admin")
-        page, kind = proxy.meters.page()
-        return Response(page, media_type=kind)
 
     return router

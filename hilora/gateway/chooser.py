@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from hilora.base.embed import Embedder
 from hilora.engine.teams import let_team_go
-from hilora.gateway.parts import EVERYTHING, Made, Part, Room, check_method, parts_of
+from hilora.gateway.parts import EVERYTHING, Made, Part, Room, check_method, criterion_of, parts_of
 from hilora.gateway.planners import Maker, Planners, Way
 from hilora.methods.lookup import get_method
 from hilora.methods.method import Method
@@ -218,7 +218,7 @@ class Chooser:
 
     def _fitted(self, routed: Routed) -> Routed:
         """Routes within what there is room for."""
-        if routed.route is None:
+        if routed.route is None or self.room == EVERYTHING:
             return routed
         fitted, left = self.room.within(routed.route, [entry.rank for entry in routed.source.entries])
         notes = list(routed.notes)
@@ -240,6 +240,7 @@ class Chooser:
             parts = parts_of(method, routed.source, plan)
         name = BASE if ask.model == BASE else method.name
         why = told_of(view, ask.caller, name, choices, routed.notes[row], 0, planner.epoch)
-        criterion = getattr(method.gate, "criterion", "value")
         source = Made(view, planner.source)
-        return Chosen(parts, criterion, why, row in routed.silent, source, time.perf_counter() - waiting.came)
+        return Chosen(
+            parts, criterion_of(method), why, row in routed.silent, source, time.perf_counter() - waiting.came
+        )

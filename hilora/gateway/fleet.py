@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 from hilora.gateway.backend import NAMES, Backend
@@ -116,22 +116,20 @@ class Fleet:
         while asked <= len(self.backends):
             if last is not None:
                 self.meters.retried()
-            place = self.line.place(want)
-            with job.clock.at("waiting"):
-                backend = await place.__aenter__()
-            try:
-                await self._ask(backend, job, out)
-            except (DownError, UnloadedError) as error:
-                last = error
-                asked += not isinstance(error, UnreachedError)  # else it is asked once it is back
-                want.avoid.add(backend.place)
-                LOG.warning("backend %d did not answer: %s", backend.place, error, extra={"request": job.request})
-                self.meters.asked(backend.place, "failed")
-            else:
-                self.meters.asked(backend.place, "answered")
-                return
-            finally:
-                await place.__aexit__(None, None, None)
+            async with AsyncExitStack() as placed:
+                with job.clock.at("waiting"):
+                    backend = await placed.enter_async_context(self.line.place(want))
+                try:
+                    await self._ask(backend, job, out)
+                except (DownError, UnloadedError) as error:
+                    last = error
+                    asked += not isinstance(error, UnreachedError)  # else it is asked once it is back
+                    want.avoid.add(backend.place)
+                    LOG.warning("backend %d did not answer: %s", backend.place, error, extra={"request": job.request})
+                    self.meters.asked(backend.place, "failed")
+                else:
+                    self.meters.asked(backend.place, "answered")
+                    return
         if isinstance(last, DownError) and last.content:
             await out.whole(last.status, last.kind, last.content)
             return

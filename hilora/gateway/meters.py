@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram
 
 from hilora.gateway.job import Clock
-from hilora.serve.meters import SECONDS, Counts, reason_of
+from hilora.serve.meters import SECONDS, Shown, reason_of
 
 SHORT = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 
 
-class Meters:
-    """Counts.
+class Meters(Shown):
+    """Counts."""
 
-    Attributes:
-        registry: what `/metrics` shows.
-    """
+    prefix = "hilora_gateway_"
 
     def __init__(self) -> None:
-        self.registry = own = CollectorRegistry()
+        super().__init__()
+        own = self.registry
         self._requests = Counter("hilora_gateway_requests", "Requests that came", ["model"], registry=own)
         self._refused = Counter("hilora_gateway_refused", "Requests that failed", ["why"], registry=own)
         labels = ["backend", "outcome"]
@@ -40,17 +39,9 @@ class Meters:
             )
         }
 
-    def watch(self, name: str, about: str, read: Callable[[], float]) -> None:
-        """Show a number that is read when it is asked for."""
-        Gauge(f"hilora_gateway_{name}", about, registry=self.registry).set_function(read)
-
-    def watch_counts(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
-        """Show numbers that only grow, by a label, likewise."""
-        self.registry.register(Counts(f"hilora_gateway_{name}", about, label, read))
-
     def watch_gauges(self, name: str, about: str, label: str, read: Mapping[str, Callable[[], float]]) -> None:
         """Show numbers by a label, likewise."""
-        gauge = Gauge(f"hilora_gateway_{name}", about, [label], registry=self.registry)
+        gauge = Gauge(f"{self.prefix}{name}", about, [label], registry=self.registry)
         for value, each in read.items():
             gauge.labels(value).set_function(each)
 
@@ -79,7 +70,3 @@ class Meters:
         self._own.observe(clock.own)
         for what, seconds in clock.spent.items():
             self._parts[what].observe(seconds)
-
-    def page(self) -> tuple[bytes, str]:
-        """What `/metrics` answers, and its type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST

@@ -83,6 +83,11 @@ def parts_of(method: Method, source: Source, plan: Plan) -> tuple[Part, ...]:
     return tuple(sorted(found, key=lambda part: part.content))
 
 
+def criterion_of(method: Method) -> str:
+    """By which a method's ROCs are chosen, where any are (`compose.rocs.CRITERIA`)."""
+    return str(getattr(method.gate, "criterion", "value"))
+
+
 @dataclass(frozen=True)
 class Made:
     """Where the factors of parts are: of a pool's adapters, and of those that a method has made of these.

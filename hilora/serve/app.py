@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from hilora import __version__
@@ -22,6 +22,7 @@ from hilora.serve.limits import Limits
 from hilora.serve.openai.errors import install_errors
 from hilora.serve.openai.guard import PAGES, Guard
 from hilora.serve.openai.routes import routes
+from hilora.serve.operation import operation
 from hilora.serve.origin import SameOrigin
 from hilora.serve.page import PLACE, POLICY, page_routes
 
@@ -73,11 +74,7 @@ def make_app(
 
 
 def _seen_from_outside(desk: PoolDesk, who: Callable[[Request], Caller]) -> APIRouter:
-    router = APIRouter(tags=["operation"])
-
-    @router.get("/healthz", summary="Whether the process lives")
-    def health() -> dict[str, str]:
-        return {"status": "ok"}
+    router = operation(desk.meters, who)
 
     @router.get("/readyz", summary="Whether it takes requests; to administrators, what it holds, too")
     def ready(request: Request) -> JSONResponse:
@@ -87,11 +84,5 @@ def _seen_from_outside(desk: PoolDesk, who: Callable[[Request], Caller]) -> APIR
         except ServiceError:  # others are not told of adapters that they may not see
             state = {name: state[name] for name in ("status", "base", "method", "lane", "epoch")}
         return JSONResponse(state, 200 if state["status"] == "ready" else 503)
-
-    @router.get("/metrics", summary="For Prometheus; for administrators", response_class=Response)
-    def metrics(caller: Caller = Depends(who)) -> Response:  # noqa: B008
-        need(caller, "admin")
-        page, kind = desk.meters.page()
-        return Response(page, media_type=kind)
 
     return router

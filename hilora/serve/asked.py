@@ -78,7 +78,7 @@ class Why:
     choices: tuple[Choice, ...]  # best first; none where the base model answers alone
     hashes: tuple[str, ...]  # of their contents
     note: str  # what the caller should know; "" for nothing
-    prompt_tokens: int
+    prompt_tokens: int  # 0 where the prompt is not tokenised
     epoch: str  # of what is learned of the pool; "" where nothing is
     pool: str  # short hash of the adapters that the caller sees
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -46,15 +47,38 @@ class _AtWork(Collector):
         yield found
 
 
-class Meters:
-    """Counts what happens in one server.
+class Shown:
+    """Numbers that `/metrics` shows.
 
     Attributes:
-        registry: what `/metrics` shows.
+        registry: all of them.
     """
 
+    prefix: ClassVar[str] = ""
+    """Of the names of those that are read elsewhere."""
+
     def __init__(self) -> None:
-        self.registry = own = CollectorRegistry()
+        self.registry = CollectorRegistry()
+
+    def watch(self, name: str, about: str, read: Callable[[], float]) -> None:
+        """Show a number that is read when it is asked for."""
+        Gauge(f"{self.prefix}{name}", about, registry=self.registry).set_function(read)
+
+    def watch_counts(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
+        """Show numbers that only grow, by a label, likewise."""
+        self.registry.register(Counts(f"{self.prefix}{name}", about, label, read))
+
+    def page(self) -> tuple[bytes, str]:
+        """What `/metrics` answers, and its type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class Meters(Shown):
+    """Counts what happens in one server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        own = self.registry
         self._requests = Counter("hilora_requests", "Requests that came", ["model"], registry=own)
         self._refused = Counter("hilora_refused", "Requests that were refused", ["why"], registry=own)
         self._ends = Counter("hilora_answers", "Answers that ended", ["finish_reason"], registry=own)
@@ -74,17 +98,9 @@ class Meters:
         self._named: set[str] = set()
         self._recent: deque[float] = deque(maxlen=64)
 
-    def watch(self, name: str, about: str, read: Callable[[], float]) -> None:
-        """Show a number that is read when it is asked for."""
-        Gauge(name, about, registry=self.registry).set_function(read)
-
     def watch_count(self, name: str, about: str, read: Callable[[], int]) -> None:
         """Show a number that only grows, likewise."""
-        self.registry.register(Counts(name, about, "", lambda: {"": read()}))
-
-    def watch_counts(self, name: str, about: str, label: str, read: Callable[[], Mapping[str, int]]) -> None:
-        """Show several such, by a label."""
-        self.registry.register(Counts(name, about, label, read))
+        self.watch_counts(name, about, "", lambda: {"": read()})
 
     def watch_adapters(self, read: Callable[[], tuple[Iterable[str], Iterable[str]]], most: int) -> None:
         """Show which adapters are at work and which are waited for, in the form that fleet schedulers know of vLLM.
@@ -165,11 +181,6 @@ class Meters:
     def typical_seconds(self) -> float:
         """From the line to the whole answer, lately; 1 where none is known."""
         return sorted(self._recent)[len(self._recent) // 2] if self._recent else 1.0
-
-    def page(self) -> tuple[bytes, str]:
-        """What `/metrics` answers, and its type."""
-
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hilora.base.prompts import Names, Prompts
-from hilora.gateway.parts import Part, check_method, parts_of
-from hilora.methods.method import Method
+from hilora.gateway.parts import Part, check_method, criterion_of, parts_of
 from hilora.planner import Planner
 from hilora.types import Choice
 from hilora.vllm.wire import Composition
@@ -53,10 +52,5 @@ def route(
         plan = planner.plan(routed, [row], seed)
         (choices,) = planner.choices(routed, [row], plan)
         parts = parts_of(planner.method, routed.source, plan)
-        found.append(Routed(composition_of(parts, criterion(planner.method)), choices, note, row in routed.silent))
+        found.append(Routed(composition_of(parts, criterion_of(planner.method)), choices, note, row in routed.silent))
     return found
-
-
-def criterion(method: Method) -> str:
-    """By which a method's ROCs are chosen, where any are."""
-    return str(getattr(method.gate, "criterion", "value"))

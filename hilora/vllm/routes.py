@@ -40,7 +40,6 @@ def routes(chooser: Callable[[], Chooser | None]) -> APIRouter:
         except HiloraError as error:
             return error_of(error).response
         reply = route_reply(ask, why, not (body.hilora and body.hilora.explain is False))
-        del reply["prompt_tokens"]  # the prompt is not tokenised
         return Json(reply, headers=headers_of(ask, why))
 
     return router

@@ -46,13 +46,16 @@ def reasons_of(ask: Ask, why: Why, explain: bool) -> Reasons:
 
 def route_reply(ask: Ask, why: Why, explain: bool) -> RouteReply:
     """What a prompt that is only routed is answered with; the arguments are those of `reasons_of`."""
-    return {
+    reply: RouteReply = {
         "object": "hilora.route",
         "model": ask.model,
         "prompt_tokens": why.prompt_tokens,
         "system_fingerprint": fingerprint(why),
         "hilora": reasons_of(ask, why, explain),
     }
+    if not why.prompt_tokens:  # no tokenizer is at hand
+        del reply["prompt_tokens"]
+    return reply
 
 
 def headers_of(ask: Ask, why: Why) -> dict[str, str]:
