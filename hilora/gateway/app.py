@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -41,28 +40,20 @@ BODY: Any = {
 }
 
 
-def make_app(
-    proxy: Proxy,
-    who: Doorkeeper,
-    *,
-    closed: Sequence[Callable[[], Any]] = (),
-    local: bool = True,
-) -> FastAPI:
+def make_app(proxy: Proxy, who: Doorkeeper, close: Callable[[], Awaitable[None]], *, local: bool = True) -> FastAPI:
     """The gateway.
 
     Args:
-        proxy: what requests go through; its fleet is closed in the end.
+        proxy: what requests go through.
         who: says who asks.
-        closed: called when all has ended.
+        close: called in the end.
         local: it is for this machine alone (`origin.SameOrigin`).
     """
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await proxy.fleet.close()
-        for call in (*closed, proxy.chooser.close):
-            await asyncio.to_thread(call)
+        await close()
 
     app = FastAPI(title="hilora gateway", version=__version__, description=ABOUT, lifespan=life)
     install_errors(app)

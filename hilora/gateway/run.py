@@ -122,7 +122,7 @@ class Gateway:
         self.watch = Watch(view.path, view.version, self.chooser.change)
         self.watch.asked = self.chooser.look_for_mended
         proxy = Proxy(self.chooser, self.fleet, limits, self.meters, settings.levels)
-        self.app = make_app(proxy, keeper, closed=[self.watch.close], local=keeper.is_open)
+        self.app = make_app(proxy, keeper, self.close, local=keeper.is_open)
         watch(self.meters, self.fleet, self.line)
 
     @property
@@ -160,7 +160,7 @@ class Gateway:
             )
 
     async def close(self) -> None:
-        """End, where no server does."""
+        """End all that it is made of; its server does that, where there is one."""
         await self.fleet.close()
         await asyncio.to_thread(self.watch.close)
         await asyncio.to_thread(self.chooser.close)

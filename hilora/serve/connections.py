@@ -65,10 +65,9 @@ class Together:
 
     def write(self, data: bytes) -> None:
         """Send; a head with what follows, which may be nothing."""
-        if data.startswith(b"HTTP/1.1 ") and not data.startswith(
-            b"HTTP/1.1 1"
-        ):  # 100 Continue is an answer of its own
-            self._head += data
+        is_head = data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1")  # 100 Continue has no body
+        if is_head and not self._head:
+            self._head = data
             return
         self._transport.write(self._head + data)
         self._head = b""
