@@ -4,12 +4,13 @@
     .venv-vllm/bin/python benchmarks/in_vllm.py --data RAMOLE48/test_half.jsonl --json benchmarks/in_vllm.jsonl
     python benchmarks/in_vllm.py --json benchmarks/in_vllm.jsonl --page docs/vllm.md            # the table alone
 
-Three engines in a process each, which have turns, round by round; the first round warms up:
+Four engines in a process each, which have turns, round by round; the first round warms up:
 
-plain    vLLM without LoRA
-lora     with LoRA: the base alone, one adapter for all, each prompt's own adapter (selection), each prompt's
-         composition (hilora-plus; weights as they are, and on grids) as a plain PEFT adapter
-plugin   hilora's plugin: the base alone, selection, hilora-plus and hilora, each prompt's composition as metadata
+plain      vLLM without LoRA
+lora       with LoRA, of the adapters' rank: the base alone, one adapter for all, each prompt's own one (selection)
+composed   with LoRA, of the rank that compositions need: each prompt's composition (hilora-plus; weights as they are,
+           and on grids) as a plain PEFT adapter
+plugin     hilora's plugin: the base alone, selection, hilora-plus and hilora, each prompt's composition as metadata
 
 Prompts are routed, and adapters written, before. Each prompt gets the same number of new tokens, whatever it says.
 """
@@ -45,7 +46,8 @@ from hilora.pool.export import write_peft
 GRIDS: dict[str, int | None] = {"": None, ", grid of 4": 4, ", grid of 1": 1}
 ENGINES = {
     "plain": ["base"],
-    "lora": ["base", "one adapter", "selection", *(f"hilora-plus{grid}" for grid in GRIDS)],
+    "lora": ["base", "one adapter", "selection"],
+    "composed": [f"hilora-plus{grid}" for grid in GRIDS],
     "plugin": ["base", "selection", "hilora-plus", "hilora"],
 }
 PLAIN = "plain: base"
@@ -72,7 +74,7 @@ class Stock:
 
     Args:
         args: of the command.
-        engine: "plain" or "lora".
+        engine: "plain", "lora" or "composed".
         folder: where adapters are written.
     """
 
@@ -82,25 +84,21 @@ class Stock:
         self.pool, self.folder = Pool.open(args.pool), folder
         self.prompts = prompts_of(args)
         self.sampling = SamplingParams(temperature=0, max_tokens=args.new_tokens, ignore_eos=True)
-        composed = {grid: self._composed(levels) for grid, levels in GRIDS.items()} if engine == "lora" else {}
         self.ways: dict[str, Any] = {"base": None}
-        room: dict[str, Any] = {}
+        composed: dict[str, list[Any]] = {}
         if engine == "lora":
-            self.ways["selection"] = self._loras(self._made("selection", None))
-            self.ways["one adapter"] = [self.ways["selection"][0]] * len(self.prompts)
-            self.ways |= {f"hilora-plus{grid}": self._loras(each) for grid, each in composed.items()}
+            composed["selection"] = self._made("selection", None)
+            composed["one adapter"] = composed["selection"][:1] * len(self.prompts)
+        elif engine == "composed":
+            composed = {f"hilora-plus{grid}": self._made("hilora-plus", levels) for grid, levels in GRIDS.items()}
+        self.ways |= {way: self._loras(each) for way, each in composed.items()}
+        room: dict[str, Any] = {}
+        if composed:
             rank = max(each.rank for some in composed.values() for each in some)
-            count = sum(1 for _ in folder.iterdir())
-            room = {
-                "max_lora_rank": needed_rank(rank),
-                "max_loras": args.max_loras,
-                "max_cpu_loras": max(count, args.max_loras),
-            }
+            room = {"max_lora_rank": needed_rank(rank), "max_loras": args.max_loras}
+            room["max_cpu_loras"] = max(sum(1 for _ in folder.iterdir()), args.max_loras)
         self.llm = LLM(args.base, enable_lora=bool(room), **room, **common(args))
         self.ids = tokens_of(args, self.prompts)
-
-    def _composed(self, levels: int | None) -> list[Any]:
-        return self._made("hilora-plus", levels)
 
     def _made(self, method: str, levels: int | None) -> list[Any]:
         planner = planner_of(self.pool, method, self.__dict__.setdefault("planners", {}))
@@ -207,7 +205,7 @@ class Engine:
     def __init__(self, name: str, args: argparse.Namespace, stack: ExitStack) -> None:
         read, written = os.pipe()
         settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | (
-            {"HILORA_POOL": str(args.pool)} if name == "plugin" else {}
+            {"HILORA_POOL": str(args.pool), "HILORA_VLLM_PLACES": str(args.max_loras)} if name == "plugin" else {}
         )
         given = [value for key in ("data", "pool", "base", "batch", "letters", "new_tokens", "dtype", "max_loras")
                  for value in (f"--{key.replace('_', '-')}", str(getattr(args, key)))]  # fmt: skip
@@ -247,6 +245,7 @@ def measure(args: argparse.Namespace) -> Iterator[Line]:
         each = [(name, way) for name, ways in ENGINES.items() for way in ways]
         for (name, way), counts in turns(each, args.rounds):
             found = engines[name](way)
+            print(name, way, f"{found['seconds']:.1f} s", "" if counts else "(warming up)", flush=True)
             if counts:
                 yield {"way": f"{name}: {way}"} | found
 
@@ -264,7 +263,8 @@ def table(lines: Sequence[Line]) -> str:
             rates.setdefault(line["way"], []).append(line["tokens"] / line["seconds"])
             kinds[line["way"]] = line["kinds"]
     found = []
-    for way, own in rates.items():
+    order = [f"{name}: {way}" for name, ways in ENGINES.items() for way in ways]
+    for way, own in sorted(rates.items(), key=lambda each: order.index(each[0])):
         shares = [mine / plain for mine, plain in zip(own, rates[PLAIN], strict=True)]
         share = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
         found.append([way, str(kinds[way]), f"{statistics.median(own):.0f}", share])
@@ -277,11 +277,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini").absolute())
     parser.add_argument("--base", help="a folder that vLLM reads; default: the embedded base, converted")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--letters", type=int, default=200, help="of a prompt; stock LoRA on a CPU reads slowly")
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--letters", type=int, default=120, help="of a prompt; stock LoRA on a CPU reads slowly")
+    parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--max-loras", type=int, default=16)
+    parser.add_argument(
+        "--max-loras", type=int, default=32, help="of a batch; so many may one prompt of hilora's use"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)

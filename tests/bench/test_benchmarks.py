@@ -713,10 +713,17 @@ def test_a_grid_of_weights_is_priced_in_answers(
     assert page.read_text().count("\n| ") == 2 + 1 + len(script.GRIDS)
 
 
-@pytest.mark.parametrize(("name", "rows"), [("compositions", 6)])
-def test_the_page_of_vllm_is_what_the_lines_say(bench_scripts: Any, name: str, rows: int) -> None:
-    script, page = bench_scripts.load(f"benchmarks/{name}.py"), (ROOT / "docs" / "vllm.md").read_text()
-    told = script.table(lines(ROOT / "benchmarks" / f"{name}.jsonl"))
+@pytest.mark.parametrize(
+    ("path", "kept", "rows"),
+    [
+        ("benchmarks/compositions.py", "compositions", 6),
+        ("benchmarks/in_vllm.py", "in_vllm", 11),
+        ("tests/vllm/live/compare.py", "equal_in_vllm", 5),
+    ],
+)
+def test_the_page_of_vllm_is_what_the_lines_say(bench_scripts: Any, path: str, kept: str, rows: int) -> None:
+    script, page = bench_scripts.load(path), (ROOT / "docs" / "vllm.md").read_text()
+    told = script.table(lines(ROOT / "benchmarks" / f"{kept}.jsonl"))
     assert told.count("\n| ") == rows + 1
     assert bench_scripts.load("benchmarks/lines.py").placed(page, script.BEGIN, script.END, told) == page
 

@@ -129,8 +129,14 @@ class FakeVllm:
             time.sleep(0.005)
 
     def _run(self, listening: socket.socket) -> None:
-        self.server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        asyncio.run(self.server.serve(sockets=[listening]))
+        asyncio.run(self._serve(listening))
+
+    async def _serve(self, listening: socket.socket) -> None:
+        await self.server.serve(sockets=[listening])
+        for _ in range(3):  # one that came while it ended is broken, too, and told so, before the loop closes
+            for connection in list(self.server.server_state.connections):
+                connection.transport.abort()  # type: ignore[union-attr]
+            await asyncio.sleep(0)
 
     def kill(self) -> None:
         """End as a process does that is killed: all connections break, the port is free."""
