@@ -130,10 +130,10 @@ class Logo:
 def signal_of(output: Float[Tensor, "batch out"], signal: str) -> Float[Tensor, " batch"]:
     """How strong an adapter's output is: its length, or one over the entropy of its softmax."""
     if signal == "norm":
-        return torch.linalg.vector_norm(output, dim=1)
+        return output.square().sum(1).sqrt()
     share = torch.softmax(output, dim=1)
-    entropy: Tensor = -(share * (share + IN_LOG).log()).sum(1)
-    return 1 / (entropy + IN_SHARE)
+    entropy = -(share * (share + IN_LOG).log()).sum(1)
+    return (entropy + IN_SHARE).reciprocal()
 
 
 def last_query(counts: Counter[str]) -> str:
