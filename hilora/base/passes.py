@@ -31,7 +31,7 @@ def needs_base(method: str, where: str) -> str:
 
     Args:
         method: its name.
-        where: what has none, as the beginning of a sentence's end: "hilora route".
+        where: what has none, such as "hilora route".
     """
     return (
         f"{method} routes by a pass of the base model over each prompt; got {where}, which has no base model. Answer "

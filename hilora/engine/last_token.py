@@ -41,7 +41,7 @@ class LastToken:
             InputError: a prompt is empty, or too long for the model.
             ModelError: there is no such module, or it reads nothing when a prompt is read.
         """
-        encoded = encode_prompts(prompts, self.tokenizer)
+        encoded = encode_prompts(prompts, self.tokenizer) if prompts else []
         check_lengths(encoded, 1, self.model.config)
         target, found = modules_of(self.model, [module])[module], dict[tuple[int, ...], Tensor]()
         for ids in encoded:
