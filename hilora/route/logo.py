@@ -79,25 +79,24 @@ class Logo:
             raise UnknownNameError("reads", self.reads, READS)
 
     def fit(self, known: Known) -> Logo:
-        """Read every adapter's factors once, and keep those of one site; one that cannot be read is never chosen.
+        """Read every adapter's factors, and keep those of one site; an adapter that cannot be read is never chosen.
 
         Raises:
             UnknownNameError: no adapter changes the site that was named.
         """
         assert isinstance(known, Factored)
-        found: list[Factors] = []
-        for entry in known.entries:
-            try:
-                found.append(known.factors(entry.hash))
-            except PoolError as error:
-                _log.warning("Adapter %s is left out of what logo chooses from: %s", entry.name, error)
-                found.append({})
-        counts = Counter(site for factors in found for site in factors)
+        counts, kept = Counter[str](), list[Factors]()
+        for entry in known.entries:  # of each only the site that it would be by itself: a pool may be large
+            factors = _read(known, entry)
+            counts.update(factors.keys())
+            own = self.site or last_query(Counter(factors.keys()))
+            kept.append({own: factors[own]} if own in factors else {})
         if self.site and self.site not in counts:
             raise UnknownNameError("site", self.site, counts)
         self.site_ = self.site or last_query(counts)
-        at = [factors.get(self.site_) for factors in found]
-        self.factors_ = [None if own is None else (own[0].double(), own[1].double()) for own in at]
+        unlike = {i for i, own in enumerate(kept) if own and self.site_ not in own}
+        again = {i: _read(known, known.entries[i]) for i in sorted(unlike)}
+        self.factors_ = [again.get(i, own).get(self.site_) for i, own in enumerate(kept)]
         return self
 
     def score(self, state: Float[Tensor, "batch in"]) -> Float[Tensor, "batch adapter"]:
@@ -116,7 +115,8 @@ class Logo:
                     f"logo read {state.shape[1]} numbers at {block_of(self.site_)!r}; the adapters' site "
                     f"{self.site_!r} reads {down.shape[1]}. Choose reads=site, or another site."
                 )
-            scores[:, place] = signal_of(state.double() @ down.T @ up.T, self.signal).float()
+            output = state.double() @ down.double().T @ up.double().T  # (batch, out)
+            scores[:, place] = signal_of(output, self.signal).float()
         return scores
 
     def __call__(self, query: Query, allowed: Bool[Tensor, "batch adapter"]) -> Route:
@@ -155,6 +155,14 @@ def block_of(site: str) -> str:
     """The module that a site's block is: its name up to its last number; the site itself where it has none."""
     found = re.match(r".*\.\d+(?=\.)", site)
     return found[0] if found else site
+
+
+def _read(known: Factored, entry: Any) -> Factors:
+    try:
+        return known.factors(entry.hash)
+    except PoolError as error:
+        _log.warning("Adapter %s is left out of what logo chooses from: %s", entry.name, error)
+        return {}
 
 
 def _but(some: set[str], others: Iterable[str]) -> set[str]:

@@ -139,6 +139,16 @@ def test_an_adapter_without_the_site_or_that_cannot_be_read_adds_nothing() -> No
     torch.testing.assert_close(route.weights, torch.tensor([[1.0, 0, 0]]), atol=1e-6, rtol=0)
 
 
+def test_an_adapter_that_reaches_further_is_asked_where_the_others_are() -> None:
+    here, beyond = (torch.ones(1, 3), torch.ones(2, 1)), (torch.ones(1, 3), torch.full((2, 1), 9.0))
+    last = "model.layers.7.self_attn.q_proj"
+    router = Logo().fit(Adapters([{SITE: here}, {SITE: here, last: beyond}, {SITE: here}]))
+    assert router.site_ == SITE
+    torch.testing.assert_close(router.score(torch.ones(1, 3)), torch.full((1, 3), 3 * math.sqrt(2)))
+    router = Logo(site=last).fit(Adapters([{SITE: here}, {SITE: here, last: beyond}, {SITE: here}]))
+    torch.testing.assert_close(router.score(torch.ones(1, 3)), torch.tensor([[0, 27 * math.sqrt(2), 0]]))
+
+
 def test_the_site_is_the_last_blocks_query_projection_that_most_adapters_change() -> None:
     def of(*sites: str) -> str:
         return last_query(Counter(sites))
