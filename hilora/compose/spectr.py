@@ -8,8 +8,8 @@ At each site, adapter i's score for a token is the length of what the adapter wo
     delta   = sum_i p_i B_i A_i x,     p_i = 1/k on the k largest scores, or their softmax
 
 Nothing is computed for it but squares of projections that are there anyhow. SpectR's code has k = 4 and averages
-parameters, in the singular basis (`fuse`); SEQR has k = 1. SEQR's standardised scores, calibrated beforehand, need texts
-of each task at every site, and are not here.
+parameters, in the singular basis (`fuse`); SEQR has k = 1. SEQR's standardised scores, calibrated beforehand, need
+texts at every site, and are not here.
 """
 
 from __future__ import annotations
