@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hilora.base.asked import look
 from hilora.base.embed import Embedder, describe_embedder
+from hilora.base.passes import Pass, no_pass
 from hilora.base.prompts import Names, Prompts, per_prompt, query_texts
 from hilora.methods.method import Method
 from hilora.pool.view import PoolView, Source
@@ -61,12 +62,12 @@ class Planner:
         if embedder is not None:
             pool.embedder.check(describe_embedder(embedder), pool.path)
         self.pool = copy(pool)  # a view of its own: routes count along its entries
-        self.epoch, self._given = pool.epoch_key, method
+        self.epoch, self._given, self.device, self.memory, self._dtype = pool.epoch_key, method, device, memory, dtype
         if method.complete is not None:
             method = method.complete(method, self.pool)
         kept = None if since is None else self.pool.regrown(since.method.router, since.pool)
         self.method: Method = replace(method, router=kept or deepcopy(method.router))  # fitted to this pool only
-        self.memory, self._dtype, self.device = memory, dtype, device
+        self.base: Pass = no_pass(method.name) if since is None else since.base  # set by whoever has a model
         self._embedder: list[Embedder | None] = [embedder] if since is None else since._embedder
         self.source: Source = self.pool if method.make is None else method.make(self.pool, memory)
         if kept is None and self.method.router is not None and self.pool.entries:
@@ -123,7 +124,7 @@ class Planner:
         if not served.any():
             return Routed(texts, None, self.source, notes)
         asked = look(prompts, self.embedder if router.needs_embedding else None, self.device)
-        route = router(Query(asked.texts, asked.embedding, positions), allowed)
+        route = router(Query(asked.texts, asked.embedding, positions, lambda name: self.base(prompts, name)), allowed)
         strange = (served & ~(route.weights > 0).any(1)).nonzero()[:, 0].tolist()
         for row in strange:
             notes[row] = f"no adapter fits: {'not answered' if abstain else 'the base model answered alone'}"

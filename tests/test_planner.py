@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from hilora import METHODS, Planner, Pool, get_method
+from hilora.engine.last_token import LastToken
+from hilora.engine.thread import engine_of
 from hilora.errors import InputError, UnknownNameError
 from hilora.merge.average import Average
 from hilora.methods import DEFAULT_METHOD
@@ -28,9 +30,19 @@ def pool(shared_pool: Any) -> Pool:
     return found
 
 
+def with_base(planner: Planner, model: Any, tokenizer: Any) -> Planner:
+    """A planner that can route by a pass of a base model, if its method does."""
+    if planner.method.needs_base:
+        planner.base = LastToken(model, tokenizer, engine_of(model, 0))
+    return planner
+
+
 @pytest.fixture
-def make(pool: Pool, embedder: Any) -> Plan:
-    return lambda method, **options: Planner(pool, get_method(method, **options), embedder)
+def make(shared_pool: Any, pool: Pool, tokenizer: Any, embedder: Any) -> Plan:
+    model = shared_pool("llama")[0]
+    return lambda method, **options: with_base(
+        Planner(pool, get_method(method, **options), embedder), model, tokenizer
+    )
 
 
 def labels(method: str, names: list[str]) -> dict[str, Any]:
@@ -153,9 +165,9 @@ def test_prompts_of_the_pools_tasks_are_seen_as_often_as_is_said_and_others_are_
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("hilora-plus", "base", "oracle")])
 def test_a_method_whose_scores_are_not_calibrated_says_nothing_of_seen(
-    tuned: Pool, embedder: Any, method: str
+    tuned: Pool, shared_pool: Any, tokenizer: Any, embedder: Any, method: str
 ) -> None:
-    planner = Planner(tuned, get_method(method), embedder)
+    planner = with_base(Planner(tuned, get_method(method), embedder), shared_pool("llama")[0], tokenizer)
     assert verdicts(planner, ["hi", *PROMPTS]) == [None] * 5
 
 

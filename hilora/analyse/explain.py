@@ -13,6 +13,7 @@ from hilora.methods.method import Method
 from hilora.methods.table import METHODS
 from hilora.planner import Planner
 from hilora.pool.derived import Merged
+from hilora.route.logo import Logo
 from hilora.route.posterior import Posterior
 from hilora.route.retriever import Retriever
 from hilora.route.router import Gaussian
@@ -78,6 +79,16 @@ KINDS: tuple[tuple[type | tuple[type, ...], ScoreKind], ...] = (
             "nothing in common.",
             lambda score: f"{score:.3f}",
             lambda last, score: f"{last - score:.3f} lower",
+        ),
+    ),
+    (
+        Logo,
+        ScoreKind(
+            "size of the output",
+            "how much the adapter adds to one module's output for the prompt's last token: its length, or one over "
+            "the entropy of its softmax. Weights are shares of it.",
+            lambda score: f"{score:.4g}",
+            lambda last, score: f"{last - score:.3g} lower",
         ),
     ),
 )

@@ -102,7 +102,7 @@ def route(
 
     listed = read_prompts(prompts, file, one=one)
     query_texts(listed)  # refuses them before a pool is opened
-    built, _ = choose_method(method, option)
+    built, _ = choose_method(method, option, without_base="hilora route")
     opened = open_pool(pool)
     with status(f"Routing over {len(opened)} adapters"):
         planner = Planner(opened, built, device=parse_device(device))

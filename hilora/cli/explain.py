@@ -56,7 +56,8 @@ def explain(
         raise InputError(f"{idle[0]} is about the answer, and none is asked for. Add --generate, or leave it away.")
     check_file(out)
     text = query_text(prompt)
-    built, settings = choose_method(method, option)
+    alone = "" if generate else "hilora explain without --generate"
+    built, settings = choose_method(method, option, without_base=alone)
     opened = open_pool(pool)
     quiet_transformers()
     with status("Routing, and answering" if generate else "Routing"):

@@ -21,17 +21,29 @@ def open_pool(name: str | None) -> Pool:
     return Pool.open(find_pool(name))
 
 
-def choose_method(name: str, option: Sequence[str] | None) -> tuple[Method, dict[str, Any]]:
+def choose_method(
+    name: str, option: Sequence[str] | None, *, without_base: str = ""
+) -> tuple[Method, dict[str, Any]]:
     """A method by its name, and its options as they were given with -o.
+
+    Args:
+        name: of the method.
+        option: name=value each.
+        without_base: the command, if it loads no base model.
 
     Raises:
         UnknownNameError: there is no such method, or no such option of it.
-        InputError: an option has no "=", or makes no sense.
+        InputError: an option has no "=", or makes no sense; or the method routes by a base model, and there is none.
     """
+    from hilora.base.passes import needs_base
+    from hilora.errors import InputError
     from hilora.methods.lookup import get_method
 
     settings = parse_settings(option)
-    return get_method(name, **settings), settings
+    built = get_method(name, **settings)
+    if without_base and built.needs_base:
+        raise InputError(needs_base(name, without_base))
+    return built, settings
 
 
 def load_base_of(pool: Pool, base: str | None, dtype: str | None) -> tuple[Any, Any]:

@@ -23,6 +23,7 @@ from hilora.engine.batching import Batching, ServeRows
 from hilora.engine.call import Call
 from hilora.engine.compiled.bank import FixedBank
 from hilora.engine.compiled.options import Compile
+from hilora.engine.last_token import LastToken
 from hilora.engine.loop import Loop
 from hilora.engine.pick import Pick
 from hilora.engine.plans import RowPlan
@@ -67,6 +68,8 @@ class Lanes:
         places = placements(model)
         self.fill = pad_id(tokenizer)
         self.engine = engine_of(model, self.fill)
+        if planner.method.needs_base:
+            planner.base = LastToken(model, tokenizer, self.engine)
         if kv_memory is not None or self.engine.loop.memory == float("inf"):
             self.engine.loop.memory = spare_memory(places) if kv_memory is None else parse_bytes(kv_memory)
         self.bank = Bank(model, planner.method.gate, places, memory, form, packed)

@@ -8,6 +8,7 @@ from math import inf
 
 import torch
 
+from hilora.base.passes import needs_base
 from hilora.compose.rocs import TopRocs
 from hilora.compose.weighted import Weighted
 from hilora.errors import InputError
@@ -50,8 +51,11 @@ def check_method(method: Method, *, whole: bool = False) -> Method:
         whole: adapters may only be used whole.
 
     Raises:
-        InputError: it weighs adapters token by token, or makes others of them; or it chooses ROCs, and may not.
+        InputError: it weighs adapters token by token, or makes others of them; or it chooses ROCs, and may not; or it
+            routes by a pass of the base model, which only the other server has.
     """
+    if method.needs_base:
+        raise InputError(needs_base(method.name, "what routes for vLLM"))
     makes = method.make not in (None, Canonical)  # canonical ROCs add up to the same adapter
     makes = makes or method.complete is not None  # as lorahub, whose one adapter comes with what was trained
     if method.router is not None and (makes or not isinstance(method.gate, GATES)):

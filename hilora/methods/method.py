@@ -31,3 +31,4 @@ class Method:
     abstain: bool = False  # prompts whose adapters may be used, and none fits, stay unanswered
     complete: Complete | None = None  # puts in what was trained and lies beside the pool
     part: str | None = None  # name of that file
+    needs_base: bool = False  # routes by a pass of the base model over each prompt (`base.passes`)

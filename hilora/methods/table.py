@@ -20,6 +20,10 @@ moe-top1      experts              all of one expert's                the same, 
 moe-top3      experts              all of three experts'              the same, the three largest
 smear         experts              all of the experts'                parameters averaged by that softmax
 lorahub       20 drawn adapters    one merged adapter's               parameters summed, weighted
+logo          a pass of the base   all of k adapters                  outputs, weighted by their size at one site
+spectr        everyone             all of k adapters                  the k longest outputs averaged, token by token
+lag           everyone             all of one adapter's               the longest of 20 by prototypes, token by token
+lorauter      cosine, top k        all of k adapters                  outputs, weighted by softmax of cosines
 oracle        the label            all of the adapter's               the adapter
 base          -                    -                                  -
 
@@ -40,7 +44,7 @@ from hilora.compose.weighted import Weighted
 from hilora.errors import InputError, UnknownNameError
 from hilora.merge.average import Average
 from hilora.merge.lego import Lego
-from hilora.methods import trained
+from hilora.methods import rivals, trained
 from hilora.methods.method import Method
 from hilora.pool.derived import Canonical, Merged
 from hilora.route.allocate import draw_capped
@@ -231,6 +235,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     "moe-top3": moe_top3,
     "smear": smear,
     "lorahub": lorahub,
+    "logo": rivals.logo,
+    "spectr": rivals.spectr,
+    "lag": rivals.lag,
+    "lorauter": rivals.lorauter,
     "oracle": oracle,
     "base": base,
 }

@@ -1,11 +1,8 @@
-"""The seam of routing: (query, allowed adapters) -> Route. `fit` learns from the pool's samples.
-
-`Gaussian` is HiLoRA's sequence level; the others are in this folder, one file each.
-"""
+"""The seam of routing, (query, allowed adapters) -> Route; HiLoRA's is `Gaussian`, the others are files beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,6 +26,7 @@ class Query:
     texts: Sequence[str]  # the prompts' raw texts
     embedding: Float[Tensor, "batch dim"] | None = None  # instructed, on any device; None where it is not asked for
     labels: Int[Tensor, " batch"] | None = None  # position of each row's own adapter, for the oracle; -1 = unknown
+    read: Callable[[str], Tensor] | None = None  # what a module of the base reads last, (batch, in), by its name
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from hilora.route.retriever import Retriever
 
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132", "?"]
 TEXTS = ["abc", "a b c d e f g", "hello, world. " * 40, "x", "", "zz top"]
-OPTIONS = [{"method": name} for name in METHODS] + [
+OPTIONS = [{"method": name} for name in METHODS if not get_method(name).needs_base] + [
     {"method": "hilora", "covariance": "tied", "candidates": "top"},
     {"method": "hilora-plus", "terms": False},
     {"method": "hilora-plus", "candidates": "conformal"},

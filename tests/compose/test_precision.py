@@ -9,11 +9,13 @@ from torch import Tensor
 from hilora.compose.arrow import Arrow
 from hilora.compose.delta import Gate, Tokens
 from hilora.compose.fusion import Fused
+from hilora.compose.lag import Lag
 from hilora.compose.moe import Moe
 from hilora.compose.phatgoose import Phatgoose, SigmoidGate, standardise
 from hilora.compose.pool_rocs import PoolTopRocs
 from hilora.compose.rocs import TopRocs
 from hilora.compose.router_lora import RouterLora
+from hilora.compose.spectr import Spectr
 from hilora.compose.stack import stack_sites
 from hilora.compose.weighted import Weighted
 from hilora.types import Factors, Plan, Site
@@ -37,6 +39,10 @@ GATES: dict[str, Gate] = {
     "weighted": Weighted(),
     "fused": Fused(),
     "arrow": Arrow(2, temperature=0.23),
+    "spectr": Spectr(2),
+    "spectr softmax": Spectr(2, "basis", "softmax", 0.23),
+    "spectr fused": Spectr(2, fuse=True),
+    "lag": Lag(2),
     "router elsewhere": RouterLora({}),
     "router": RouterLora({"site": (random(2, IN, seed=30) / 8, random(OUT, 2, seed=31) / 8)}),
     "phatgoose": Phatgoose({"site": random(3, IN, seed=32)}),

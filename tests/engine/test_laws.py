@@ -24,6 +24,8 @@ from hilora.planner import Planner
 KINDS = ["llama", "qwen2", "mistral", "gemma", "gpt2", "t5"]
 EACH_BY_ITSELF = [name for name in METHODS if name != "adapter-soup"]
 """AdapterSoup adapts to the prompts of a call together; for every other method the batch changes nothing."""
+CLOSE = {"lorauter": {"rtol": 1e-5, "atol": 1e-5}}
+"""Weights that are cosines of fp32 embeddings show what these are rounded to, which others in their batch change."""
 PROMPTS = ["abab baab abba aaa", "zzy xyz", "mmnn onm noom mno mno", "1132 3211 123 2231 1132", "abba xyz", "qrs"]
 LABELS = ["alpha", "beta", "gamma", "delta", "alpha", "beta"]
 Shared = Callable[[str], tuple[Any, Pool]]
@@ -66,7 +68,9 @@ def test_a_row_in_a_mixed_padded_batch_equals_the_row_alone(build: Any, kind: st
     router = build(kind, method)
     together = logits(router, method, PROMPTS, LABELS)
     for row, (prompt, label) in enumerate(zip(PROMPTS, LABELS, strict=True)):
-        torch.testing.assert_close(logits(router, method, [prompt], [label])[0], together[row])
+        torch.testing.assert_close(
+            logits(router, method, [prompt], [label])[0], together[row], **CLOSE.get(method, {})
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -90,7 +90,7 @@ def test_rocs_that_are_chosen_by_token_are_no_composition() -> None:
         compose(parts(1.0), levels=0)
 
 
-@pytest.mark.parametrize("name", ["fusion", "arrow", "merged", "ramole", "hilora-roc"])
+@pytest.mark.parametrize("name", ["fusion", "arrow", "merged", "ramole", "hilora-roc", "spectr", "lag"])
 def test_methods_that_are_no_fixed_sum_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is not a fixed sum"):
         check_method(get_method(name))

@@ -329,3 +329,20 @@ def test_nobody_keeps_all_others_waiting_by_ever_new_options(desk: PoolDesk) -> 
         run(desk.route(Ask(PROMPT, options={"gamma": 0.9})))
     run(desk.route(Ask(PROMPT, options={"gamma": 0.1 + 7 / 100})))
     run(desk.route(Ask(PROMPT)))
+
+
+def test_a_method_that_routes_by_the_base_model_is_served_by_the_one_that_is_there(
+    shared_pool: Any, joined: Any, embedder: Any
+) -> None:
+    """As the default, and as another method that a request names."""
+    model, pool = shared_pool("llama")
+    given: dict[str, Any] = {"tokenizer": joined, "embedder": embedder}
+    want = HiLoRA.from_pretrained(model, pool, "logo", **given).generate(PROMPT, max_new_tokens=5, **FREE)[0]
+    for default in ("logo", "hilora"):
+        desk = PoolDesk(HiLoRA.from_pretrained(model, pool, default, **given), Limits(), methods=("hilora", "logo"))
+        try:
+            ask = Ask(PROMPT, method="logo", max_new_tokens=5, sampling=FREE, follow=True)
+            assert texts(run(said(desk, ask))) == want.text
+            assert [each.name for each in run(desk.route(ask)).choices] == want.adapters
+        finally:
+            desk.close(0.0)

@@ -216,7 +216,7 @@ def test_texts_of_a_chat_are_routed_on_and_images_are_let_through(served: Served
 def test_a_method_that_is_no_sum_of_adapters_or_may_not_answer_is_refused() -> None:
     for name in DEFAULT_METHODS:
         check(get_method(name))
-    for name in set(METHODS) - {*DEFAULT_METHODS, "base", "oracle", "ensemble"}:
+    for name in set(METHODS) - {*DEFAULT_METHODS, "base", "oracle", "ensemble", "lorauter"}:
         with pytest.raises(HiloraError):
             check(get_method(name))
     with pytest.raises(InputError, match="fallback"):
