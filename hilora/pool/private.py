@@ -22,15 +22,17 @@ from hilora.base.embed import EmbedderInfo
 from hilora.errors import InputError, MismatchError
 from hilora.pool import store
 from hilora.route.features import BUCKETS, CHARACTERS, LONGEST, WORDS, Features
+from hilora.route.outline import MARKS
 
 TENSORS = {
     "embeddings": torch.float32,
     "characters": torch.int8,
     "phrases": torch.int32,
     "phrases_of_text": torch.int32,
+    "outlines": torch.int32,
 }
-"""Of a file, with their types; the last three together or not at all."""
-WAY = f"characters {CHARACTERS} in {BUCKETS}, words {WORDS}"
+"""Of a file, with their types; the last four together or not at all."""
+WAY = f"characters {CHARACTERS} in {BUCKETS}, words {WORDS}, outlines of {MARKS}"
 """How terms are hashed."""
 MARGIN = 1.5
 """Lengths of embeddings may differ from the pool's by this factor."""
@@ -104,6 +106,7 @@ def _check_shapes(slices: dict[str, Any], dim: int, most: int) -> None:
     shapes = {name: list(each.get_shape()) for name, each in slices.items()}
     count = shapes["embeddings"][0] if shapes["embeddings"] else 0
     expected = {"embeddings": [count, dim], "characters": [count, BUCKETS], "phrases_of_text": [count]}
+    expected["outlines"] = [count, MARKS]
     for name, shape in shapes.items():
         if name in expected and shape != expected[name]:
             raise InputError(f"{name} of the features has shape {shape}; expected {expected[name]}. Make them again.")
@@ -141,5 +144,6 @@ def _check_terms(tensors: dict[str, Tensor]) -> None:
         rises = (phrases[1:] > phrases[:-1]) | (text[1:] != text[:-1])  # each id once, ascending
         wrong = bool((phrases < 0).any()) or not bool(rises.all())
         wrong |= bool(((sizes > 0) & (tensors["characters"] == 0).all(1)).any())  # words without characters
+    wrong |= bool((tensors["outlines"] < 0).any()) or any(len(row.unique()) < len(row) for row in tensors["outlines"])
     if wrong or bool((tensors["characters"] == -128).any()):
         raise InputError("The features' terms are not as texts' are. Make them again.")

@@ -32,7 +32,7 @@ from hilora.errors import InputError
 from hilora.route.experts import Calibration, Experts, calibrate
 from hilora.route.features import Features
 from hilora.route.gaussian import MIN_SAMPLES
-from hilora.route.kept import WITNESSES, tensors_of, witness_of
+from hilora.route.kept import LISTS, WITNESSES, tensors_of, witness_of
 from hilora.route.ridge import choose_ridge
 from hilora.route.tied import DERIVED, TiedGaussian, means_and_covariance
 from hilora.route.witnesses import Phrases, Witness, count_phrases
@@ -87,9 +87,10 @@ class Epoch:
             raise ValueError(f"an epoch of version {int(kept['version'])}, this version reads {VERSION}")
         names = [name for name in WITNESSES if f"{name}|noise_" in kept or f"{name}|gain_" in kept]
         witnesses = {name: witness_of(name, _whole(kept)) for name in names}
-        if isinstance(phrases := witnesses.get("phrases"), Phrases):
-            phrases.known_, phrases.total_ = phrases.vocabulary_, kept["phrases|total_"].clone()
-            phrases.count_ = int(kept["phrases|count_"])
+        for name, witness in witnesses.items():
+            if isinstance(witness, Phrases):
+                witness.known_, witness.total_ = witness.vocabulary_, kept[f"{name}|total_"].clone()
+                witness.count_ = int(kept[f"{name}|count_"])
         return cls(
             key,
             float(kept["ridge"]),
@@ -131,7 +132,7 @@ def learn_epoch(samples: Sequence[Features]) -> dict[str, Tensor]:
         made = copy(witness)
         if isinstance(made, Phrases):
             worded = [own for own, has in zip(samples, model.worded_.tolist(), strict=True) if has]
-            kept |= _mean_phrases(made, worded)
+            kept |= _mean_phrases(name, made, worded)
         else:
             kept |= tensors_of(name, _mean_noisy(made))
     return kept
@@ -160,29 +161,28 @@ def _mean_noisy(made: Any) -> Any:
     return made
 
 
-def _mean_phrases(fitted: Phrases, worded: Sequence[Features]) -> dict[str, Tensor]:
-    """How common phrases are, and what they mean for the mean adapter."""
-    vocabulary, _, phrase, _, used, sizes = count_phrases(worded)
+def _mean_phrases(name: str, fitted: Phrases, worded: Sequence[Features]) -> dict[str, Tensor]:
+    """How common phrases are, or marks, and what they mean for the mean adapter."""
+    vocabulary, _, phrase, _, used, sizes = count_phrases(worded, fitted.listed)
     gain = torch.zeros(len(vocabulary), dtype=torch.float64).index_add_(0, phrase, fitted.gain_.double())
     return {
-        "phrases|vocabulary_": vocabulary.int(),
-        "phrases|gain_": (gain / len(worded)).float(),
-        "phrases|absent_": fitted.absent_.double().mean().float()[None],
-        "phrases|total_": torch.zeros(len(vocabulary)).index_add_(0, phrase, used.float()),
-        "phrases|count_": sizes.sum(),
+        f"{name}|vocabulary_": vocabulary.int(),
+        f"{name}|gain_": (gain / len(worded)).float(),
+        f"{name}|absent_": fitted.absent_.double().mean().float()[None],
+        f"{name}|total_": torch.zeros(len(vocabulary)).index_add_(0, phrase, used.float()),
+        f"{name}|count_": sizes.sum(),
     }
 
 
 def _whole(kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """With what goes without saying where there is one adapter: each phrase has one entry, its own."""
-    if "phrases|gain_" not in kept:
-        return kept
-    count = len(kept["phrases|gain_"])
-    return {
-        **kept,
-        "phrases|start_": torch.arange(count + 1),
-        "phrases|adapter_": torch.zeros(count, dtype=torch.int32),
-    }
+    found = dict(kept)
+    for name in LISTS:
+        if f"{name}|gain_" in kept:
+            count = len(kept[f"{name}|gain_"])
+            found[f"{name}|start_"] = torch.arange(count + 1)
+            found[f"{name}|adapter_"] = torch.zeros(count, dtype=torch.int32)
+    return found
 
 
 def _numbers(name: str, found: Calibration) -> dict[str, Tensor]:
@@ -195,6 +195,6 @@ def _numbers(name: str, found: Calibration) -> dict[str, Tensor]:
 
 
 def _calibration(name: str, kept: Mapping[str, Tensor]) -> Calibration:
-    weights = dict(zip(WITNESSES, kept[f"{name}|weights"].tolist(), strict=True))
+    weights = dict(zip(WITNESSES, kept[f"{name}|weights"].tolist(), strict=False))  # of those that there were
     seen = float(kept[f"{name}|seen_above"])
     return Calibration(weights, tuple(kept[f"{name}|surprises"].tolist()), None if math.isnan(seen) else seen)

@@ -1,12 +1,12 @@
 """Which adapter a prompt belongs to: the likelihoods of `witnesses`, put on one scale by the adapters' samples.
 
-None of the three is calibrated: dimensions correlate and n-grams overlap, so each is far too sure of itself. The
+None of them is calibrated: dimensions correlate and n-grams overlap, so each is far too sure of itself. The
 score is their weighted product,
 
     log p(x | i) = sum_v w_v log p_v(x | i),
 
 with the weights w that make samples' own adapters likeliest, on samples that the likelihoods have not seen: maximum
-likelihood with three parameters, a convex problem. The softmax of the score is then a calibrated posterior.
+likelihood with a parameter each, a convex problem. The softmax of the score is then a calibrated posterior.
 A part of `hilora-plus`; not in the papers.
 """
 
@@ -25,9 +25,9 @@ from hilora.route.conformal import own_surprises
 from hilora.route.crossfit import MOST_ADAPTERS, folds
 from hilora.route.features import Features
 from hilora.route.novelty import leads, seen_above
-from hilora.route.witnesses import Meaning, Phrases, Spelling, Witness
+from hilora.route.witnesses import Meaning, Outline, Phrases, Spelling, Witness, has_outlines
 
-WEIGHTS = {"meaning": 0.06, "spelling": 0.015, "phrases": 0.012}
+WEIGHTS = {"meaning": 0.06, "spelling": 0.015, "phrases": 0.012, "outline": 0.03}
 """Where nothing can be held out; near what is fitted for 20 samples per adapter."""
 MOST_SURPRISES = 1000
 """A pool keeps at most so many, evenly taken."""
@@ -38,7 +38,7 @@ class Experts:
     """The weighted product of the witnesses.
 
     An adapter whose samples' terms are not kept is judged by its meaning alone: the share of the posterior that the
-    embeddings give it stays as it is.
+    embeddings give it stays as it is. Outlines are looked at where all adapters with terms have them.
 
     Args:
         weights: of the witnesses; default: fitted on the samples.
@@ -57,7 +57,7 @@ class Experts:
         if self.weights is None:
             self.weights_ = fit_weights(samples, self.terms)
         else:
-            self.weights_ = self.weights
+            self.weights_ = WEIGHTS | dict(self.weights)
         self.worded_ = torch.tensor([self.terms and own.terms is not None for own in samples])
         if int(self.worded_.sum()) < 2:
             self.worded_[:] = False  # nothing to compare with
@@ -66,6 +66,8 @@ class Experts:
             if self.worded_.any():
                 worded = [own for own, has in zip(samples, self.worded_.tolist(), strict=True) if has]
                 self.witnesses_ |= {"spelling": Spelling().fit(worded), "phrases": Phrases().fit(worded)}
+                if all(map(has_outlines, worded)):
+                    self.witnesses_["outline"] = Outline().fit(worded)
         return self
 
     def score(self, texts: Features) -> Float[Tensor, "text adapter"]:

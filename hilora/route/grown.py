@@ -21,7 +21,7 @@ from hilora.route.features import Features
 from hilora.route.kept import tensors_of, witness_of
 from hilora.route.meaning import NearMeaning
 from hilora.route.parts import Parts
-from hilora.route.witnesses import Witness
+from hilora.route.witnesses import Witness, has_outlines, has_terms
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class GrownExperts:
     Attributes:
         weights_: of the witnesses.
         share: of the adapters that the epoch was learned from, those whose terms are kept.
-        worded_: whether terms of an adapter are kept, and looked at.
+        worded_: whether terms of an adapter are kept, all that the epoch looks at, and looked at.
         witnesses_: the epoch's mean adapter first, then the pool's; of those but meaning, the worded ones.
     """
 
@@ -60,13 +60,14 @@ class GrownExperts:
     def over(self, newcomers: Sequence[Features], origin: Int[Tensor, " adapter"]) -> GrownExperts:
         """Those of a changed pool, see `Parts.over`."""
         new = origin < 0
-        has = torch.tensor([own.terms is not None for own in newcomers], dtype=torch.bool)
+        speaks = has_outlines if "outline" in self.witnesses_ else has_terms
+        has = torch.tensor(list(map(speaks, newcomers)), dtype=torch.bool)
         worded = torch.zeros(len(origin), dtype=torch.bool)
         if len(self.witnesses_) > 1:
             worded[new] = has
             worded[~new] = self.worded_[origin[~new]]
         among = torch.where(new, -1, self.among[origin.clamp_min(0)] if len(self.worded_) else origin)
-        some, witnesses = [own for own in newcomers if own.terms is not None], {}
+        some, witnesses = list(filter(speaks, newcomers)), {}
         with one_thread():  # most of it is searching; a pool grows beside a model that is at work
             for name, parts in self.witnesses_.items():
                 if name == "meaning":

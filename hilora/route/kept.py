@@ -11,10 +11,13 @@ from torch import Tensor
 
 from hilora.route.dual import DualGaussian
 from hilora.route.tied import DERIVED, TiedGaussian
-from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Meaning, Phrases, Spelling
+from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Meaning, Outline, Phrases, Spelling
 
 MODELS: Mapping[str, type[TiedGaussian | DualGaussian]] = {"tied": TiedGaussian, "dual": DualGaussian}
-WITNESSES = {"meaning": Meaning, "spelling": Spelling, "phrases": Phrases}
+WITNESSES = {"meaning": Meaning, "spelling": Spelling, "phrases": Phrases, "outline": Outline}
+"""By name; new ones come last, since weights are kept in this order."""
+LISTS = tuple(name for name, witness in WITNESSES.items() if issubclass(witness, Phrases))
+"""Those that count what samples use."""
 SHRINKAGES = {"meaning": SHRINKAGE, "spelling": SPELLING_SHRINKAGE}
 
 
@@ -31,6 +34,7 @@ LEARNED = {
     Meaning: _Learned(("noise_",)),
     Spelling: _Learned(("rarity_", "noise_")),
     Phrases: _Learned(("start_", "gain_", "absent_"), ("vocabulary_", "adapter_")),
+    Outline: _Learned(("start_", "gain_", "absent_"), ("vocabulary_", "adapter_")),
     TiedGaussian: _Learned(("whitening_", "mean_"), numbers=("log_det_", "spread_")),
     DualGaussian: _Learned(("mean_", "whitening_", "white_mean_"), numbers=("level_", "log_det_", "spread_")),
 }

@@ -7,7 +7,7 @@ nobody whom the row may not use changes anything: whether a row has a short list
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,7 @@ from hilora.route.experts import sum_scores
 from hilora.route.features import Features
 from hilora.route.grown import GrownExperts
 from hilora.route.phrases import Common
+from hilora.route.witnesses import Phrases
 
 NEAR = 128
 """Adapters that are looked at closely, unless told otherwise."""
@@ -43,9 +44,9 @@ def prepare(model: GrownExperts, many: int) -> None:
     """Make what `judge_near` needs now, not at the first prompt, for a pool of more than so many."""
     if len(model.worded_) > many:
         _ = model.nearest
-        if (parts := model.witnesses_.get("phrases")) is not None:
-            phrases: Any = parts.main
-            phrases.common_ = phrases.common_ or Common.of(phrases)
+        for parts in model.witnesses_.values():
+            if isinstance(lists := parts.main, Phrases):
+                lists.common_ = lists.common_ or Common.of(lists)
 
 
 def judge_near(model: GrownExperts, texts: Features, allowed: Bool[Tensor, "text adapter"], count: int) -> Near:

@@ -21,7 +21,7 @@ from hilora.route.features import Features
 from hilora.route.gaussian import OwnGaussian
 from hilora.route.phrases import some_phrases
 from hilora.route.tied import DERIVED, TiedGaussian
-from hilora.route.witnesses import Meaning, Phrases, Spelling, count_phrases, noise, terms_of
+from hilora.route.witnesses import Meaning, Outline, Phrases, Spelling, count_phrases, noise, terms_of
 
 Rows = Int[Tensor, " kept"]
 
@@ -127,7 +127,7 @@ def _phrases_of(model: Phrases, samples: Sequence[Features]) -> Phrases:
     assert model.known_ is not None
     assert model.total_ is not None
     made = copy(model)
-    made.vocabulary_, made.start_, phrase, made.adapter_, used, sizes = count_phrases(samples)
+    made.vocabulary_, made.start_, phrase, made.adapter_, used, sizes = count_phrases(samples, model.listed)
     words = made.vocabulary_
     place = torch.searchsorted(model.known_, words)
     common = torch.cat([model.total_, torch.zeros(1)])  # of what comes after all ids: nobody's
@@ -181,5 +181,6 @@ KINDS: Mapping[type, Kind] = {
     Meaning: Kind(lambda model: len(model.noise_), _meaning_of, _gather_noisy, _some),
     Spelling: Kind(lambda model: len(model.noise_), _spelling_of, _gather_noisy, _some_spellings),
     Phrases: Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases, some_phrases),
+    Outline: Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases, some_phrases),
 }
 """Class of a model -> how its rows are made and taken."""

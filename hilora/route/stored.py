@@ -16,7 +16,7 @@ from torch import Tensor
 from hilora.route.experts import WEIGHTS, Experts
 from hilora.route.features import Features
 from hilora.route.grown import GrownExperts
-from hilora.route.kept import WITNESSES, tensors_of, witness_of
+from hilora.route.kept import LISTS, WITNESSES, tensors_of, witness_of
 from hilora.route.samples import Sampled
 from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Phrases
 
@@ -24,6 +24,8 @@ VERSION = 1
 """Of what fitting gives for the same samples; to be raised with every change to it."""
 RECIPE = f"experts {VERSION}: {SHRINKAGE}, {SPELLING_SHRINKAGE}, {Phrases().strength}"
 """All that the tensors depend on beside the samples."""
+NEEDED = ("meaning", "spelling", "phrases")
+"""Witnesses that a pool with terms has, of whatever time."""
 FEW = 0.05
 """Share of a pool's adapters that are worked out anew at each start, before all is kept again."""
 _log = logging.getLogger(__name__)  # warnings go to standard error, unless the program around wants them elsewhere
@@ -102,12 +104,14 @@ def _restored(kept: Mapping[str, Tensor], adapters: int, weights: Mapping[str, f
         KeyError, ValueError: something is missing, or of another number of adapters.
     """
     found = Experts(weights, terms)
-    found.weights_, found.worded_ = weights, kept["worded"].clone() & terms
+    found.weights_, found.worded_ = WEIGHTS | dict(weights), kept["worded"].clone() & terms
+    numbers = {name: f"{name}|{'absent_' if name in LISTS else 'noise_'}" for name in WITNESSES}
     names = [name for name in WITNESSES if name == "meaning" or found.worded_.any()]
+    names = [name for name in names if name in NEEDED or numbers[name] in kept]
     found.witnesses_ = {name: witness_of(name, kept) for name in names}
     worded = int(found.worded_.sum())
     sizes = {"worded": len(found.worded_), "meaning": len(kept["meaning|noise_"])}
-    others = {name: len(kept[f"{name}|{'absent_' if name == 'phrases' else 'noise_'}"]) for name in names[1:]}
+    others = {name: len(kept[numbers[name]]) for name in names[1:]}
     if set(sizes.values()) != {adapters} or not set(others.values()) <= {worded}:
         raise ValueError(f"expected {adapters}, {worded} of them with terms; got {sizes | others}")
     return found

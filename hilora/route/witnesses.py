@@ -1,13 +1,14 @@
-"""Three witnesses to which adapter a prompt belongs to, each a likelihood; `experts` puts them on one scale.
+"""Four witnesses to which adapter a prompt belongs to, each a likelihood; `experts` puts them on one scale.
 
 meaning     tied Gaussian over the embeddings
 spelling    tied Gaussian over TF-IDF weighted character n-grams
 phrases     naive Bayes over word n-grams: is each phrase of the prompt one that the adapter's samples used?
+outline     the same over the marks of its outline: does it begin, end, and measure as the adapter's samples do?
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -114,7 +115,7 @@ class Phrases:
 
     def fit(self, samples: Sequence[Features]) -> Phrases:
         """Count the samples that use each phrase, by adapter."""
-        self.vocabulary_, self.start_, phrase, self.adapter_, used, sizes = count_phrases(samples)
+        self.vocabulary_, self.start_, phrase, self.adapter_, used, sizes = count_phrases(samples, self.listed)
         total = torch.zeros(len(self.vocabulary_)).index_add_(0, phrase, used.float())
         share = (total + 0.5) / (int(sizes.sum()) + 1)
         # relative to an adapter whose samples never use the phrase: log (n_it + s p_t) / (s p_t)
@@ -135,12 +136,26 @@ class Phrases:
 
     def asked(self, terms: Terms, texts: int) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Tensor]:
         """Phrases that somebody's samples use, and the texts that they are of; of each text, how many all know of."""
-        wanted = terms.phrases.long()
+        wanted, of = self.listed(terms)
         known = _contains(self.vocabulary_, wanted)
-        text = common = terms.text[known]
+        text = common = of[known]
         if self.known_ is not None:  # what only some newcomers' samples use speaks for those, and for nobody else
-            common = terms.text[_contains(self.known_, wanted)]
+            common = of[_contains(self.known_, wanted)]
         return torch.searchsorted(self.vocabulary_, wanted[known]), text, torch.bincount(common, minlength=texts)
+
+    def listed(self, terms: Terms) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"]]:
+        """Ids that are looked at, each once for a text, and the text of each, ascending."""
+        return terms.phrases.long(), terms.text
+
+
+class Outline(Phrases):
+    """As `Phrases`, over the marks of outlines."""
+
+    def listed(self, terms: Terms) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"]]:
+        """Marks, and the text of each."""
+        assert terms.outlines is not None
+        texts, marks = terms.outlines.shape
+        return terms.outlines.long().flatten(), torch.arange(texts).repeat_interleave(marks)
 
 
 def terms_of(texts: Features) -> Terms:
@@ -149,8 +164,20 @@ def terms_of(texts: Features) -> Terms:
     return texts.terms
 
 
-def count_phrases(samples: Sequence[Features]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """How many of each adapter's samples use each phrase.
+def has_terms(own: Features) -> bool:
+    """Whether the n-grams of an adapter's samples are kept."""
+    return own.terms is not None
+
+
+def has_outlines(own: Features) -> bool:
+    """Whether the outlines of an adapter's samples are kept."""
+    return own.terms is not None and own.terms.outlines is not None
+
+
+def count_phrases(
+    samples: Sequence[Features], listed: Callable[[Terms], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """How many of each adapter's samples use each phrase; `listed` as `Phrases.listed`.
 
     Returns:
         vocabulary: (phrase,) ids, ascending.
@@ -158,13 +185,12 @@ def count_phrases(samples: Sequence[Features]) -> tuple[Tensor, Tensor, Tensor, 
         phrase, adapter, used: (entry,) how many samples of an adapter use a phrase, by phrase, then adapter.
         sizes: (adapter,) samples of each.
     """
-    terms = [terms_of(own) for own in samples]
+    ids = [listed(terms_of(own))[0] for own in samples]
     sizes = torch.tensor([len(own) for own in samples])
-    phrases = torch.cat([t.phrases for t in terms]).long()
-    owner = torch.arange(len(terms)).repeat_interleave(torch.tensor([len(t.phrases) for t in terms]))
-    vocabulary, place = torch.unique(phrases, return_inverse=True)
-    pairs, used = torch.unique(place * len(terms) + owner, return_counts=True)
-    phrase, adapter = pairs // len(terms), pairs % len(terms)
+    owner = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(each) for each in ids]))
+    vocabulary, place = torch.unique(torch.cat(ids), return_inverse=True)
+    pairs, used = torch.unique(place * len(ids) + owner, return_counts=True)
+    phrase, adapter = pairs // len(ids), pairs % len(ids)
     return vocabulary, torch.searchsorted(phrase, torch.arange(len(vocabulary) + 1)), phrase, adapter, used, sizes
 
 
