@@ -114,7 +114,7 @@ def test_adapters_with_terms_and_without_are_told_apart_together(make: Make, bui
     pool = make("alpha", "beta", "gamma", "delta", worded=("alpha", "gamma"))
     router = build(pool)
     model = router.planner.method.router.model_  # type: ignore[union-attr]
-    assert list(model.witnesses_) == ["meaning", "spelling", "phrases"]
+    assert list(model.witnesses_) == ["meaning", "spelling", "phrases", "outline"]
     assert sorted(pool.names[i] for i in model.worded_.nonzero()[:, 0].tolist()) == ["alpha", "gamma"]
     first, second, _ = told(router)
     assert [first[0][0], second[0][0]] == ["alpha", "beta"]

@@ -98,7 +98,7 @@ def test_a_pool_keeps_embeddings_and_never_texts(pool: Pool, folder: Any, embedd
             assert word.encode() not in content, name
             assert word.encode("utf-16-le") not in content, name
     with safe_open(pool.path / "samples" / f"{entry.samples}.safetensors", "pt") as file:
-        assert sorted(file.keys()) == ["characters", "embeddings", "phrases", "phrases_of_text"]
+        assert sorted(file.keys()) == ["characters", "embeddings", "outlines", "phrases", "phrases_of_text"]
         assert file.metadata() is None
         torch.testing.assert_close(file.get_tensor("embeddings"), embedder(texts))
 

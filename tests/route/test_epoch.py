@@ -17,7 +17,7 @@ from hilora.errors import InputError
 from hilora.route import parts
 from hilora.route.epoch import Epoch, learn_epoch
 from hilora.route.experts import WEIGHTS, Experts, calibrate
-from hilora.route.features import Features, hash_terms
+from hilora.route.features import Features, Terms, hash_terms
 from hilora.route.gaussian import OwnGaussian
 from hilora.route.grown import GrownExperts
 from hilora.route.near import judge_near
@@ -226,6 +226,40 @@ def test_a_newcomers_phrases_are_as_common_as_it_makes_them(epoch: Epoch) -> Non
     assert said.tolist() == pytest.approx([0, math.log1p(9 / ((9 + 0.5) / (count + 1))), 0], abs=1e-5)
     (said,) = grown.witnesses_["phrases"].score(Features(torch.zeros(1, DIM), two))
     assert said.tolist() == [0, 0, 0]
+
+
+def without_outlines(own: Features) -> Features:
+    assert own.terms is not None
+    return Features(own.embeddings, Terms(own.terms.characters, own.terms.phrases, own.terms.text))
+
+
+def test_an_epoch_of_before_there_were_outlines_looks_at_none() -> None:
+    some = [adapter(i, count=14) for i in range(4)]
+    old, new = [without_outlines(own) for own in some], adapter(7)
+    kept = learn_epoch(old)
+    for name in ("calibration", "plain"):  # as they were written then
+        kept[f"{name}|weights"] = kept[f"{name}|weights"][:3]
+    epoch = Epoch.of("key", kept)
+    assert list(epoch.witnesses) == ["meaning", "spelling", "phrases"]
+    texts, every = Features(asked().embedding, hash_terms(TEXTS)), torch.ones(len(TEXTS), 5, dtype=torch.bool)  # type: ignore[arg-type]
+    found = [
+        GrownExperts.of(epoch, epoch.calibration.weights, True).over([*pool, own], -torch.ones(5, dtype=torch.long))
+        for pool, own in ((some, new), (old, without_outlines(new)))
+    ]
+    for one, other in zip(*(each.judge(texts, every) for each in found), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_under_an_epoch_that_looks_at_outlines_a_newcomer_without_is_judged_by_meaning() -> None:
+    looking, new = learned(6), adapter(7)
+    empty = GrownExperts.of(looking, looking.calibration.weights, True)
+    assert "outline" in empty.witnesses_
+    grown = empty.over([without_outlines(new), adapter(8)], -torch.ones(2, dtype=torch.long))
+    wordless = empty.over([Features(new.embeddings), adapter(8)], -torch.ones(2, dtype=torch.long))
+    assert grown.worded_.tolist() == [False, True]
+    texts, every = Features(asked().embedding, hash_terms(TEXTS)), torch.ones(len(TEXTS), 2, dtype=torch.bool)  # type: ignore[arg-type]
+    for one, other in zip(grown.judge(texts, every), wordless.judge(texts, every), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_is_kept_of_an_epoch_and_its_adapters_comes_back(epoch: Epoch) -> None:

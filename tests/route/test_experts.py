@@ -17,10 +17,11 @@ from hilora.route.crossfit import folds
 from hilora.route.experts import WEIGHTS, Experts, calibrate, fit_weights, witness_scores
 from hilora.route.features import Features, Terms, hash_terms, join
 from hilora.route.tied import TiedGaussian
-from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Meaning, Phrases, Spelling
+from hilora.route.witnesses import SHRINKAGE, SPELLING_SHRINKAGE, Meaning, Outline, Phrases, Spelling
 
 DIM, BUCKETS, VOCABULARY = 5, 12, 40
-GIVEN = {"meaning": 0.4, "spelling": 0.1, "phrases": 0.3}
+GIVEN = {"meaning": 0.4, "spelling": 0.1, "phrases": 0.3, "outline": 0.2}
+MARKS = 6
 laws = settings(deadline=None, max_examples=40, derandomize=True)
 shuffles = st.integers(2, 6).flatmap(lambda n: st.permutations(range(n)))
 id_sets = st.sets(st.integers(0, 9), max_size=6)
@@ -42,7 +43,7 @@ def phrase_sets(texts: Features) -> list[set[int]]:
 
 @dataclass
 class Made:
-    """Adapters that differ in all three, with overlaps, so that no witness is always right."""
+    """Adapters that differ in all that is witnessed, with overlaps, so that no witness is always right."""
 
     generator: torch.Generator
     centres: Tensor
@@ -55,7 +56,10 @@ class Made:
         characters = 4 * torch.poisson(rates, generator=self.generator) - 4
         used = torch.rand(count, VOCABULARY, generator=self.generator) < self.likely[adapter]
         text, phrases = used.nonzero().unbind(1)
-        terms = Terms(characters.clamp(-127, 127).to(torch.int8), phrases.to(torch.int32) * 7919, text)
+        answers = torch.randint(4, (count, MARKS), generator=self.generator)
+        usual = torch.rand(count, MARKS, generator=self.generator) < 0.4
+        marks = (100 * torch.arange(MARKS) + torch.where(usual, adapter % 4, answers)).int()
+        terms = Terms(characters.clamp(-127, 127).to(torch.int8), phrases.to(torch.int32) * 7919, text, marks)
         return Features(vectors, terms)
 
 
@@ -229,7 +233,7 @@ def test_spelling_does_not_see_how_long_a_text_is() -> None:
 def test_the_score_is_the_weighted_sum_of_the_witnesses(weights: dict[str, float]) -> None:
     samples, query = pool_of([7, 9, 20, 2])
     scores = Experts(weights).fit(samples).score(query)
-    witnesses = {"meaning": Meaning(), "spelling": Spelling(), "phrases": Phrases()}
+    witnesses = {"meaning": Meaning(), "spelling": Spelling(), "phrases": Phrases(), "outline": Outline()}
     want = sum(weights[name] * witness.fit(samples).score(query) for name, witness in witnesses.items())
     assert scores.dtype == torch.float32
     assert_alike(shares(scores), shares(want))  # type: ignore[arg-type]
@@ -251,7 +255,8 @@ def test_adapters_without_terms_keep_the_posterior_that_meaning_gives_them(has: 
     # those with terms share the rest as they would without the others
     rest = posterior[:, worded] / meaning[:, worded].sum(1, keepdim=True)
     kept = [own for own, has_terms in zip(samples, has, strict=True) if has_terms]
-    wording = sum(GIVEN[w] * m.fit(kept).score(query) for w, m in (("spelling", Spelling()), ("phrases", Phrases())))
+    words = {"spelling": Spelling(), "phrases": Phrases(), "outline": Outline()}
+    wording = sum(GIVEN[name] * witness.fit(kept).score(query) for name, witness in words.items())
     want = shares(meaning[:, worded].log() + wording)
     torch.testing.assert_close(rest, want, rtol=1e-3, atol=1e-5)
 
@@ -267,6 +272,32 @@ def test_without_terms_meaning_is_all_there_is(how: str) -> None:
     if how == "not in the query":
         query = wordless(query)
     assert_alike(Experts(GIVEN, terms=how != "not looked at").fit(samples).score(query), meaning)
+
+
+def test_marks_are_judged_as_phrases_are() -> None:
+    samples, query = pool_of([7, 9, 20])
+
+    def listed(own: Features) -> Features:
+        assert own.terms is not None
+        assert own.terms.outlines is not None
+        return with_phrases([set(row) for row in own.terms.outlines.tolist()])
+
+    want = Phrases().fit([listed(own) for own in samples]).score(listed(query))
+    assert_alike(Outline().fit(samples).score(query), want)
+
+
+@pytest.mark.parametrize("old", [(0, 1, 2), (1,)])
+def test_where_an_adapter_has_no_outlines_nobodys_are_looked_at(old: tuple[int, ...]) -> None:
+    samples, query = pool_of([7, 9, 20])
+    for place in old:
+        terms = samples[place].terms
+        assert terms is not None
+        samples[place] = Features(samples[place].embeddings, Terms(terms.characters, terms.phrases, terms.text))
+    model = Experts(GIVEN).fit(samples)
+    assert list(model.witnesses_) == ["meaning", "spelling", "phrases"]
+    words = {"meaning": Meaning(), "spelling": Spelling(), "phrases": Phrases()}
+    want = sum(GIVEN[name] * witness.fit(samples).score(query) for name, witness in words.items())
+    assert_alike(model.score(query), want)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("has", [[True] * 5, [True, False, True, True, False], [False] * 5])
@@ -377,7 +408,9 @@ def test_at_the_fitted_weights_no_step_makes_held_out_samples_likelier(counts: t
     assert list(slopes(owner, scores, weights).values()) == pytest.approx([0.0] * len(scores), abs=1e-2)
 
 
-@pytest.mark.parametrize("true", [{"meaning": 0.3, "spelling": 0.002, "phrases": 0.08}, dict(WEIGHTS)], ids=str)
+@pytest.mark.parametrize(
+    "true", [{"meaning": 0.3, "spelling": 0.002, "phrases": 0.08, "outline": 0.01}, dict(WEIGHTS)], ids=str
+)
 def test_known_weights_are_found_again(true: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of all sizes, and owners drawn with the probabilities that the true weights give."""
     generator = torch.Generator().manual_seed(5)
@@ -414,11 +447,11 @@ def test_no_sample_is_scored_by_a_witness_that_has_seen_it(
 
         return Recorder
 
-    for kind in (Meaning, Spelling, Phrases):
+    for kind in (Meaning, Spelling, Phrases, Outline):
         monkeypatch.setattr(experts, kind.__name__, recording(kind))
     samples, _ = pool_of(counts)
     fit_weights(samples)
-    assert {name for name, _, _ in log} == {"Meaning", "Spelling", "Phrases"}
+    assert {name for name, _, _ in log} == {"Meaning", "Spelling", "Phrases", "Outline"}
     assert all(scored and not scored & known for _, known, scored in log)
     assert all(len(scored | known) == sum(counts) for _, known, scored in log)
 

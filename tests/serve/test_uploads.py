@@ -382,6 +382,10 @@ def test_private_samples_give_what_the_texts_would(bench: Any) -> None:
         ({"phrases_of_text": lambda x: x + 1}, "terms"),
         ({"phrases_of_text": lambda x: x[1:].clone()}, "shape"),
         ({"characters": torch.zeros_like}, "terms"),
+        ({"outlines": lambda x: -x}, "terms"),
+        ({"outlines": lambda x: x[:, :1].expand_as(x).clone()}, "terms"),
+        ({"outlines": lambda x: x[:, 1:].clone()}, "shape"),
+        ({"outlines": lambda x: x.long()}, "int32"),
     ],
 )
 def test_features_that_are_none_of_texts_are_refused(bench: Any, changes: Any, word: str) -> None:
