@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from hilora.cli.evaluate import parse_methods
 from hilora.evaluate.job import CONSTANT, Bench, Job
 from hilora.evaluate.lines import constant_answers
 from hilora.evaluate.report import Summary
-from hilora.evaluate.rows import choose_rows, cluster_of, load_rows
+from hilora.evaluate.rows import Row, choose_rows, cluster_of, load_rows
 from hilora.evaluate.run import run_job
 from hilora.evaluate.settings import make_cases
 from hilora.evaluate.tables import markdown_table
@@ -42,6 +42,8 @@ class Run:
         data: name of the folder or file below the data folder.
         train: name of the training data there, of which `constant` gives the most frequent answers.
         per_task, part, clusters, halves: which rows and pools.
+        skip: of the rows of each task, so many are left out, which other runs have used.
+        strange: tasks without an adapter alone.
     """
 
     name: str
@@ -53,6 +55,16 @@ class Run:
     clusters: tuple[str, ...] | None = None
     halves: int = 4
     train: str = "flan_mini/train"
+    skip: int = 0
+    strange: bool = False
+
+    def rows(self, every: Sequence[Row], adapters: Collection[str]) -> list[Row]:
+        """Its rows, of all of the data."""
+        tasks = {row.task for row in every} - set(adapters) if self.strange else None
+        kept = {"part": self.part, "clusters": self.clusters, "tasks": tasks}
+        used = {row.id for row in choose_rows(every, per_task=self.skip, **kept)} if self.skip else set[str]()
+        count = None if self.per_task is None else self.skip + self.per_task
+        return [row for row in choose_rows(every, per_task=count, **kept) if row.id not in used]
 
 
 def carry_out(
@@ -80,7 +92,7 @@ def carry_out(
         if only and run.name not in only:
             continue
         rows = load_rows(data / run.data)
-        chosen = choose_rows(rows, part=run.part, per_task=run.per_task, clusters=run.clusters)
+        chosen = run.rows(rows, pool.names)
         constant = constant_answers(load_rows(data / run.train)) if CONSTANT in run.methods else {}
         with unpacked(out / f"{run.name}.jsonl") as path:
             forget(path, again)
@@ -89,7 +101,8 @@ def carry_out(
                 job = Job(setting, cases, parse_methods(",".join(run.methods)), constant, batch_size=BATCH)
                 bench = Bench(pool, model, tokenizer, embedder, job)
                 log = _Log(f"{run.name} {setting}", len(cases))
-                header = bench.header(run.name, part=run.part, per_task=run.per_task)
+                skip = {"skip": run.skip} if run.skip else {}
+                header = bench.header(run.name, part=run.part, per_task=run.per_task, **skip)
                 also = [each for each in runs_in(out) if each != path]
                 run_job(bench, path, header=header, also=also, on_rows=log)
 

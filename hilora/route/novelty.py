@@ -20,8 +20,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-UNSEEN_SHARE = 0.05
-"""Share of held-out samples, of seen tasks all, that the threshold calls unseen."""
+UNSEEN_SHARE = 0.02
+"""Share of held-out samples, of seen tasks all, that the threshold calls unseen: one at the least."""
+FEWEST = 20
+"""Held-out samples without which there is no threshold."""
 
 
 def leads(
@@ -38,11 +40,11 @@ def leads(
 
 
 def seen_above(held_out: Sequence[float]) -> float | None:
-    """The lead above which a prompt is called seen: at most `UNSEEN_SHARE` of these leads are not.
+    """The lead above which a prompt is called seen: at most `UNSEEN_SHARE` of these leads are not, or one of them.
 
-    None where there are too few for the share to be one of them.
+    None where there are fewer than `FEWEST`.
     """
-    below = int(UNSEEN_SHARE * len(held_out))  # so many are called unseen
-    if not below:
+    if len(held_out) < FEWEST:
         return None
+    below = max(1, int(UNSEEN_SHARE * len(held_out)))  # so many are called unseen
     return float(torch.tensor(held_out).quantile((below - UNSEEN_SHARE) / (len(held_out) - 1)))

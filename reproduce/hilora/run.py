@@ -13,6 +13,10 @@ Run again to resume; --only names one of the runs:
     ablation   criterion, variance factor, k, covariance, allocation; first halves too
     phatgoose-cross, phatgoose-within, phatgoose-iid, phatgoose-nli    the one method of Tables 1 to 5 that is trained
                (reproduce/ramole/train.py comes first); its column joins the tables of those runs
+    rivals-cross, rivals-within, rivals-iid, rivals-nli    the same for methods that are newer than the papers
+    rivals-choose    what is left open in these; first halves
+    confirm    rows of iid and within that nothing else has used: a frozen hilora-plus against the best of the others
+    strange    the same for tasks that no adapter was trained on
 """
 
 import sys
@@ -77,7 +81,62 @@ RUNS = (
     Run("choose", ["within", "cross"], ("base", "oracle", *CHOICES), VAL, per_task=4, part="first", halves=2),
     Run("ablation", ["within"], ("base", "oracle", *ABLATIONS), VAL, per_task=2, part="first", halves=2),
 )
-RUNS += tuple(replace(run, name=f"phatgoose-{run.name}", methods=("phatgoose",)) for run in RUNS[:4])
+RIVALS = ("logo", "spectr", "lag", "lorauter")
+OPEN = {
+    "logo": (
+        "",
+        "k=3",
+        "k=1",
+        "reads=site",
+        "k=3:reads=site",
+        "k=1:reads=site",
+        "signal=entropy:reads=site",
+        "k=3:signal=entropy:reads=site",
+    ),
+    "spectr": (
+        "",
+        "k=1",
+        "k=3",
+        "k=8",
+        "weights=softmax",
+        "score=basis",
+        "score=basis:fuse=true",
+        "score=basis:k=1",
+    ),
+    "lag": (
+        "",
+        "score=output",
+        "k=3",
+        "k=3:score=output",
+        "candidates=5",
+        "candidates=10",
+        "candidates=5:score=output",
+        "k=3:weights=softmax",
+    ),
+    "lorauter": (
+        "",
+        "temperature=0.05",
+        "temperature=0.02",
+        "temperature=1.0",
+        "k=5",
+        "k=5:temperature=0.05",
+        "k=8:temperature=0.05",
+        "k=2:temperature=0.05",
+    ),
+}
+"""Rival -> what is tried of it, its paper's choice first: as many as of hilora-plus."""
+TRIED = tuple(f"{name}:{options}".rstrip(":") for name, tries in OPEN.items() for options in tries)
+BEST = ("base", "oracle", "selection", "mixture", "hilora", "hilora-plus", "phatgoose", *RIVALS)
+RUNS += tuple(
+    replace(run, name=f"{which}-{run.name}", methods=methods)
+    for which, methods in (("phatgoose", ("phatgoose",)), ("rivals", RIVALS))
+    for run in RUNS[:4]
+)
+RUNS += (
+    Run("rivals-choose", ["iid", "within", "cross"], TRIED, VAL, per_task=4, part="first", halves=2),
+    Run("confirm", ["iid", "within"], BEST, VAL, per_task=24, halves=2, skip=13),
+    Run("strange", ["mixed"], BEST, VAL, per_task=24, strange=True),
+)
 
 
 def main() -> None:
