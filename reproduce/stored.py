@@ -52,3 +52,8 @@ def pack(path: Path) -> Path:
     part.replace(packed)
     path.unlink()
     return packed
+
+
+def joined(name: str) -> tuple[str, ...]:
+    """A run of HiLoRA's experiments, and those whose columns join its tables."""
+    return (name, f"phatgoose-{name}", f"rivals-{name}")

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from compared import less, told, useful_tasks, verdict
-from stored import runs_in
+from stored import joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.tables import markdown_table
@@ -88,7 +88,7 @@ def page(rows: Path) -> str:
         "Verdicts that are no longer the same are bold."
     ]
     for run, references in RUNS.items():
-        if not (paths := runs_in(rows, run, f"phatgoose-{run}")):
+        if not (paths := runs_in(rows, *joined(run))):
             continue
         for title, keep in PARTS.items() if run in ("within", "nli") else [("all tasks", PARTS["all tasks"])]:
             old, new = both_ways(paths, keep)

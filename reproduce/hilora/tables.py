@@ -16,7 +16,7 @@ import paper
 from charts import chart
 from compared import against_table, clusters_table, lead_table, less, told, useful_tasks, verdict
 from experiments import section, stand_on, tables_main
-from stored import runs_in
+from stored import joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, cluster_means, summarise
 from hilora.evaluate.tables import REFERENCES, by_cost, by_method, by_task, grid, markdown_table
@@ -25,6 +25,12 @@ from hilora.evaluate.tasks import paper_cluster
 Summaries = Sequence[Summary]
 NEEDED = dict.fromkeys(("iid", "within", "cross", "nli"), "hilora-plus") | {"gamma": "hilora:gamma=1.0"}
 """Run -> the method without which it is not shown."""
+CHOSEN = {
+    "choose": "What hilora-plus is made of",
+    "ablation": "Ablations",
+    "rivals-choose": "What is open in the rivals",
+}
+"""Runs on first halves -> what they are about."""
 
 
 def is_ready(results: Results, needed: str | None) -> bool:
@@ -212,8 +218,8 @@ def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
     read = {
-        name: finished(Results(runs_in(rows, name, f"phatgoose-{name}")))
-        for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation")
+        name: finished(Results(runs_in(rows, *joined(name))))
+        for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation", "rivals-choose")
         if runs_in(rows, name)
     }
     read = {name: results for name, results in read.items() if is_ready(results, NEEDED.get(name))}
@@ -251,7 +257,7 @@ def sections(rows: Path, out: Path) -> list[str]:
         ]
     if "gamma" in read:
         text += [section("Fig. 6: gamma", gamma_figure(read["gamma"], out / "fig6.svg"), "![Fig. 6](fig6.svg)")]
-    for name, title in (("choose", "What hilora-plus is made of"), ("ablation", "Ablations")):
+    for name, title in CHOSEN.items():
         for setting in read[name].settings if name in read else ():
             summaries = summarise(read[name], setting)
             heading = f"{title}, {setting} (on the first halves of the files)"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hilora import Pool
-from hilora.evaluate.rows import choose_rows, load_rows
+from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.jsonl import read_lines, read_text
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +53,20 @@ def measured(rows: Path) -> dict[str, int]:
     return {path.name: sum("method" in row for row in read_lines(path)) for path in rows.glob("[!.]*.jsonl*")}
 
 
+def test_a_run_leaves_out_rows_that_others_have_used_and_tasks_with_an_adapter(scripts: Any) -> None:
+    scripts.load("reproduce/hilora/run.py")
+    run = sys.modules["experiments"].Run
+    rows = [Row(f"{task}/{i}", task, "c", "x", "y", ("exact_match",)) for task in "abc" for i in range(30)]
+    used = run("one", ["iid"], (), "", per_task=4).rows(rows, "ab")
+    fresh = run("two", ["iid"], (), "", per_task=5, skip=4).rows(rows, "ab")
+    both = run("three", ["iid"], (), "", per_task=9).rows(rows, "ab")
+    assert sorted(row.id for row in [*used, *fresh]) == sorted(row.id for row in both)
+    assert len({row.id for row in both}) == len(both) == 27
+    assert all(int(row.id[2:]) >= 15 for row in both)  # of the second halves
+    strange = run("four", ["mixed"], (), "", per_task=2, strange=True).rows(rows, "ab")
+    assert [row.task for row in strange] == ["c", "c"]
+
+
 @pytest.mark.parametrize("name", ["hilora", "ramole"])
 def test_a_papers_experiments_run_resume_and_become_tables(
     name: str,
@@ -69,10 +83,11 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     if name == "hilora":  # all methods are in "cross" and "within"
         short = {"gamma": script.GAMMAS, "ablation": script.ABLATIONS[:2]}
         short |= dict.fromkeys(("iid", "nli"), ("hilora", "hilora-plus"))
+        short |= {"rivals-choose": script.TRIED[::9], "confirm": ("hilora-plus", "logo")}
     else:
         short = {"number": script.NUMBERS[1::5]}
     few = {r.name: ("base", "oracle", *short[r.name]) if r.name in short else r.methods for r in script.RUNS}
-    runs = [replace(r, per_task=2, methods=few[r.name]) for r in script.RUNS]
+    runs = [replace(r, per_task=2, methods=few[r.name], skip=0) for r in script.RUNS if not r.strange]
     if name == "ramole":
         runs = [replace(r, clusters=None) for r in runs]
     monkeypatch.setattr(script, "RUNS", runs)
