@@ -1,11 +1,12 @@
-"""The outline of a text: how it begins and ends, how long it is, what signs it is made of; not what it says.
+"""The outline of a text: how it begins and ends, and what signs it is made of; not what it says.
 
-Prompts of one task are often written after one template, and are about as long. An outline is a fixed number of
-marks, each a hash of a question about the text and its answer: its first and last 1 to `EDGE` words; numbers of
-characters, words, lines, digits, capitals and so on, as steps of a logarithm; shares of the text. Steps are counted
-twice, half a step apart, so that numbers that are near have a mark in common wherever a step ends.
+Prompts of one task are often written after one template. An outline is a fixed number of marks, each a hash of a
+question about the text and its answer: its first and last 1 to `EDGE` words; numbers of digits, capitals, question
+marks and so on, as steps of a logarithm; shares of the text. Steps are counted twice, half a step apart, so that
+numbers that are near have a mark in common wherever a step ends. How long a text is, is left out: it tells a template
+rather than a task, and misleads where prompts are worded otherwise than the samples.
 
-What marks leak: lengths, counts, and by guessing the first and last few words.
+What marks leak: counts of signs, and by guessing the first and last few words.
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ def _marks(text: str, tokens: Sequence[str]) -> Iterable[str]:
     words, lines = text.split(), text.split("\n")
     counts = {name: len(sign.findall(text)) for name, sign in _SIGNS.items()}
     yield from _steps({f"number of {name}": math.log1p(count) for name, count in counts.items()})
-    yield from _steps({f"{name}": math.log1p(size) for name, size in _sizes(text, words, lines).items()})
     shares = {name: counts[name] / (len(text) + 1) for name in ("capital", "digit")}
     shares["space"] = text.count(" ") / (len(text) + 1)
     shares["pause"] = (counts["comma"] + counts["stop"]) / (len(text) + 1)
@@ -73,26 +73,6 @@ def _marks(text: str, tokens: Sequence[str]) -> Iterable[str]:
     yield f"first sign: {text.lstrip()[:1]}"
     yield f"last sign: {text.rstrip()[-1:]}"
     yield f"ends a line: {text.endswith(chr(10))}"
-
-
-def _sizes(text: str, words: Sequence[str], lines: Sequence[str]) -> Mapping[str, int]:
-    full = [line for line in lines if line.strip()] or [""]
-    return {
-        "characters": len(text),
-        "words": len(words),
-        "lines": len(lines),
-        "first line": len(full[0]),
-        "last line": len(full[-1]),
-        "line before the last": len(full[-2]) if len(full) > 1 else 0,
-        "words of the first line": len(full[0].split()),
-        "words of the last line": len(full[-1].split()),
-        "longest line": max(map(len, full)),
-        "shortest line": min(map(len, full)),
-        "longest word": max(map(len, words), default=0),
-        "words in capitals": sum(map(str.isupper, words)),
-        "words with a capital": sum(map(str.istitle, words)),
-        "different words": len(set(words)),
-    }
 
 
 def _steps(logarithms: Mapping[str, float]) -> Iterable[str]:

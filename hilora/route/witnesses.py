@@ -3,7 +3,7 @@
 meaning     tied Gaussian over the embeddings
 spelling    tied Gaussian over TF-IDF weighted character n-grams
 phrases     naive Bayes over word n-grams: is each phrase of the prompt one that the adapter's samples used?
-outline     the same over the marks of its outline: does it begin, end, and measure as the adapter's samples do?
+outline     the same over the marks of its outline: does it begin and end as the samples do, with signs like theirs?
 """
 
 from __future__ import annotations
