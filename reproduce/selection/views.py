@@ -1,4 +1,4 @@
-"""Several embeddings of one prompt: does it help selection to embed its first and its last words by themselves?
+"""What witnesses are worth together; and does it help to embed a prompt's first and its last words by themselves?
 
     python reproduce/selection/views.py --data RAMOLE48
 
@@ -35,7 +35,8 @@ VIEWS: dict[str, Callable[[list[str]], list[str]]] = {
     "tail": lambda words: words[-WORDS:],
     "middle": lambda words: words[len(words) // 4 : max(1, 3 * len(words) // 4)],
 }
-PLUS = ("meaning", "spelling", "phrases")
+WORDING = ("meaning", "spelling", "phrases")
+PLUS = (*WORDING, "outline")
 SETS = (
     ("meaning",),
     ("head",),
@@ -43,6 +44,9 @@ SETS = (
     ("middle",),
     ("meaning", "head"),
     ("meaning", "tail"),
+    WORDING,
+    (*WORDING, "tail"),
+    ("meaning", "outline"),
     PLUS,
     (*PLUS, "head"),
     (*PLUS, "tail"),
@@ -80,10 +84,11 @@ def page(found: dict[str, Any]) -> str:
         for of in found["sets"]
     ]
     table = markdown_table(("witnesses", *(f"top {k}" for k in TOPS), "log-loss"), rows)
+    setup, ours = found["setup"], ", ".join(PLUS)
     return (
-        f"# Several embeddings of one prompt\n\n{found['setup']['samples']} held-out samples of RAMoLE's tasks, "
-        f"cross-fitted. *head* and *tail* are tied Gaussians over embeddings of the first and the last "
-        f"{found['setup']['words']} words, *middle* of the middle half.\n\n{table}\n"
+        f"# What witnesses are worth, and several embeddings of one prompt\n\n{setup['samples']} held-out samples of "
+        f"RAMoLE's tasks, cross-fitted. `hilora-plus` has {ours}. *head* and *tail* are tied Gaussians over embeddings "
+        f"of the first and the last {setup['words']} words, *middle* of the middle half.\n\n{table}\n"
     )
 
 
