@@ -87,8 +87,8 @@ def page(found: dict[str, Any]) -> str:
     setup, ours = found["setup"], ", ".join(PLUS)
     return (
         f"# What witnesses are worth, and several embeddings of one prompt\n\n{setup['samples']} held-out samples of "
-        f"RAMoLE's tasks, cross-fitted. `hilora-plus` has {ours}. *head* and *tail* are tied Gaussians over embeddings "
-        f"of the first and the last {setup['words']} words, *middle* of the middle half.\n\n{table}\n"
+        f"RAMoLE's tasks, cross-fitted. `hilora-plus` has {ours}. *head* and *tail* are tied Gaussians over "
+        f"embeddings of the first and the last {setup['words']} words, *middle* of the middle half.\n\n{table}\n"
     )
 
 
