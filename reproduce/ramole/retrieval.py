@@ -37,7 +37,7 @@ OURS = {
     "cosine": ("the same with the papers' instruction in front of every text", INSTRUCTED),
     "own": ("HiLoRA Eq. 3: a Gaussian per adapter with its own covariance and a ridge", INSTRUCTED),
     "tied": ("a Gaussian per adapter with one covariance for all", INSTRUCTED),
-    "experts": ("hilora-plus: the tied Gaussian, n-grams and outlines of the wording, weighted on the samples", INSTRUCTED),
+    "experts": ("hilora-plus: the tied Gaussian, n-grams and outlines, weighted on the samples", INSTRUCTED),
 }
 """Our rows: what they are, and the paper's row that comes nearest."""
 
