@@ -1,0 +1,51 @@
+"""Answers that depend on the batch."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hilora.jsonl import read_lines
+from tests.reproduce.test_hilora import use_tiny, world  # noqa: F401
+
+
+def test_in_fp32_no_answer_depends_on_its_batch_and_the_page_says_so(
+    world: Any,  # noqa: F811
+    tokenizer: Any,
+    embedder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scripts: Any,
+) -> None:
+    pool, model = world
+    script = scripts.load("reproduce/hilora/batches.py")
+    use_tiny(script, model, tokenizer, embedder, monkeypatch)
+    few = ("--per-task", 3, "--batch", 4, "--new-tokens", 4, "--dtype", "fp32")
+    scripts.run(script, "--data", tmp_path / "data", "--pool", pool.path, "--out", tmp_path, *few)
+    _, *rows = read_lines(tmp_path / "batches.jsonl")
+    assert {row["way"] for row in rows} == set(script.WAYS)
+    assert all(len(set(row["answers"])) == 1 for row in rows)
+    page = (tmp_path / "batches.md").read_text()
+    assert page.count("| 0.0 (0.0 to 0.0) |") >= len(script.WAYS)
+    scripts.run(script, "--out", tmp_path)
+    assert (tmp_path / "batches.md").read_text() == page
+
+
+def test_arrangements_put_each_prompt_once(scripts: Any) -> None:
+    script = scripts.load("reproduce/hilora/batches.py")
+    one, other = script.arrangements(10, 4, False)
+    assert sorted(chain(*one)) == sorted(chain(*other)) == list(range(10))
+    assert one != other
+    assert len(set(map(str, script.arrangements(10, 4, True)))) == 1
+
+
+def test_answers_that_differ_are_counted_by_prompt(scripts: Any) -> None:
+    script = scripts.load("reproduce/hilora/batches.py")
+    head = {"setup": "x", "dtype": "bf16", "batch": 2, "device": "d"}
+    rows = [
+        {"way": "base", "id": str(i), "words": i % 2 + 1, "answers": ["a", "b" if i < 1 else "a"]} for i in range(4)
+    ]
+    assert "| base | 4 | 25.0 (" in script.page([head, *rows])
