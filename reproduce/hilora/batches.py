@@ -116,8 +116,8 @@ def page(lines: Sequence[dict[str, Any]]) -> str:
     table = markdown_table(["answers", "prompts", "differ, %", "of more than a word", "of these differ, %"], rows)
     how = f"{head['dtype']}, batches of {head['batch']}, {head['device']}"
     return (
-        "# Answers that depend on the batch\n\nMade by `python reproduce/hilora/batches.py`, whose first lines say what is "
-        f"compared. {how}.\n\n{table}\n"
+        "# Answers that depend on the batch\n\nMade by `python reproduce/hilora/batches.py`, whose first lines say "
+        f"what is compared. {how}.\n\n{table}\n"
     )
 
 
