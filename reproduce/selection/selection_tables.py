@@ -6,6 +6,7 @@ from typing import Any
 from hilora.evaluate.goals import is_met, shown
 from hilora.evaluate.routing import TOPS
 from hilora.evaluate.tables import markdown_table
+from hilora.route.novelty import UNSEEN_SHARE
 
 TARGET = (85.0, 97.5, 99.2, 99.8)
 TRAINED = (74.1, 97.4, 99.2, 99.8)
@@ -13,7 +14,7 @@ NAMES = {
     "cosine": "cosine to the mean of the samples",
     "own": "hilora (Eq. 3): a Gaussian per adapter with its own covariance",
     "tied": "a Gaussian per adapter with one covariance for all",
-    "experts": "hilora-plus: meaning, spelling and phrases, weighted by cross-fitted likelihood",
+    "experts": "hilora-plus: meaning, spelling, phrases and outline, weighted by cross-fitted likelihood",
 }
 TITLES = {"ramole48": "RAMoLE's 48 tasks", "flan_mini": "The pool's tasks"}
 
@@ -126,6 +127,6 @@ def report(result: Mapping[str, Any]) -> str:
             novelty_table(found),
             "Each test prompt once with all adapters and once without its own adapter, those of its family (rows of "
             "one kind collected twice, such as anli r1 to r3) or those of its cluster; everything is fitted anew "
-            "without them. The threshold comes from the samples: 5 % of seen samples lie below it.",
+            f"without them. The threshold comes from the samples: {UNSEEN_SHARE:.0%} of seen samples lie below it.",
         ]
     return "\n\n".join(parts) + "\n"
