@@ -4,7 +4,7 @@
 
 DATA holds flan_mini/val. The rows of the tables (rows/within, cross, iid; second halves of the files) are answered
 already by hilora-plus and by base. Here hilora-plus's answer is replaced by base's where the prompt's lead is below a
-threshold: a quantile of the leads of held-out samples, so that 5 % is where `fallback` begins. Without --data
+threshold: a quantile of the leads of held-out samples, so that 2 % is where `fallback` begins. Without --data
 the page is made again from the numbers.
 """
 
