@@ -48,9 +48,9 @@ def is_right(answer: str, right: str) -> bool:
 
 PROMPTS = (
     Shown(
-        "We waited an hour for cold pizza, and the table was sticky. Never again!\n\n"
-        "Is this guest's verdict on the restaurant positive or negative?",
-        "negative",
+        "The room was spotless and breakfast was wonderful. What does this guest think of the hotel: negative or "
+        "positive?",
+        "positive",
         "own",
     ),
     Shown("What is 127 + 250?", "377", "task"),

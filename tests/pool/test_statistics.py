@@ -320,7 +320,8 @@ EXPECTED = {
     "spelling|noise_": 3.18435, "spelling|dual|mean_": 4.86505, "spelling|dual|whitening_": 32.7526,
     "spelling|dual|white_mean_": 0.46426, "spelling|dual|level_": 0.000206533, "spelling|dual|log_det_": 17333.9,
     "spelling|dual|spread_": 15.9218, "phrases|start_": 91.0, "phrases|gain_": 28.5983, "phrases|absent_": 3.58352,
-    "phrases|vocabulary_": 1.61612e10, "phrases|adapter_": 5.0,
+    "phrases|vocabulary_": 1.61612e10, "phrases|adapter_": 5.0, "outline|start_": 13648, "outline|gain_": 371.018,
+    "outline|absent_": 3.58352, "outline|vocabulary_": 1.51872e11, "outline|adapter_": 89,
 }  # fmt: skip
 """Sums of absolute values."""
 

@@ -67,6 +67,18 @@ def test_a_run_leaves_out_rows_that_others_have_used_and_tasks_with_an_adapter(s
     assert [row.task for row in strange] == ["c", "c"]
 
 
+@pytest.mark.parametrize("p", [[0.01, 0.04, 0.03], [0.5], [0.9, 0.001, 0.2, 0.001], [0.03, 0.03]])
+def test_holm_rejects_from_the_smallest_on_until_one_is_too_large(p: list[float], scripts: Any) -> None:
+    adjusted = scripts.load("reproduce/hilora/decide.py").holm(p)
+    for alpha in (0.005, 0.02, 0.05, 0.061, 0.3, 0.95):
+        rejected = set()
+        for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+            if p[place] > alpha / (len(p) - rank):
+                break
+            rejected.add(place)
+        assert {place for place, value in enumerate(adjusted) if value <= alpha} == rejected
+
+
 @pytest.mark.parametrize("name", ["hilora", "ramole"])
 def test_a_papers_experiments_run_resume_and_become_tables(
     name: str,
@@ -119,6 +131,12 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     assert "nan" not in text
     if name == "hilora":
         scripts.run(scripts.load("reproduce/hilora/intervals.py"), "--rows", rows, "--out", tmp_path)
+        (tmp_path / "all" / "hilora").mkdir(parents=True)
+        shutil.copytree(rows, tmp_path / "all" / "hilora" / "rows")
+        scripts.run(scripts.load("reproduce/hilora/decide.py"), "--rows", tmp_path / "all", "--out", tmp_path)
+        text = (tmp_path / "decide.md").read_text()
+        assert "One family of 4 comparisons" in text  # none of strange tasks, nor of RAMoLE's prompts
+        assert "Not there yet: no adapter for the task at all; other wording" in text
         text = (tmp_path / "intervals.md").read_text()
         assert "## within, all tasks: 32 rows of 8 prompts" in text
         assert "nan" not in text
