@@ -59,17 +59,20 @@ def measure(data: Path, embedder: str) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The paper's rows and ours, in percent, as Markdown."""
     methods, setup = result["methods"], result["setup"]
-    num = methods["own"]["n"]
+    num, ridge = methods["own"]["n"], methods["own"]["settings"]["ridge"]
+    embedder = Path(setup["embedder"]["name"]).name
+    like = next((each for each in PAPER if each.lower() == embedder.lower()), PLAIN)
+    size = " (22 million parameters)" if like == PLAIN else ""
+    apart = 100 * methods[PLAIN_OURS]["top1"] - PAPER[like][0]
     lines = ["| | top 1 | top 3 | top 5 | top 8 | gap in top 1 |", "|---|---|---|---|---|---|"]
     lines += [f"| paper: {name} | " + " | ".join(f"{v:.1f}" for v in row) + " | |" for name, row in PAPER.items()]
-    for name, (_, near) in OURS.items():
+    for name, (_, nearest) in OURS.items():
+        near = like if nearest == PLAIN else nearest
         shares = [100 * methods[name][f"top{k}"] for k in TOPS]
         low, high = (100 * end for end in methods[name]["intervals"]["top1"])
         cells = [f"{shares[0]:.1f} ({low:.1f} to {high:.1f})", *(f"{share:.1f}" for share in shares[1:])]
         lines.append(f"| **{name}** | " + " | ".join(cells) + f" | {shares[0] - PAPER[near][0]:+.1f} to {near} |")
     about = "\n".join(f"* {name}: {what}." for name, (what, _) in OURS.items())
-    apart = 100 * methods[PLAIN_OURS]["top1"] - PAPER[PLAIN][0]
-    name, ridge = setup["embedder"]["name"], methods["own"]["settings"]["ridge"]
     return f"""# RAMoLE Table II: retrieving the right adapter
 
 Made by `python reproduce/ramole/retrieval.py --data RAMOLE48`; numbers in `retrieval.json`. Percent of {num} test
@@ -85,13 +88,13 @@ shrinks by {methods["tied"]["settings"]["shrinkage"]}.
 
 Known differences from the paper:
 
-* Our embedder is {name} (22 million parameters). LoraRetriever is Instructor-xl (1.5 billion), and further
+* Our embedder is {embedder}{size}. LoraRetriever is Instructor-xl (1.5 billion), and further
   trained on 40 % or 100 % of the tasks; without that training it is the row "{INSTRUCTED}".
 * Half of the paper's test set: 25 prompts per task instead of 50.
 * {result["repeated"]} test prompts are samples too, word for word, of the same task or of another: general templates.
   The {setup["left_out"]} of the same task are left out.
 
-"{PLAIN}" and "cosine, no instruction" are the same model, yet {apart:.1f} points apart. Why is not known: the paper
+"{like}" and "cosine, no instruction" are the same model, yet {apart:.1f} points apart. Why is not known: the paper
 does not say how its baselines score, or how prompts are cut. So a gap to the paper's rows says little about a method;
 our rows compare with each other.
 """
