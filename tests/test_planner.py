@@ -157,8 +157,8 @@ def test_prompts_of_the_pools_tasks_are_seen_as_often_as_is_said_and_others_are_
     share = max(UNSEEN_SHARE, 1 / len(held))
     assert (held > threshold).float().mean() >= 1 - share
     fresh = [text for task in tiny.tasks for text in tiny.texts(task, 50, seed=9)]
-    # a little more of these: held-out samples were scored by statistics of fewer samples, which lead by more
-    assert sum(map(bool, verdicts(planner, fresh))) >= (1 - 3 * share) * len(fresh)
+    # somewhat more of these: a pool so small knows the share by one or two samples
+    assert sum(map(bool, verdicts(planner, fresh))) >= (1 - 5 * share) * len(fresh)
     rng = np.random.default_rng(0)
     noise = ["".join(map(chr, rng.integers(32, 127, size=40))) for _ in range(50)]
     assert verdicts(planner, ["hi", "HELLO, THERE!", "%$%& ()", *noise]).count(False) == 53
