@@ -62,6 +62,7 @@ Made by `python benchmarks/targets.py` from the files beside it. Each is a comma
         --page docs/vllm.md                                                # what a grid of weights costs
     python benchmarks/gateway.py --json benchmarks/gateway.jsonl           # what a gateway adds to a request
     python benchmarks/in_vllm.py --data RAMOLE48/test_half.jsonl --json benchmarks/in_vllm.jsonl    # inside vLLM
+    python benchmarks/equal_in_vllm.py --page docs/vllm.md                 # how equal it is to the library there
     python benchmarks/cost.py --measure                                    # cost.md: counted, for larger models too
     python benchmarks/gpu.py                                               # on a card, by itself: gpu.md
 """

@@ -2,13 +2,23 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from hilora.evaluate.report import Summary, percent_difference
+from hilora.evaluate.report import Results, Summary, percent_difference
 from hilora.evaluate.statistics import Difference, mean_of
 from hilora.evaluate.tables import REFERENCES, markdown_table
 
 Summaries = Sequence[Summary]
 OURS = ("hilora", "hilora-plus")
 NO_METHODS = (*REFERENCES, "base", "constant")
+
+
+def finished(results: Results) -> Results:
+    """Without methods that have not been measured on all rows yet."""
+    for setting in results.settings:
+        most = max(len(results.rows[setting, method]) for method in results.methods(setting))
+        for method in results.methods(setting):
+            if len(results.rows[setting, method]) < most:
+                del results.rows[setting, method]
+    return results
 
 
 def verdict(found: Difference) -> str:

@@ -81,30 +81,39 @@ def _converted(name: str, embedded: Embedded) -> Path:
     with FileLock(target.with_suffix(".lock")):
         if target.is_dir():  # another process was faster
             return target
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        try:
-            with quiet_loading():
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
-                )
-        except (ImportError, ValueError) as error:
-            raise ModelError(
-                f"{source.name} cannot be read: {first_line(error)} Run: pip install 'hilora[default]'"
-            ) from error
-        # transformers refuses to save what it believes to be still quantised
-        del model.config.quantization_config
-        model.hf_quantizer = None
-        model.is_quantized = False
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        with quiet_loading():
-            model.to(torch.bfloat16).save_pretrained(partial)
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
-        tokenizer.save_pretrained(partial)
-        partial.rename(target)
+        convert(source, target)
     return target
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write a GGUF as safetensors in bf16, with its tokenizer, to a new folder; safe to interrupt.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with quiet_loading():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
+            )
+    except (ImportError, ValueError) as error:
+        raise ModelError(
+            f"{source.name} cannot be read: {first_line(error)} Run: pip install 'hilora[default]'"
+        ) from error
+    # transformers refuses to save what it believes to be still quantised
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with quiet_loading():
+        model.to(torch.bfloat16).save_pretrained(partial)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False)
+    tokenizer.save_pretrained(partial)
+    partial.rename(target)
 
 
 def default_dtype(device: str = "cpu") -> torch.dtype:

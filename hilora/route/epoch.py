@@ -86,7 +86,8 @@ class Epoch:
         if int(kept["version"]) != VERSION:
             raise ValueError(f"an epoch of version {int(kept['version'])}, this version reads {VERSION}")
         names = [name for name in WITNESSES if f"{name}|noise_" in kept or f"{name}|gain_" in kept]
-        witnesses = {name: witness_of(name, _whole(kept)) for name in names}
+        whole = _whole(kept)
+        witnesses = {name: witness_of(name, whole) for name in names}
         for name, witness in witnesses.items():
             if isinstance(witness, Phrases):
                 witness.known_, witness.total_ = witness.vocabulary_, kept[f"{name}|total_"].clone()

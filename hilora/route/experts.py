@@ -25,7 +25,7 @@ from hilora.route.conformal import own_surprises
 from hilora.route.crossfit import MOST_ADAPTERS, folds
 from hilora.route.features import Features
 from hilora.route.novelty import leads, seen_above
-from hilora.route.witnesses import Meaning, Outline, Phrases, Spelling, Witness, has_outlines
+from hilora.route.witnesses import Meaning, Outline, Phrases, Spelling, Witness, has_outlines, has_terms
 
 WEIGHTS = {"meaning": 0.06, "spelling": 0.015, "phrases": 0.012, "outline": 0.03}
 """Where nothing can be held out; near what is fitted for 20 samples per adapter."""
@@ -58,7 +58,7 @@ class Experts:
             self.weights_ = fit_weights(samples, self.terms)
         else:
             self.weights_ = WEIGHTS | dict(self.weights)
-        self.worded_ = torch.tensor([self.terms and own.terms is not None for own in samples])
+        self.worded_ = torch.tensor([self.terms and has_terms(own) for own in samples])
         if int(self.worded_.sum()) < 2:
             self.worded_[:] = False  # nothing to compare with
         with one_thread(sum(map(len, samples))):
@@ -104,7 +104,7 @@ def witness_scores(
     samples: Sequence[Features], terms: bool = True
 ) -> tuple[Int[Tensor, " held"], dict[str, Float[Tensor, "held adapter"]]]:
     """What each witness says of samples that it has not seen, and whose they are."""
-    terms = terms and all(own.terms is not None for own in samples)
+    terms = terms and all(map(has_terms, samples))
     owners: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {}
     for kept, held, owner in folds(samples):
@@ -145,7 +145,7 @@ def calibrate(samples: Sequence[Features], terms: bool = True) -> Calibration:
     if len(samples) < 2:
         return Calibration(dict(WEIGHTS))
     some = samples[:: -(-len(samples) // MOST_ADAPTERS)]
-    worded = [terms and own.terms is not None for own in some]
+    worded = [terms and has_terms(own) for own in some]
     mixed = 2 <= sum(worded) < len(some)  # wording is weighed among those that have it
     with one_thread(sum(map(len, some))):
         looked = [own for own, has in zip(some, worded, strict=True) if has or not mixed]

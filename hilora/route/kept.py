@@ -30,11 +30,12 @@ class _Learned:
     numbers: tuple[str, ...] = ()
 
 
+_LISTED = _Learned(("start_", "gain_", "absent_"), ("vocabulary_", "adapter_"))
 LEARNED = {
     Meaning: _Learned(("noise_",)),
     Spelling: _Learned(("rarity_", "noise_")),
-    Phrases: _Learned(("start_", "gain_", "absent_"), ("vocabulary_", "adapter_")),
-    Outline: _Learned(("start_", "gain_", "absent_"), ("vocabulary_", "adapter_")),
+    Phrases: _LISTED,
+    Outline: _LISTED,
     TiedGaussian: _Learned(("whitening_", "mean_"), numbers=("log_det_", "spread_")),
     DualGaussian: _Learned(("mean_", "whitening_", "white_mean_"), numbers=("level_", "log_det_", "spread_")),
 }

@@ -176,11 +176,12 @@ def _merged(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[Tensor, ...
     return tuple(found)
 
 
+_LISTED = Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases, some_phrases)
 KINDS: Mapping[type, Kind] = {
     OwnGaussian: Kind(lambda model: len(model.mean_), own_of, own_gather, _some),
     Meaning: Kind(lambda model: len(model.noise_), _meaning_of, _gather_noisy, _some),
     Spelling: Kind(lambda model: len(model.noise_), _spelling_of, _gather_noisy, _some_spellings),
-    Phrases: Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases, some_phrases),
-    Outline: Kind(lambda model: len(model.absent_), _phrases_of, _gather_phrases, some_phrases),
+    Phrases: _LISTED,
+    Outline: _LISTED,
 }
 """Class of a model -> how its rows are made and taken."""

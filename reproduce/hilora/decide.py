@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from compared import NO_METHODS, less, told
+from compared import NO_METHODS, finished, less, told
 from stored import joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
@@ -66,24 +66,15 @@ def holm(p: Sequence[float]) -> list[float]:
     return found
 
 
-def whole(results: Results, setting: str) -> Results:
-    """Without methods that have not answered all rows."""
-    most = max(len(results.rows[setting, method]) for method in results.methods(setting))
-    for method in list(results.methods(setting)):
-        if len(results.rows[setting, method]) < most:
-            del results.rows[setting, method]
-    return results
-
-
 def compare(rows: Path, column: Column) -> tuple[Summary, Summary, Difference] | None:
     """Ours, the best of the others, and the difference; None where rows are missing."""
     paths = runs_in(rows / column.folder / "rows", *column.runs)
     if not paths:
         return None
-    results = Results(paths)
+    results = finished(Results(paths))
     if column.setting not in results.settings:
         return None
-    found = {s.method: s for s in summarise(whole(results, column.setting), column.setting)}
+    found = {s.method: s for s in summarise(results, column.setting)}
     others = [s for s in found.values() if not s.method.startswith(OWN) and s.method not in NO_METHODS]
     if OWN not in found or not others:
         return None

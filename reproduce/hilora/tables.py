@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import paper
 from charts import chart
-from compared import against_table, clusters_table, lead_table, less, told, useful_tasks, verdict
+from compared import against_table, clusters_table, finished, lead_table, less, told, useful_tasks, verdict
 from experiments import section, stand_on, tables_main
 from stored import joined, runs_in
 
@@ -36,16 +36,6 @@ CHOSEN = {
 def is_ready(results: Results, needed: str | None) -> bool:
     """Whether a run has come so far that there is something to show: to this method, in every setting."""
     return needed is None or all(needed in results.methods(setting) for setting in results.settings)
-
-
-def finished(results: Results) -> Results:
-    """Without methods that have not been measured on all rows yet."""
-    for setting in results.settings:
-        most = max(len(results.rows[setting, method]) for method in results.methods(setting))
-        for method in results.methods(setting):
-            if len(results.rows[setting, method]) < most:
-                del results.rows[setting, method]
-    return results
 
 
 @cache

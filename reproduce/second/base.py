@@ -11,32 +11,17 @@ the hash that it should have. Nothing derived from these weights is a part of th
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from parts import join
 
+from hilora.base.models import convert
+
 NAME = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-
-
-def convert(source: Path, out: Path) -> None:
-    """Write a GGUF as safetensors in bf16, with its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    del model.config.quantization_config  # transformers refuses to save what it believes to be still quantised
-    model.hf_quantizer, model.is_quantized = None, False
-    partial = out.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(partial)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
-    partial.rename(out)
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ from hilora.planner import Planner
 from hilora.pool.pool import Pool
 from hilora.types import Completion
 from tests.base.test_quantised import make_base
-from tests.vllm.live import compare
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -714,17 +713,10 @@ def test_a_grid_of_weights_is_priced_in_answers(
     assert page.read_text().count("\n| ") == 2 + 1 + len(script.GRIDS)
 
 
-@pytest.mark.parametrize(
-    ("path", "kept", "rows"),
-    [
-        ("benchmarks/compositions.py", "compositions", 6),
-        ("benchmarks/in_vllm.py", "in_vllm", 11),
-        ("", "equal_in_vllm", 4),
-    ],
-)
-def test_the_page_of_vllm_is_what_the_lines_say(bench_scripts: Any, path: str, kept: str, rows: int) -> None:
-    script, page = bench_scripts.load(path) if path else compare, (ROOT / "docs" / "vllm.md").read_text()
-    told = script.table(lines(ROOT / "benchmarks" / f"{kept}.jsonl"))
+@pytest.mark.parametrize(("name", "rows"), [("compositions", 6), ("in_vllm", 11), ("equal_in_vllm", 4)])
+def test_the_page_of_vllm_is_what_the_lines_say(bench_scripts: Any, name: str, rows: int) -> None:
+    script, page = bench_scripts.load(f"benchmarks/{name}.py"), (ROOT / "docs" / "vllm.md").read_text()
+    told = script.table(lines(ROOT / "benchmarks" / f"{name}.jsonl"))
     assert told.count("\n| ") == rows + 1
     assert bench_scripts.load("benchmarks/lines.py").placed(page, script.BEGIN, script.END, told) == page
 

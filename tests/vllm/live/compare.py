@@ -7,7 +7,7 @@ By hand, in an environment with vLLM (`make .venv-vllm/.dev`), from the root of 
     python -m tests.vllm.live.compare --tp 2 --sharded      on two, with LoRAs that are sharded, too
     python -m tests.vllm.live.compare --pool flan-mini      the embedded default
 
-With --json FILE, what is found is added to a file; with --table FILE --page docs/vllm.md, a page gets its table.
+With --json FILE, what is found is added to a file, of which benchmarks/equal_in_vllm.py makes a table.
 On the CPU with VLLM_CPU_KVCACHE_SPACE=1, and with VLLM_CPU_OMP_THREADS_BIND=nobind for several processes.
 """
 
@@ -35,9 +35,7 @@ from hilora.base.modules import linear_shapes
 from hilora.base.prompts import encode_prompts
 from hilora.cli.demo import PROMPTS
 from hilora.evaluate.setup import setup
-from hilora.evaluate.tables import markdown_table
 from hilora.gateway.composition import needed_rank
-from hilora.jsonl import read_lines
 from hilora.planner import Routed
 from hilora.pool.export import export_adapter, write_peft
 from hilora.pool.pool import Pool
@@ -61,7 +59,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Names of cases -> options of the method that their first word names."""
 TOKENS = 24
-BEGIN, END = "<!-- from benchmarks/equal_in_vllm.jsonl -->\n", "<!-- end -->"
 
 
 def texts(task: str, count: int, seed: int) -> list[str]:
@@ -237,18 +234,6 @@ def _version() -> str:
     return str(vllm.__version__)
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Answers equal in both turns, and how far apart two candidates' logits were where the others first differ."""
-    found: dict[str, list[str]] = {}
-    for line in lines:
-        count, gaps = sum(line["asked"].values()), line["gaps"]
-        what = f"{line['base']}, {count} answers, {line['processes']} process{'es' * (line['processes'] > 1)}"
-        told = f"{sum(line['equal'].values())} of {count}" + (f"; gaps up to {max(gaps):.1g}" if gaps else "")
-        found.setdefault(what + ", LoRAs sharded" * line["sharded"], []).append(told)
-    rows = [[what, *told] for what, told in found.items()]
-    return markdown_table(["base, and how", "answers equal", "the same, from cached prefixes"], rows)
-
-
 def main() -> None:
     """Compare, and print what was found."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -257,16 +242,7 @@ def main() -> None:
     asked.add_argument("--sharded", action="store_true", help="share the LoRAs, too")
     asked.add_argument("--prompts", type=int, default=12)
     asked.add_argument("--json", type=Path, help="add what is found to this file")
-    asked.add_argument("--table", type=Path, help="compare nothing; show the table of this file")
-    asked.add_argument("--page", type=Path, help="put the table into this page, too")
     given = asked.parse_args()
-    if given.table:
-        told = table(read_lines(given.table))
-        print(told)
-        if given.page:
-            before, rest = given.page.read_text().split(BEGIN)
-            given.page.write_text(f"{before}{BEGIN}{told}\n{END}{rest.split(END, 1)[1]}")
-        return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         options: dict[str, Any] = {"tensor_parallel_size": given.tp, "fully_sharded_loras": given.sharded}
