@@ -13,6 +13,8 @@ import torch
 from hilora.bench.stage import Contender
 
 T = TypeVar("T")
+LEAST = 1e-4
+"""Seconds to which reports round, and the least that a difference of two of them counts as."""
 Times = dict[str, dict[str, list[float]]]
 """Contender -> "prefill" (the first new token) and "whole" -> seconds of each round."""
 RATIOS = {
@@ -81,8 +83,11 @@ def time_rounds(
 
 
 def decode(times: Mapping[str, Sequence[float]]) -> list[float]:
-    """Seconds after the first new token, by round."""
-    return [whole - prefill for whole, prefill in zip(times["whole"], times["prefill"], strict=True)]
+    """Seconds after the first new token, by round: two runs apart, of which noise may make less than nothing.
+
+    No round counts as less than `LEAST`, so that a speed can always be told.
+    """
+    return [max(whole - prefill, LEAST) for whole, prefill in zip(times["whole"], times["prefill"], strict=True)]
 
 
 def in_rounds(times: Times, one: str, other: str, part: str) -> list[float]:

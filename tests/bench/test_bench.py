@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from hilora import HiLoRA, Pool
 from hilora.bench import run as running
 from hilora.bench.contenders import CONTENDERS, check_twins
-from hilora.bench.rounds import decode, ratios, report, time_rounds
+from hilora.bench.plot import draw
+from hilora.bench.rounds import decode, ratios, report, rounded, time_rounds
 from hilora.bench.run import Settings, prepared
 from hilora.bench.stage import Contender
 from hilora.bench.workload import SHARES, make_workload
@@ -97,6 +98,14 @@ def test_contenders_are_compared_within_each_round() -> None:
     base, ours = {"prefill": [1.0] * 3, "whole": [2.0, 9.0, 4.0]}, {"prefill": [1.0] * 3, "whole": [4.0, 6.0, 16.0]}
     found = ratios({"base": base, "hilora": ours})
     assert found["whole"] == {"hilora_over_base": 0.5}  # of 2/4, 9/6 and 4/16; the medians are as 4 to 6
+
+
+def test_decoding_that_noise_outweighs_is_told_and_drawn(tmp_path: Path) -> None:
+    times = {"base": {"prefill": [0.002, 0.003], "whole": [0.00203, 0.0021]}}  # 0.03 ms, and less than nothing
+    assert decode(times["base"]) == [1e-4, 1e-4]
+    assert report(times, {"prompt": 10, "new": 2})[1][-1] == "20000"
+    drawn = draw({"seconds": rounded(times), "tokens": {"prompt": 10, "new": 2}}, tmp_path / "bench.svg")
+    assert all(path.exists() for path in drawn)
 
 
 def test_twins_that_differ_are_refused() -> None:
