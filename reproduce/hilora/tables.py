@@ -12,6 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import bases
 import paper
 from charts import chart
 from compared import against_table, clusters_table, finished, lead_table, less, told, useful_tasks, verdict
@@ -257,7 +258,7 @@ def sections(rows: Path, out: Path) -> list[str]:
     if "within" in read:
         lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["within"]).items()]
         text += [section("Seen tasks of each half, all clusters", "\n".join(lists))]
-    return text
+    return text + bases.sections(rows.parents[1] / "second" / "rows")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@
     python reproduce/second/twenty.py --of pools/flan-mini --out runs/smollm2-20        # the same tasks' adapters
     python reproduce/second/run.py --data DATA --pool runs/gemma-20 --out reproduce/second/rows/gemma-3-270m
     python reproduce/second/run.py --data DATA --pool runs/smollm2-20 --out reproduce/second/rows/smollm2-135m
-    python reproduce/second/tables.py                                                   # results.md
+    python reproduce/hilora/tables.py                                                   # reproduce/hilora/results.md
 
 DATA holds flan_mini/train and flan_mini/val. Rows are of the second halves, 13 of each task; run again to resume.
 """

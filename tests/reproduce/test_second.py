@@ -70,16 +70,15 @@ def test_an_experiment_on_two_bases_becomes_a_page(
     options = ["--data", tmp_path / "data", "--pool", pool.path, "--dtype", "fp32"]
     for base in ("one", "two"):
         scripts.run(script, *options, "--out", tmp_path / "rows" / base)
-    tables = scripts.load("reproduce/second/tables.py")
-    scripts.run(tables, "--rows", tmp_path / "rows", "--bases", "one", "two", "--out", tmp_path)
-    text = (tmp_path / "results.md").read_text()
-    assert text.count("\n## ") == len(tables.TITLES)
+    tables = scripts.load("reproduce/bases.py")
+    text = "\n".join(tables.sections(tmp_path / "rows", ("one", "two")))
+    assert text.count("## ") == len(tables.TITLES)
     assert "| method | one | less hilora-plus | two | less hilora-plus |" in text
     assert text.count("of 3 pairs of methods stand alike") == text.count("3 of 3 pairs") == len(tables.TITLES)
     assert "nan" not in text
 
 
 def test_orders_agree_where_pairs_stand_alike(scripts: Any) -> None:
-    tables = scripts.load("reproduce/second/tables.py")
+    tables = scripts.load("reproduce/bases.py")
     assert tables.agreement({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3, "c": 2}) == (2, 3)
     assert tables.agreement({"a": 1, "b": 2, "d": 3}, {"b": 1, "a": 2}) == (0, 1)

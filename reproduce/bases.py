@@ -1,28 +1,23 @@
-"""The order of methods on two bases, side by side, from committed rows: results.md.
-
-python reproduce/second/tables.py
-"""
+"""The order of methods on two bases, side by side, from the rows of `second/run.py`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from compared import NO_METHODS, less, told, verdict
+from compared import NO_METHODS, finished, less, told, verdict
 from experiments import section, stand_on
 from stored import runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.tables import markdown_table
 
+BASES = ("smollm2-135m", "gemma-3-270m")
 TITLES = {
-    "iid": "Every adapter in the pool",
-    "within": "Half of the tasks' adapters",
-    "cross": "No related adapter",
+    "iid": "Two bases: every adapter in the pool",
+    "within": "Two bases: half of the tasks' adapters",
+    "cross": "Two bases: no related adapter",
 }
 Found = Mapping[str, Mapping[str, Summary]]
 """Base -> method -> its summary."""
@@ -72,27 +67,21 @@ def changed(found: Found) -> str:
     return "\n".join(lines)
 
 
-def page(rows: Path, bases: Sequence[str]) -> str:
-    """The page, as far as there are rows."""
-    text = "# Two bases\n\nMade by `python reproduce/second/tables.py` from `rows/`; `run.py` says how.\n"
+def sections(rows: Path, bases: Sequence[str] = BASES) -> list[str]:
+    """A section for each setting that has rows of both bases.
+
+    Args:
+        rows: holds a folder of rows for each base.
+        bases: names of the two.
+    """
+    text = []
     for setting, title in TITLES.items():
         files = {base: runs_in(rows / base, setting) for base in bases}
-        if not all(files.values()):
-            continue
-        found = {base: {s.method: s for s in summarise(Results(paths), setting)} for base, paths in files.items()}
-        basis = stand_on(list(next(iter(found.values())).values()))
-        text += "\n" + section(title, basis, beside(found), changed(found))
+        if all(files.values()):
+            found = {
+                base: {s.method: s for s in summarise(finished(Results(paths)), setting)}
+                for base, paths in files.items()
+            }
+            basis = stand_on(list(next(iter(found.values())).values()))
+            text.append(section(title, basis, beside(found), changed(found)))
     return text
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=Path("reproduce/second/rows"))
-    parser.add_argument("--bases", nargs=2, default=["smollm2-135m", "gemma-3-270m"])
-    parser.add_argument("--out", type=Path, default=Path("reproduce/second"))
-    args = parser.parse_args()
-    (args.out / "results.md").write_text(page(args.rows, args.bases))
-
-
-if __name__ == "__main__":
-    main()
