@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from compared import NO_METHODS, finished, less, told, verdict
 from experiments import section, stand_on
@@ -12,6 +15,7 @@ from stored import runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.tables import markdown_table
+from hilora.jsonl import read_lines
 
 BASES = ("smollm2-135m", "gemma-3-270m")
 TITLES = {
@@ -67,21 +71,51 @@ def changed(found: Found) -> str:
     return "\n".join(lines)
 
 
-def sections(rows: Path, bases: Sequence[str] = BASES) -> list[str]:
-    """A section for each setting that has rows of both bases.
+def uses_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Whose ROCs the tokens of a prompt use most, by pool and method, from the lines of `second/uses.py`."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if "method" in line:
+            groups.setdefault((line["pool"], line["method"]), []).append(line)
+    rows = []
+    for (pool, method), found in groups.items():
+        ((winner, times),) = Counter(line["first"] for line in found).most_common(1)
+        own = mean(line["first"] == line["id"].split("/")[0] for line in found)
+        share = mean(line["own"] for line in found)
+        rows.append(
+            (pool, method, str(len(found)), f"{own:.0%}", f"{share:.0%}", f"{winner}, {times / len(found):.0%}")
+        )
+    heading = ("pool", "method", "prompts", "own adapter used most", "its share", "used most most often")
+    return markdown_table(heading, rows)
+
+
+def sections(folder: Path, bases: Sequence[str] = BASES) -> list[str]:
+    """A section for each setting that has rows of both bases, and one about whose ROCs tokens use.
 
     Args:
-        rows: holds a folder of rows for each base.
+        folder: holds rows/BASE/ for each base, and uses.jsonl.
         bases: names of the two.
     """
     text = []
     for setting, title in TITLES.items():
-        files = {base: runs_in(rows / base, setting) for base in bases}
+        files = {base: runs_in(folder / "rows" / base, setting) for base in bases}
         if all(files.values()):
-            found = {
-                base: {s.method: s for s in summarise(finished(Results(paths)), setting)}
-                for base, paths in files.items()
-            }
+            found = _found(files, setting)
             basis = stand_on(list(next(iter(found.values())).values()))
-            text.append(section(title, basis, beside(found), changed(found)))
+            text.append(section(title, f"On each base {basis}", beside(found), changed(found)))
+    if (uses := folder / "uses.jsonl").exists():
+        about = "Of what is added to a prompt's tokens, mean over tokens and sites; every adapter in the pool."
+        text.append(section("Two bases: whose ROCs tokens use", about, uses_table(list(read_lines(uses)))))
     return text
+
+
+def _found(files: Mapping[str, Sequence[Path]], setting: str) -> Found:
+    """Summaries of the tasks that both bases have adapters for."""
+    read = {base: finished(Results(paths)) for base, paths in files.items()}
+    tasks = [
+        {key[1].split("/")[0] for (of, _), rows in results.rows.items() if of == setting for key in rows}
+        for results in read.values()
+    ]
+    both = set.intersection(*tasks)
+    keep = lambda row: row["id"].split("/")[0] in both  # noqa: E731
+    return {base: {s.method: s for s in summarise(results, setting, keep=keep)} for base, results in read.items()}

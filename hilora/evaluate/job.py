@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hilora.base.embed import Embedder, Remembering
@@ -26,6 +27,11 @@ WORLD = ("base", "adapters", "ridge", "dtype", "seed")
 """What of the setup decides answers."""
 ANSWERS = 1
 """To be raised when methods or metrics change what is answered or scored: no older answers are taken then."""
+
+
+def shown_base(name: str) -> str:
+    """A base's name as results files have it: of a folder the last part, since where it lies is nobody's business."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Bench:
         """
         return setup(
             name,
-            base=self.pool.base.name,
+            base=shown_base(self.pool.base.name),
             dtype=str(self.model.dtype).removeprefix("torch."),
             quantised=quantised_as(self.model),
             adapters={entry.name: entry.hash[:16] for entry in self.pool.entries},
@@ -132,6 +138,6 @@ class Bench:
 
     def world(self, label: str) -> str:
         """All that a method's answers depend on beside routes and rows, as a text."""
-        header = self.header("")
+        header = self.header("") | {"base": self.pool.base.name}
         quantised = filter(None, [header["quantised"]])  # left out where it is not: answers from before count on
         return repr([ANSWERS, *(header[key] for key in WORLD), header["parts"].get(label), *quantised])

@@ -258,7 +258,7 @@ def sections(rows: Path, out: Path) -> list[str]:
     if "within" in read:
         lists = [f"* {split}: {', '.join(names)}" for split, names in halves(read["within"]).items()]
         text += [section("Seen tasks of each half, all clusters", "\n".join(lists))]
-    return text + bases.sections(rows.parents[1] / "second" / "rows")
+    return text + bases.sections(rows.parents[1] / "second")
 
 
 def main() -> None:

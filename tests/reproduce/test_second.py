@@ -71,8 +71,14 @@ def test_an_experiment_on_two_bases_becomes_a_page(
     for base in ("one", "two"):
         scripts.run(script, *options, "--out", tmp_path / "rows" / base)
     tables = scripts.load("reproduce/bases.py")
-    text = "\n".join(tables.sections(tmp_path / "rows", ("one", "two")))
-    assert text.count("## ") == len(tables.TITLES)
+    uses = scripts.load("reproduce/second/uses.py")
+    use_tiny(uses, model, tokenizer, embedder, monkeypatch)
+    monkeypatch.setattr(uses, "METHODS", ("mixture", "logo"))
+    options = ["--pools", pool.path, "--per-task", 1, "--dtype", "fp32", "--out", tmp_path / "uses.jsonl"]
+    scripts.run(uses, "--data", tmp_path / "data", *options)
+    text = "\n".join(tables.sections(tmp_path, ("one", "two")))
+    assert text.count("## ") == len(tables.TITLES) + 1
+    assert f"| {pool.path.name} | logo |" in text
     assert "| method | one | less hilora-plus | two | less hilora-plus |" in text
     assert text.count("of 3 pairs of methods stand alike") == text.count("3 of 3 pairs") == len(tables.TITLES)
     assert "nan" not in text
@@ -82,3 +88,11 @@ def test_orders_agree_where_pairs_stand_alike(scripts: Any) -> None:
     tables = scripts.load("reproduce/bases.py")
     assert tables.agreement({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3, "c": 2}) == (2, 3)
     assert tables.agreement({"a": 1, "b": 2, "d": 3}, {"b": 1, "a": 2}) == (0, 1)
+
+
+def test_whose_rocs_are_used_is_counted(scripts: Any) -> None:
+    tables = scripts.load("reproduce/bases.py")
+    made = [("a/1", "a", 0.5), ("b/1", "a", 0.25), ("c/1", "a", 0.0), ("d/1", "d", 0.25)]
+    lines = [{"pool": "p", "method": "m", "id": i, "first": first, "own": own} for i, first, own in made]
+    table = tables.uses_table([{"setup": "x"}, *lines])
+    assert "| p | m | 4 | 50% | 25% | a, 75% |" in table
