@@ -23,6 +23,7 @@ TITLES = {
     "within": "Two bases: half of the tasks' adapters",
     "cross": "Two bases: no related adapter",
 }
+COLUMNS = {"iid": "own", "within": "half", "cross": "none"}
 Found = Mapping[str, Mapping[str, Summary]]
 """Base -> method -> its summary."""
 
@@ -57,6 +58,26 @@ def beside(found: Found) -> str:
     return markdown_table(heading, rows)
 
 
+def order(found: Mapping[str, Found]) -> str:
+    """A line per method: its place and its average in each setting on each base.
+
+    Args:
+        found: setting -> what was found on each base.
+    """
+    heading, columns = ["method"], list[tuple[Mapping[str, Summary], dict[str, int]]]()
+    for base in next(iter(found.values())):
+        for setting, of in found.items():
+            heading.append(f"{base}: {COLUMNS[setting]}")
+            columns.append((of[base], ranks(of[base])))
+    rows = []
+    for method in columns[0][0]:
+        if all(method in of for of, _ in columns):
+            cells = (f"{of[method].average.value:.1f}" for of, _ in columns)
+            places = (f"{places[method]}. " if method in places else "" for _, places in columns)
+            rows.append((method, *(place + cell for place, cell in zip(places, cells, strict=True))))
+    return markdown_table(heading, rows)
+
+
 def changed(found: Found) -> str:
     """Pairs of methods whose order differs between the bases, and is significant on one of them at least."""
     (one, first), (other, second) = found.items()
@@ -85,7 +106,7 @@ def uses_table(lines: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             (pool, method, str(len(found)), f"{own:.0%}", f"{share:.0%}", f"{winner}, {times / len(found):.0%}")
         )
-    heading = ("pool", "method", "prompts", "own adapter used most", "its share", "used most most often")
+    heading = ("pool", "method", "prompts", "own adapter first", "its share", "first most often")
     return markdown_table(heading, rows)
 
 
@@ -96,13 +117,15 @@ def sections(folder: Path, bases: Sequence[str] = BASES) -> list[str]:
         folder: holds rows/BASE/ for each base, and uses.jsonl.
         bases: names of the two.
     """
+    files = {setting: {base: runs_in(folder / "rows" / base, setting) for base in bases} for setting in TITLES}
+    found = {setting: _found(of, setting) for setting, of in files.items() if all(of.values())}
     text = []
-    for setting, title in TITLES.items():
-        files = {base: runs_in(folder / "rows" / base, setting) for base in bases}
-        if all(files.values()):
-            found = _found(files, setting)
-            basis = stand_on(list(next(iter(found.values())).values()))
-            text.append(section(title, f"On each base {basis}", beside(found), changed(found)))
+    if found:
+        about = "Place and average of each method: own adapter in the pool, half of the adapters, none related."
+        text.append(section("Two bases", about, order(found)))
+    for setting, of in found.items():
+        basis = stand_on(list(next(iter(of.values())).values()))
+        text.append(section(TITLES[setting], f"On each base {basis}", beside(of), changed(of)))
     if (uses := folder / "uses.jsonl").exists():
         about = "Of what is added to a prompt's tokens, mean over tokens and sites; every adapter in the pool."
         text.append(section("Two bases: whose ROCs tokens use", about, uses_table(list(read_lines(uses)))))

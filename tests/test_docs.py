@@ -203,6 +203,27 @@ def test_the_numbers_in_the_readmes_words_are_those_of_the_tables(scripts: Any) 
     assert f"{told[0]}, {told[1]} and {told[2]} of them stand behind the three columns" in text
 
 
+def test_what_the_readme_says_of_two_bases_is_what_was_measured(scripts: Any) -> None:
+    text, page = " ".join((ROOT / "README.md").read_text().split()), "reproduce/hilora/results.md"
+    own, half = (
+        rows_under(scripts, page, f"Two bases: {title}")
+        for title in ("every adapter in the pool", "half of the tasks' adapters")
+    )
+    told = re.search(r"\n\| selection \| 2\. .*\n", (ROOT / page).read_text().partition("## Two bases: every")[2])
+    assert told is not None
+    one, two = re.findall(r"\| (\S+) \((\S+) to (\S+)\) a tie", told.group())
+    assert f"(`selection` is a tie: {', '.join(one[:2])} to {one[2]}, and {', '.join(two[:2])} to {two[2]})" in text
+    assert {of["hilora-plus"][base][:2] for of in (own, half) for base in ("smollm2-135m", "gemma-3-270m")} == {"1."}
+    count = re.search(r"Two bases: every .*\n\nOn each base \d+ prompts of (\d+)", (ROOT / page).read_text())
+    assert count is not None
+    assert f"average over the {count[1]} tasks that both have adapters for" in text
+    winners = re.findall(r"\n\| (\w+)-20 \| (arrow|spectr|lag|logo) \|.* (\d+)% \|", (ROOT / page).read_text())
+    shares = {base: [int(share) for name, _, share in winners if name == base] for base in ("smollm2", "gemma")}
+    spans = {base: f"in {min(of)} to {max(of)} %" for base, of in shares.items()}
+    assert f"of 19 is used most {spans['smollm2']} of the prompts on SmolLM2" in text
+    assert f"of 20 {spans['gemma']} on gemma-3-270m" in text
+
+
 MAIN_TITLES = ("Every adapter in the pool", "Within cluster", "Table 2: cross cluster")
 
 

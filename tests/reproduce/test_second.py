@@ -77,8 +77,9 @@ def test_an_experiment_on_two_bases_becomes_a_page(
     options = ["--pools", pool.path, "--per-task", 1, "--dtype", "fp32", "--out", tmp_path / "uses.jsonl"]
     scripts.run(uses, "--data", tmp_path / "data", *options)
     text = "\n".join(tables.sections(tmp_path, ("one", "two")))
-    assert text.count("## ") == len(tables.TITLES) + 1
+    assert text.count("## ") == len(tables.TITLES) + 2
     assert f"| {pool.path.name} | logo |" in text
+    assert "| method | one: own | one: half | one: none | two: own |" in text
     assert "| method | one | less hilora-plus | two | less hilora-plus |" in text
     assert text.count("of 3 pairs of methods stand alike") == text.count("3 of 3 pairs") == len(tables.TITLES)
     assert "nan" not in text
