@@ -1,6 +1,6 @@
 """Answers that depend on the batch: how many, and through what: the base itself, the gate, or the embedder.
 
-    python reproduce/hilora/batches.py --data DATA      # batches.jsonl and batches.md; ten minutes
+    python reproduce/hilora/batches.py --data DATA      # batches.jsonl and batches.md; ten minutes, resumable
     python reproduce/hilora/batches.py                  # batches.md again
 
 DATA holds flan_mini/val. Each prompt is answered twice, in batches of other prompts each time, and the two
@@ -75,22 +75,28 @@ def answers(
     return found
 
 
-def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The setup, and a line for each prompt and way."""
+def measure(args: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The setup, and a line for each prompt: those of a way at a time, of the ways that are not known yet."""
     pool = Pool.open(args.pool)
     every = load_rows(args.data / "flan_mini" / "val")
     rows = [row for row in choose_rows(every, part="second", per_task=args.per_task) if row.task in pool.names]
     asked = {name: getattr(args, name) for name in ("dtype", "per_task", "batch", "new_tokens")}
-    yield setup("reproduce/hilora/batches.py", pool=args.pool.name, **asked)
+    if not known:
+        yield [setup("reproduce/hilora/batches.py", pool=args.pool.name, **asked)]
     model, tokenizer = load_base(pool.base.name, dtype=args.dtype)
     embedder = pool.embedder.load(pool.path)
+    done = {line.get("way") for line in known}
     for way, (method, anew) in WAYS.items():
+        if way in done:
+            continue
         router = HiLoRA(model, tokenizer, Planner(pool, get_method(method), embedder))
         each = arrangements(len(rows), args.batch, way.endswith("the same batches"))
         one, other = (answers(router, rows, batches, anew, args.new_tokens) for batches in each)
-        for row, first, second in zip(rows, one, other, strict=True):
-            hashes = {"answers": [short_hash(first), short_hash(second)]}
-            yield {"way": way, "id": row.id, "words": len(first.split())} | hashes
+        found = []
+        for row, *pair in zip(rows, one, other, strict=True):
+            answered = {"words": len(pair[0].split()), "answers": [short_hash(text) for text in pair]}
+            found.append({"way": way, "id": row.id} | answered)
+        yield found
         print(f"{way}: done", flush=True)
 
 
@@ -99,6 +105,12 @@ def share(values: Sequence[bool]) -> str:
     drawn = np.random.default_rng(0).choice(np.array(values, dtype=float), (RESAMPLES, len(values))).mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return f"{100 * np.mean(values):.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def add(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Append lines to a results file."""
+    with path.open("a", encoding="utf-8") as out:
+        out.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def page(lines: Sequence[dict[str, Any]]) -> str:
@@ -133,7 +145,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = args.out / "batches.jsonl"
     if args.data:
-        rows.write_text("".join(json.dumps(line) + "\n" for line in measure(args)))
+        for found in measure(args, list(read_lines(rows)) if rows.exists() else []):
+            add(rows, found)
     (args.out / "batches.md").write_text(page(read_lines(rows)))
 
 

@@ -32,6 +32,11 @@ def test_in_fp32_no_answer_depends_on_its_batch_and_the_page_says_so(
     assert page.count("| 0.0 (0.0 to 0.0) |") >= len(script.WAYS)
     scripts.run(script, "--out", tmp_path)
     assert (tmp_path / "batches.md").read_text() == page
+    lines = (tmp_path / "batches.jsonl").read_text()
+    kept = [line for line in lines.splitlines(keepends=True) if '"way": "hilora"' not in line]
+    (tmp_path / "batches.jsonl").write_text("".join(kept))  # as if it had been interrupted
+    scripts.run(script, "--data", tmp_path / "data", "--pool", pool.path, "--out", tmp_path, *few)
+    assert sorted((tmp_path / "batches.jsonl").read_text().splitlines()) == sorted(lines.splitlines())
 
 
 def test_arrangements_put_each_prompt_once(scripts: Any) -> None:
