@@ -1,6 +1,6 @@
 """Answers that depend on the batch: how many, and through what: the base itself, the gate, or the embedder.
 
-    python reproduce/hilora/batches.py --data DATA      # batches.jsonl and batches.md; ten minutes, resumable
+    python reproduce/hilora/batches.py --data DATA      # batches.jsonl.gz and batches.md; ten minutes, resumable
     python reproduce/hilora/batches.py                  # batches.md again
 
 DATA holds flan_mini/val. Each prompt is answered twice, in batches of other prompts each time, and the two
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from stored import stored, unpacked
 
 from hilora import HiLoRA, Planner, Pool, get_method
 from hilora.base.models import load_base
@@ -145,9 +146,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = args.out / "batches.jsonl"
     if args.data:
-        for found in measure(args, list(read_lines(rows)) if rows.exists() else []):
-            add(rows, found)
-    (args.out / "batches.md").write_text(page(read_lines(rows)))
+        with unpacked(rows) as path:
+            for found in measure(args, read_lines(path) if path.exists() else []):
+                add(path, found)
+    (args.out / "batches.md").write_text(page(read_lines(stored(rows))))
 
 
 if __name__ == "__main__":

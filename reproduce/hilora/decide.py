@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from compared import NO_METHODS, finished, less, told
+from rounding import note
 from stored import joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
@@ -110,7 +111,8 @@ def page(rows: Path) -> str:
     left = f"\n\nNot there yet: {'; '.join(missing)}." if missing else ""
     return (
         "# What the rows can decide\n\nMade by `python reproduce/hilora/decide.py`, whose first lines say how it is "
-        f"meant. One family of {len(found)} comparisons.\n\n{markdown_table(heading, lines)}{left}\n"
+        f"meant. {note('batches.md')} One family of {len(found)} comparisons."
+        f"\n\n{markdown_table(heading, lines)}{left}\n"
     )
 
 

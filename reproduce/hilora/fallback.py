@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pages import numbers_main
+from rounding import note
 from stored import stored
 
 from hilora import Pool, get_method
@@ -102,6 +103,7 @@ Made by `python reproduce/hilora/fallback.py --data DATA`; numbers in `fallback.
 its answers replaced by base's where the prompt's lead is below that of a share of held-out samples. Harm: of the
 rows that base answers rightly by exact match, the share that the method does not.
 """
+    text += f"{note('batches.md')}\n"
     for setting in SETTINGS:
         rows = []
         for name, (left, average, harm, *difference) in result[setting].items():

@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from compared import less, told, useful_tasks, verdict
+from rounding import note
 from stored import joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
@@ -85,7 +86,7 @@ def page(rows: Path) -> str:
     text = [
         "# Intervals of rows and of prompts\n\nMade by `python reproduce/hilora/intervals.py` from `rows/`. Left, "
         "each row counted as independent, as it was until they were drawn with their prompts; right, as it is. "
-        "Verdicts that are no longer the same are bold."
+        f"Verdicts that are no longer the same are bold. {note('batches.md')}"
     ]
     for run, references in RUNS.items():
         if not (paths := runs_in(rows, *joined(run))):

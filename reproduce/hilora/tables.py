@@ -17,6 +17,7 @@ import paper
 from charts import chart
 from compared import against_table, clusters_table, finished, lead_table, less, told, useful_tasks, verdict
 from experiments import section, stand_on, tables_main
+from rounding import note
 from stored import joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, cluster_means, summarise
@@ -208,6 +209,7 @@ def factor_section(rows: Path) -> list[str]:
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
+    text += [f"{note('batches.md')}\n"]
     read = {
         name: finished(Results(runs_in(rows, *joined(name))))
         for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation", "rivals-choose")

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from charts import chart
 from compared import against_table
 from experiments import section, stand_on, tables_main
+from rounding import note
 from stored import runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
@@ -114,6 +115,7 @@ def number_figure(results: Results, out: Path) -> str:
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# RAMoLE's experiments, measured here\n\nMade by `python reproduce/ramole/tables.py`.\n"]
+    text += [f"{note('../hilora/batches.md')}\n"]
     if runs_in(rows, "mixed"):
         results = Results(runs_in(rows, "mixed", "trained"))
         found = {setting: {s.method: s for s in summarise(results, setting)} for setting in results.settings}
