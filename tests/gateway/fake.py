@@ -141,6 +141,8 @@ class FakeVllm:
     def kill(self) -> None:
         """End as a process does that is killed: all connections break, the port is free."""
         loop = self.server.servers[0].get_loop()
+        for each in self.server.servers:  # else what breaks now may come again, and be answered by one that is ending
+            loop.call_soon_threadsafe(each.close)
         for connection in list(self.server.server_state.connections):
             loop.call_soon_threadsafe(connection.transport.abort)  # type: ignore[union-attr]
         self.server.force_exit = self.server.should_exit = True
