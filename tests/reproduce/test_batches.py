@@ -59,6 +59,7 @@ def test_answers_that_differ_are_counted_by_prompt(scripts: Any) -> None:
 
 
 def test_the_sentence_beside_tables_counts_the_rows(scripts: Any, tmp_path: Path) -> None:
+    scripts.load("reproduce/hilora/batches.py")  # which brings its neighbours with it
     script, path = scripts.load("reproduce/rounding.py"), tmp_path / "batches.jsonl"
     assert script.note("there", path) == ""
     made = [(way, i) for way, differ in (("base", 2), ("oracle", 1), ("hilora-plus", 0)) for i in range(differ)]

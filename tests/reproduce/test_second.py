@@ -86,12 +86,14 @@ def test_an_experiment_on_two_bases_becomes_a_page(
 
 
 def test_orders_agree_where_pairs_stand_alike(scripts: Any) -> None:
+    scripts.load("reproduce/second/run.py")  # which brings its neighbours with it
     tables = scripts.load("reproduce/bases.py")
     assert tables.agreement({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3, "c": 2}) == (2, 3)
     assert tables.agreement({"a": 1, "b": 2, "d": 3}, {"b": 1, "a": 2}) == (0, 1)
 
 
 def test_whose_rocs_are_used_is_counted(scripts: Any) -> None:
+    scripts.load("reproduce/second/run.py")  # which brings its neighbours with it
     tables = scripts.load("reproduce/bases.py")
     made = [("a/1", "a", 0.5), ("b/1", "a", 0.25), ("c/1", "a", 0.0), ("d/1", "d", 0.25)]
     lines = [{"pool": "p", "method": "m", "id": i, "first": first, "own": own} for i, first, own in made]
