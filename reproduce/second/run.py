@@ -3,12 +3,14 @@
     python reproduce/second/base.py --wheels runs/wheels --out runs/gemma-3-270m        # see there
     python reproduce/second/twenty.py                                                   # what is trained
     python reproduce/pool/train.py --data DATA/flan_mini --out runs/gemma-adapters --base runs/gemma-3-270m \\
-        --name google/gemma-3-270m --tasks $(python reproduce/second/twenty.py)          # two hours on two cores
+        --name google/gemma-3-270m --compile --tasks $(python reproduce/second/twenty.py)    # 74 minutes on two cores
     python reproduce/pool/build.py --adapters runs/gemma-adapters --pool runs/gemma-20 --base runs/gemma-3-270m \\
         --name gemma-3-270m
+    python reproduce/pool/check.py --data DATA/flan_mini/val --pool runs/gemma-20 --out reproduce/second --per-task 20
     python reproduce/second/twenty.py --of pools/flan-mini --out runs/smollm2-20        # the same tasks' adapters
     python reproduce/second/run.py --data DATA --pool runs/gemma-20 --out reproduce/second/rows/gemma-3-270m
     python reproduce/second/run.py --data DATA --pool runs/smollm2-20 --out reproduce/second/rows/smollm2-135m
+    python reproduce/second/uses.py --data DATA --pools runs/smollm2-20 runs/gemma-20   # whose ROCs tokens use
     python reproduce/hilora/tables.py                                                   # reproduce/hilora/results.md
 
 DATA holds flan_mini/train and flan_mini/val. Rows are of the second halves, 13 of each task; run again to resume.
