@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from rounding import by_way, differs
 from stored import stored, unpacked
 
 from hilora import HiLoRA, Planner, Pool, get_method
@@ -117,15 +118,12 @@ def add(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 def page(lines: Sequence[dict[str, Any]]) -> str:
     """The page of some lines."""
     (head,) = (line for line in lines if "setup" in line)
-    by_way: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        if "way" in line:
-            by_way.setdefault(line["way"], []).append(line)
     rows = []
-    for way, own in by_way.items():
-        differs = [len(set(line["answers"])) > 1 for line in own]
-        long = [differ for differ, line in zip(differs, own, strict=True) if line["words"] > 1]
-        rows.append([way, str(len(own)), share(differs), str(len(long)), share(long) if long else "-"])
+    for way, own in by_way(lines).items():
+        long = [differs(line) for line in own if line["words"] > 1]
+        rows.append(
+            [way, str(len(own)), share(list(map(differs, own))), str(len(long)), share(long) if long else "-"]
+        )
     table = markdown_table(["answers", "prompts", "differ, %", "of more than a word", "of these differ, %"], rows)
     how = f"{head['dtype']}, batches of {head['batch']}, {head['device']}"
     return (
