@@ -56,3 +56,9 @@ def cache_dir() -> Path:
     if named := os.environ.get("HILORA_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hilora"
+
+
+def shown_name(name: str) -> str:
+    """A model's name as others may see it: of a folder the last part, since where it lies is nobody's business."""
+    path = Path(name)
+    return path.name if path.is_absolute() or path.is_dir() else name

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hilora.base.embed import Embedder, Remembering
+from hilora.base.embedded import shown_name
 from hilora.base.prompts import encode_prompts
 from hilora.base.quantised import quantised_as
 from hilora.errors import InputError
@@ -27,11 +27,6 @@ WORLD = ("base", "adapters", "ridge", "dtype", "seed")
 """What of the setup decides answers."""
 ANSWERS = 1
 """To be raised when methods or metrics change what is answered or scored: no older answers are taken then."""
-
-
-def shown_base(name: str) -> str:
-    """A base's name as results files have it: of a folder the last part, since where it lies is nobody's business."""
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class Bench:
         """
         return setup(
             name,
-            base=shown_base(self.pool.base.name),
+            base=shown_name(self.pool.base.name),
             dtype=str(self.model.dtype).removeprefix("torch."),
             quantised=quantised_as(self.model),
             adapters={entry.name: entry.hash[:16] for entry in self.pool.entries},

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
 from hilora import __version__
 from hilora.analyse.explain import score_kind
+from hilora.base.embedded import shown_name
 from hilora.methods.lookup import get_method
 from hilora.methods.table import METHODS
 from hilora.serve.access import need
@@ -35,7 +35,7 @@ def about_routes(desk: PoolDesk, who: Callable[[Request], Caller], *, uploads: b
         return {
             "object": "hilora.about",
             "version": __version__,
-            "base": Path(desk.edition.view.base.name).name,
+            "base": shown_name(desk.edition.view.base.name),
             "methods": [method_part(name) for name in desk.methods],
             "uploads": uploads,
             "tenant": caller.tenant,

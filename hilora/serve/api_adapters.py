@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace as changed
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
+from hilora.base.embedded import shown_name
 from hilora.errors import HiloraError
 from hilora.pool.view import Entry
 from hilora.serve.access import need
@@ -92,9 +92,9 @@ def adapter_routes(uploads: Uploads, who: Callable[[Request], Caller]) -> APIRou
                 "data": [adapter_reply(entry) for entry in page],
                 "has_more": len(entries) > len(page),
                 "last": page[-1].name if page else None,
-                "base": Path(view.base.name).name,
+                "base": shown_name(view.base.name),
                 "embedder": {
-                    "name": Path(view.embedder.name).name,
+                    "name": shown_name(view.embedder.name),
                     "dim": view.embedder.dim,
                     "instruction": view.embedder.instruction,
                     "fingerprint": view.embedder.fingerprint,

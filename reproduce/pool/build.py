@@ -35,7 +35,7 @@ LoRA adapter for {base}: {task}.
 * Recipe: {", ".join(r["targets"])}; rank {r["rank"]}, alpha {r["alpha"]}; {r["steps"]} steps of {r["batch"]}
   examples up to {r["max_tokens"]} tokens; learning rate {r["lr"]}; seed {r["seed"]}.
 * Loss on completions, mean of the first and of the last ten steps: {first:.2f}, {last:.2f}.
-* Made with `reproduce/pool/train.py`. Meant for trying hilora, not for use in earnest: the base has 135M weights.
+* Made with `reproduce/pool/train.py`. Meant for trying hilora, not for use in earnest: the base is small.
 """
 
 

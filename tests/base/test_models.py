@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from hilora.base.embed import Embedder
+from hilora.base.embedded import shown_name
 from hilora.base.fingerprint import describe_base
 from hilora.base.models import load_base, load_config
 from hilora.cli import main
@@ -204,3 +205,13 @@ def test_what_is_no_base_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_config(str(tmp_path))
     in_one_line(caught, "No base model", "config.json")
+
+
+def test_a_name_that_others_see_does_not_tell_where_a_model_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shown_name(str(tmp_path / "a-base")) == "a-base"
+    assert shown_name("organisation/a-base") == "organisation/a-base"
+    (tmp_path / "private" / "a-base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert shown_name("private/a-base") == "a-base"

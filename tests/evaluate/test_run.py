@@ -19,7 +19,7 @@ from hilora import METHODS, HiLoRA, Pool, get_method
 from hilora.cli.app import app
 from hilora.errors import HiloraError, InputError, UnknownNameError
 from hilora.evaluate.batches import answer_limits, schedule
-from hilora.evaluate.job import Bench, Job, shown_base
+from hilora.evaluate.job import Bench, Job
 from hilora.evaluate.lines import constant_answers, read_answers
 from hilora.evaluate.metrics import exact_match
 from hilora.evaluate.report import Results, summarise
@@ -458,8 +458,3 @@ def test_no_results_are_refused(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text(json.dumps(HEADER) + "\n")
     with pytest.raises(InputError, match="no results"):
         Results([tmp_path / "none.jsonl"])
-
-
-def test_results_do_not_tell_where_a_base_lies(tmp_path: Path) -> None:
-    assert shown_base(str(tmp_path / "a-base")) == "a-base"
-    assert shown_base("organisation/a-base") == "organisation/a-base"
