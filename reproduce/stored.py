@@ -6,11 +6,11 @@ A plain file is what an interrupted run has left, and counts before the archive 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hilora.jsonl import PACKED, plain_path, read_text
+from hilora.jsonl import PACKED, plain_path, read_lines, read_text
 
 
 def packed_path(path: Path) -> Path:
@@ -52,6 +52,11 @@ def pack(path: Path) -> Path:
     part.replace(packed)
     path.unlink()
     return packed
+
+
+def dtypes(paths: Iterable[Path]) -> list[str]:
+    """What the answers of these files were generated in, by the headers of their sittings; each once."""
+    return sorted({line["dtype"] for path in paths for line in read_lines(path) if "dtype" in line})
 
 
 def joined(name: str) -> tuple[str, ...]:

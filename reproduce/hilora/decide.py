@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from compared import NO_METHODS, finished, less, told
 from rounding import note
-from stored import joined, runs_in
+from stored import dtypes, joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.statistics import Difference
@@ -47,14 +47,15 @@ class Column:
     note: str
 
 
+WORDED = ("mixed", "trained", "rivals")
 COLUMNS = (
     Column("own adapter there", "hilora", ("confirm",), "iid", "fresh"),
     Column("half of the adapters", "hilora", ("confirm",), "within", "fresh"),
     Column("no adapter for the task at all", "hilora", ("strange",), "mixed", "fresh"),
     Column("none related", "hilora", joined("cross"), "cross", "reported before, nothing chosen on them"),
     Column("NLI, half of the adapters", "hilora", joined("nli"), "within", "reported before, nothing chosen on them"),
-    Column("other wording, own adapter there", "ramole", ("mixed", "trained"), "iid", "reported before, likewise"),
-    Column("other wording, own adapter masked", "ramole", ("mixed", "trained"), "ood", "reported before, likewise"),
+    Column("other wording, own adapter there", "ramole", WORDED, "iid", "reported before, likewise"),
+    Column("other wording, own adapter masked", "ramole", WORDED, "ood", "reported before, likewise"),
 )
 
 
@@ -67,10 +68,14 @@ def holm(p: Sequence[float]) -> list[float]:
     return found
 
 
+def paths_of(rows: Path, column: Column) -> list[Path]:
+    """The files of a column, as far as they are there."""
+    return runs_in(rows / column.folder / "rows", *column.runs)
+
+
 def compare(rows: Path, column: Column) -> tuple[Summary, Summary, Difference] | None:
     """Ours, the best of the others, and the difference; None where rows are missing."""
-    paths = runs_in(rows / column.folder / "rows", *column.runs)
-    if not paths:
+    if not (paths := paths_of(rows, column)):
         return None
     results = finished(Results(paths))
     if column.setting not in results.settings:
@@ -92,8 +97,9 @@ def page(rows: Path) -> str:
         said = "a tie" if p > ALPHA else "ahead" if d.value > 0 else "behind"
         scores = (f"{own.average.value:.1f}", f"{best.method} {best.average.value:.1f}")
         shown = f"{(d.high - d.low) / 2:.1f}"
+        about = f"{column.note}; {' and '.join(dtypes(paths_of(rows, column)))}"
         lines.append(
-            (column.name, str(own.num_prompts), *scores, told(d), f"{d.p:.3f}", f"{p:.3f}", said, shown, column.note)
+            (column.name, str(own.num_prompts), *scores, told(d), f"{d.p:.3f}", f"{p:.3f}", said, shown, about)
         )
     heading = (
         "column",

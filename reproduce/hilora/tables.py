@@ -18,7 +18,7 @@ from charts import chart
 from compared import against_table, clusters_table, finished, lead_table, less, told, useful_tasks, verdict
 from experiments import section, stand_on, tables_main
 from rounding import note
-from stored import joined, runs_in
+from stored import dtypes, joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, cluster_means, summarise
 from hilora.evaluate.tables import REFERENCES, by_cost, by_method, by_task, grid, markdown_table
@@ -33,6 +33,12 @@ CHOSEN = {
     "rivals-choose": "What is open in the rivals",
 }
 """Runs on first halves -> what they are about."""
+FRESH = {
+    ("confirm", "iid"): "Rows that nothing had used: own adapter there",
+    ("confirm", "within"): "Rows that nothing had used: half of the adapters",
+    ("strange", "mixed"): "Rows that nothing had used: tasks without an adapter",
+}
+"""Run and setting -> what it is about; generated once, after hilora-plus was frozen."""
 
 
 def is_ready(results: Results, needed: str | None) -> bool:
@@ -206,13 +212,26 @@ def factor_section(rows: Path) -> list[str]:
     return [section("The variance factor, within (on the first halves)", basis, markdown_table(heading, cells))]
 
 
+def fresh_sections(rows: Path, read: Mapping[str, Results]) -> list[str]:
+    """The confirmatory rows: all that was measured on them, and hilora-plus beside each."""
+    text = []
+    for (name, setting), title in FRESH.items():
+        if name not in read or "hilora-plus" not in read[name].methods(setting):
+            continue
+        summaries = whole(read[name], setting)
+        about = f"{stand_on(summaries)} Generated in {' and '.join(dtypes(runs_in(rows, name)))}."
+        text += [section(title, about, markdown_table(*by_method(summaries)), cost_table(summaries))]
+        text += [section(f"{title}: against hilora-plus", against_table(summaries, "hilora-plus"))]
+    return text
+
+
 def sections(rows: Path, out: Path) -> list[str]:
     """The page's sections, as far as there are rows; figures are written beside it."""
     text = ["# HiLoRA's experiments, measured here\n\nMade by `python reproduce/hilora/tables.py` from `rows/`.\n"]
     text += [f"{note('batches.md')}\n"]
     read = {
         name: finished(Results(runs_in(rows, *joined(name))))
-        for name in ("iid", "cross", "within", "nli", "gamma", "choose", "ablation", "rivals-choose")
+        for name in (*NEEDED, *CHOSEN, "confirm", "strange")
         if runs_in(rows, name)
     }
     read = {name: results for name, results in read.items() if is_ready(results, NEEDED.get(name))}
@@ -250,6 +269,7 @@ def sections(rows: Path, out: Path) -> list[str]:
         ]
     if "gamma" in read:
         text += [section("Fig. 6: gamma", gamma_figure(read["gamma"], out / "fig6.svg"), "![Fig. 6](fig6.svg)")]
+    text += fresh_sections(rows, read)
     for name, title in CHOSEN.items():
         for setting in read[name].settings if name in read else ():
             summaries = summarise(read[name], setting)

@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from charts import chart
-from compared import against_table
+from compared import against_table, finished
 from experiments import section, stand_on, tables_main
 from rounding import note
 from stored import runs_in
@@ -117,7 +117,7 @@ def sections(rows: Path, out: Path) -> list[str]:
     text = ["# RAMoLE's experiments, measured here\n\nMade by `python reproduce/ramole/tables.py`.\n"]
     text += [f"{note('../hilora/batches.md')}\n"]
     if runs_in(rows, "mixed"):
-        results = Results(runs_in(rows, "mixed", "trained"))
+        results = finished(Results(runs_in(rows, "mixed", "trained", "rivals")))
         found = {setting: {s.method: s for s in summarise(results, setting)} for setting in results.settings}
         text += [section("Table I: training-free columns", mixed_table(found, COLUMNS, PAPER, MORE))]
         if all(method in found[setting] for method, setting in TRAINED_COLUMNS):

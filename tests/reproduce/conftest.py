@@ -28,7 +28,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pool: Any, tin
         (val / f"{task}.jsonl").write_text("\n".join(lines))
     shutil.copytree(val, val.with_name("train"))
     (tmp_path / "data" / "ramole48").mkdir()
-    (tmp_path / "data" / "ramole48" / "test_half.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("test_half", "samples"):
+        (tmp_path / "data" / "ramole48" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return pool, model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -103,6 +104,12 @@ def test_a_papers_experiments_run_resume_and_become_tables(
     assert "| hilora |" in text
     assert f"| {runs[0].name} ({runs[0].settings[0]}) |" in text.split("## Time")[1]
     assert "nan" not in text
+    if name == "ramole":
+        scripts.run(scripts.load("reproduce/ramole/wording.py"), "--rows", rows, "--out", tmp_path)
+        of_tasks = (tmp_path / "wording.md").read_text().split("\n## ")[2:]
+        assert len(of_tasks) == 4
+        assert all("| constant | " in part and " | 100 | - | - |" in part for part in of_tasks)
+        assert all(re.search(r"\| oracle \| [\d.]+ \| \d+ \| 100 \| - \|", part) for part in of_tasks)
     if name == "hilora":
         scripts.run(scripts.load("reproduce/hilora/intervals.py"), "--rows", rows, "--out", tmp_path)
         (tmp_path / "all" / "hilora").mkdir(parents=True)
