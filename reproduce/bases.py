@@ -92,6 +92,15 @@ def changed(found: Found) -> str:
     return "\n".join(lines)
 
 
+def gains(found: Found) -> str:
+    """Which methods are significantly better than the base itself, on each."""
+    parts = []
+    for name, of in found.items():
+        ahead = [m for m in ranks(of) if verdict(less(of[m], of["base"])) == "ahead"]
+        parts.append(f"on {name} {', '.join(sorted(ahead)) or 'none'}")
+    return f"Significantly better than the base itself: {'; '.join(parts)}."
+
+
 def uses_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Whose ROCs the tokens of a prompt use most, by pool and method, from the lines of `second/uses.py`."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -125,7 +134,7 @@ def sections(folder: Path, bases: Sequence[str] = BASES) -> list[str]:
         text.append(section("Two bases", about, order(found)))
     for setting, of in found.items():
         basis = stand_on(list(next(iter(of.values())).values()))
-        text.append(section(TITLES[setting], f"On each base {basis}", beside(of), changed(of)))
+        text.append(section(TITLES[setting], f"On each base {basis}", beside(of), gains(of), changed(of)))
     if (uses := folder / "uses.jsonl").exists():
         about = "Of what is added to a prompt's tokens, mean over tokens and sites; every adapter in the pool."
         text.append(section("Two bases: whose ROCs tokens use", about, uses_table(list(read_lines(uses)))))

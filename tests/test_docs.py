@@ -217,6 +217,9 @@ def test_what_the_readme_says_of_two_bases_is_what_was_measured(scripts: Any) ->
     one, two = re.findall(r"\| (\S+) \((\S+) to (\S+)\) a tie", told.group())
     assert f"(`selection` is a tie: {', '.join(one[:2])} to {one[2]}, and {', '.join(two[:2])} to {two[2]})" in text
     assert {of["hilora-plus"][base][:2] for of in (own, half) for base in ("smollm2-135m", "gemma-3-270m")} == {"1."}
+    none = (ROOT / page).read_text().partition("## Two bases: no related")[2]
+    assert "; on gemma-3-270m none." in none.partition("\n## ")[0]  # as the next sentence says
+    assert "no method is significantly better than the base there" in text
     count = re.search(r"Two bases: every .*\n\nOn each base \d+ prompts of (\d+)", (ROOT / page).read_text())
     assert count is not None
     assert f"average over the {count[1]} tasks that both have adapters for" in text

@@ -60,7 +60,8 @@ def page(rows: Path) -> str:
     tasks = sorted(base.tasks, key=lambda task: (results.clusters[task], task))
     text = [
         "# NLI and paraphrase in other words\n\nMade by `python reproduce/ramole/wording.py`, whose first lines say "
-        f"how it is meant, of {base.num_prompts} training samples of {len(tasks)} tasks. {note('../hilora/batches.md')}"
+        f"how it is meant, of {base.num_prompts} training samples of {len(tasks)} tasks. "
+        f"{note('../hilora/batches.md')}"
     ]
     text += [
         f"## Means of tasks\n\n{markdown_table(*grid('cluster', {s.method: s.clusters for s in found.values()}))}"
