@@ -132,6 +132,7 @@ TRIED = tuple(f"{name}:{options}".rstrip(":") for name, tries in OPEN.items() fo
 BEST = ("base", "oracle", "selection", "mixture", "hilora", "hilora-plus", "lorauter", CHOSEN)
 """What is near the first where there are adapters of a prompt's own. Phatgoose, LoGo, SpectR and LAG, 14 to 21 points
 behind it there, take part where there are none."""
+STRANGE = (*(method for method in BEST if method != "oracle"), "phatgoose", *RIVALS[:3])
 RUNS += tuple(
     replace(run, name=f"{which}-{run.name}", methods=methods)
     for which, methods in (("phatgoose", ("phatgoose",)), ("rivals", RIVALS))
@@ -140,7 +141,7 @@ RUNS += tuple(
 RUNS += (
     Run("rivals-choose", ["iid", "cross"], TRIED, VAL, per_task=4, part="first", halves=2),
     Run("confirm", ["iid", "within"], BEST, VAL, per_task=24, halves=2, skip=13),
-    Run("strange", ["mixed"], (*BEST, "phatgoose", *RIVALS[:3]), VAL, per_task=24, strange=True),
+    Run("strange", ["mixed"], STRANGE, VAL, per_task=24, strange=True),
 )
 
 
