@@ -13,6 +13,10 @@ from pathlib import Path
 from hilora.jsonl import PACKED, plain_path, read_lines, read_text
 
 
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""A header's word for what answers were generated in -> the pages'."""
+
+
 def packed_path(path: Path) -> Path:
     """Where a file is once it is packed."""
     return path.with_name(path.name + PACKED)
@@ -56,7 +60,8 @@ def pack(path: Path) -> Path:
 
 def dtypes(paths: Iterable[Path]) -> list[str]:
     """What the answers of these files were generated in, by the headers of their sittings; each once."""
-    return sorted({line["dtype"] for path in paths for line in read_lines(path) if "dtype" in line})
+    found = {line["dtype"] for path in paths for line in read_lines(path) if "dtype" in line}
+    return sorted(SHORT.get(each, each) for each in found)
 
 
 def joined(name: str) -> tuple[str, ...]:
