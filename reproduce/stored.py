@@ -12,7 +12,6 @@ from pathlib import Path
 
 from hilora.jsonl import PACKED, plain_path, read_lines, read_text
 
-
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 """A header's word for what answers were generated in -> the pages'."""
 

@@ -117,7 +117,8 @@ def page(rows: Path) -> str:
     left = f"\n\nNot there yet: {'; '.join(missing)}." if missing else ""
     return (
         "# What the rows can decide\n\nMade by `python reproduce/hilora/decide.py`, whose first lines say how it is "
-        f"meant. {note('batches.md')} The last cell of a line says what its answers were generated in. One family of {len(found)} comparisons."
+        f"meant. {note('batches.md')} The last cell of a line says what its answers were generated in. "
+        f"One family of {len(found)} comparisons."
         f"\n\n## Column by column\n\n{markdown_table(heading, lines)}{left}\n"
     )
 
