@@ -230,6 +230,30 @@ def test_what_the_readme_says_of_two_bases_is_what_was_measured(scripts: Any) ->
     assert f"of 20 {spans['gemma']} on gemma-3-270m" in text
 
 
+def test_what_the_readme_says_of_fresh_rows_is_what_was_measured(scripts: Any) -> None:
+    text, page = " ".join((ROOT / "README.md").read_text().split()), "reproduce/hilora/results.md"
+    title = "Rows that nothing had used"
+    names = ("own adapter there", "tasks without an adapter")
+    own, none = (rows_under(scripts, page, f"{title}: {name}") for name in names)
+    less = rows_under(scripts, page, f"{title}: own adapter there: against hilora-plus")
+    behind = [less[m]["difference"].removeprefix("-") for m in ("lorauter", "lorauter:k=5:temperature=0.05")]
+    assert f"{100 * float(own['hilora-plus']['gap closed']):.0f} % of what the right adapter adds" in text
+    assert f"is {behind[0]} points behind there as its paper has it, {behind[1]} with the options" in text
+    assert f"sure; {less['selection']['difference'].removeprefix('-')} points behind then (fresh rows)" in text
+    scores = [float(none[method]["average"]) for method in ("logo", "spectr", "lag")]
+    assert f"({min(scores)} to {max(scores)}, `hilora-plus` {none['hilora-plus']['average']})" in text
+    found = rows_under(scripts, "reproduce/hilora/decide.md", "Column by column")
+    said = {name: row[""] for name, row in found.items()}
+    first = {"own adapter there", "half of the adapters"}
+    assert {name for name, verdict in said.items() if verdict == "ahead"} == first  # "so it is first where ..."
+    assert {verdict for name, verdict in said.items() if name not in first} == {"a tie"}
+    near = {"selection", "hilora", "mixture", "lorauter", "lorauter:k=5:temperature=0.05"}
+    assert set(own) == {"base", "oracle", "hilora-plus"} | near
+    table = rows_under(scripts, page, "Every adapter in the pool")
+    for method in ("logo", "spectr", "lag"):
+        assert float(table[method]["average"]) < float(table["hilora-plus"]["average"]) - 15
+
+
 MAIN_TITLES = ("Every adapter in the pool", "Within cluster", "Table 2: cross cluster")
 
 
