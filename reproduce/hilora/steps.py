@@ -5,7 +5,8 @@
     python reproduce/hilora/steps.py                                                # steps.md from rows
 
 The steps: three witnesses and 5 % of held-out samples called unseen; a fourth witness, the outline; 2 % called
-unseen, which is hilora-plus as it stands. Rows are in fp32, as those of run `confirm`, from which the last step is taken.
+unseen, which is hilora-plus as it stands. Rows are in fp32, as those of run `confirm`, from which the last step is
+taken.
 """
 
 import argparse
