@@ -12,9 +12,8 @@ from hilora.jsonl import read_lines
 from hilora.route import novelty
 from tests.reproduce.conftest import use_tiny
 
-pytestmark = pytest.mark.usefixtures("quick_tuning")
 
-
+@pytest.mark.usefixtures("quick_tuning")
 def test_every_step_is_measured_and_a_step_that_changes_nothing_gains_nothing(
     world: Any,
     tokenizer: Any,
@@ -32,6 +31,7 @@ def test_every_step_is_measured_and_a_step_that_changes_nothing_gains_nothing(
     monkeypatch.setattr(script, "FIRST", script.replace(script.FIRST, per_task=4))
     script.carry_out([whole], tmp_path / "data", pool.path, rows, "fp32")
     options = ["--data", tmp_path / "data", "--pool", pool.path, "--before", pool.path, "--rows", rows]
+    options += ["--five", tmp_path / "five"]
     monkeypatch.setattr(script, "SHARES", dict.fromkeys(script.SHARES, share))  # so that all steps are the same
     scripts.run(script, *options, "--out", tmp_path)
     assert share == novelty.UNSEEN_SHARE
@@ -46,6 +46,16 @@ def test_every_step_is_measured_and_a_step_that_changes_nothing_gains_nothing(
     }
     shared = [row.get("shared") for row in read_lines(rows / "steps-confirm-five.jsonl.gz") if "method" in row]
     assert all(shared)  # what is answered alike is answered once
+
+
+def test_the_pool_of_a_step_keeps_the_calibration_of_its_share(
+    shared_pool: Any, tmp_path: Path, scripts: Any
+) -> None:
+    _, pool = shared_pool("llama")
+    script = scripts.load("reproduce/hilora/steps.py")
+    made = [script.recalibrated(pool.path, tmp_path / str(share), share) for share in (0.05, 0.5)]
+    few, many = (script.Pool.open(path).calibration.seen_above for path in made)
+    assert few < many
 
 
 def test_another_share_is_called_unseen_only_meanwhile(scripts: Any) -> None:
