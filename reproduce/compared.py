@@ -9,6 +9,8 @@ from hilora.evaluate.tables import REFERENCES, markdown_table
 Summaries = Sequence[Summary]
 OURS = ("hilora", "hilora-plus")
 NO_METHODS = (*REFERENCES, "base", "constant")
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""A header's word for what answers were generated in -> the pages'."""
 
 
 def finished(results: Results) -> Results:
@@ -19,6 +21,12 @@ def finished(results: Results) -> Results:
             if len(results.rows[setting, method]) < most:
                 del results.rows[setting, method]
     return results
+
+
+def dtypes(results: Results) -> str:
+    """What answers were generated in, by the headers of their sittings."""
+    found = {setup["dtype"] for setup in results.setups}
+    return " and ".join(sorted(SHORT.get(each, each) for each in found))
 
 
 def verdict(found: Difference) -> str:

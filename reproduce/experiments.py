@@ -149,6 +149,23 @@ def tables_main(doc: str | None, folder: str, sections: Callable[[Path, Path], l
     (args.out / "results.md").write_text("\n".join(text))
 
 
+def page_main(doc: str | None, out: Path, rows: Path, page: Callable[[Path], str], what: str | None = None) -> None:
+    """The command line of a script that makes one page of rows.
+
+    Args:
+        doc: of the script.
+        out: the page.
+        rows: the folder that it is made of.
+        page: makes it.
+        what: the folder holds, where it is not the rows themselves.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", type=Path, default=rows, help=what)
+    parser.add_argument("--out", type=Path, default=out.parent)
+    args = parser.parse_args()
+    (args.out / out.name).write_text(page(args.rows))
+
+
 def section(title: str, *parts: str) -> str:
     """A section of a Markdown page."""
     return "\n\n".join([f"## {title}", *parts]) + "\n"

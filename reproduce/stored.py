@@ -6,14 +6,11 @@ A plain file is what an interrupted run has left, and counts before the archive 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hilora.jsonl import PACKED, plain_path, read_lines, read_text
-
-SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-"""A header's word for what answers were generated in -> the pages'."""
+from hilora.jsonl import PACKED, plain_path, read_text
 
 
 def packed_path(path: Path) -> Path:
@@ -55,12 +52,6 @@ def pack(path: Path) -> Path:
     part.replace(packed)
     path.unlink()
     return packed
-
-
-def dtypes(paths: Iterable[Path]) -> list[str]:
-    """What the answers of these files were generated in, by the headers of their sittings; each once."""
-    found = {line["dtype"] for path in paths for line in read_lines(path) if "dtype" in line}
-    return sorted(SHORT.get(each, each) for each in found)
 
 
 def joined(name: str) -> tuple[str, ...]:

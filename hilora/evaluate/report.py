@@ -69,9 +69,16 @@ class Summary:
 
 
 class Results:
-    """Results files, plain or packed, read once."""
+    """Results files, plain or packed, read once.
+
+    Attributes:
+        setups: the header of each sitting, what its rows were made with.
+        items: row id -> what is known of that row whatever the method.
+        rows: (setting, method) -> (split, row id) -> row.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        self.setups: list[dict[str, Any]] = []
         self.items: dict[str, dict[str, Any]] = {}
         self.rows: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
         for path in paths:
@@ -81,6 +88,8 @@ class Results:
                 elif "method" in row:
                     of_method = self.rows.setdefault((row["setting"], row["method"]), {})
                     of_method[row["split"], row["id"]] = row
+                elif "setup" in row:
+                    self.setups.append(row)
         if not self.rows:
             raise InputError(f"{', '.join(map(str, paths))}: no results. Run: hilora evaluate tasks --json FILE")
 

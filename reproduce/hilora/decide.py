@@ -8,16 +8,16 @@ is told by half the width of the interval: of a true difference so large, about 
 something, and of one 1.4 times as large four in five.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from compared import NO_METHODS, finished, less, told
+from compared import NO_METHODS, dtypes, finished, less, told
+from experiments import page_main
 from rounding import note
-from stored import dtypes, joined, runs_in
+from stored import joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.statistics import Difference
@@ -68,14 +68,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return found
 
 
-def paths_of(rows: Path, column: Column) -> list[Path]:
-    """The files of a column, as far as they are there."""
-    return runs_in(rows / column.folder / "rows", *column.runs)
-
-
-def compare(rows: Path, column: Column) -> tuple[Summary, Summary, Difference] | None:
-    """Ours, the best of the others, and the difference; None where rows are missing."""
-    if not (paths := paths_of(rows, column)):
+def compare(rows: Path, column: Column) -> tuple[Summary, Summary, Difference, str] | None:
+    """Ours, the best of the others, the difference, what answers were generated in; None where rows are missing."""
+    if not (paths := runs_in(rows / column.folder / "rows", *column.runs)):
         return None
     results = finished(Results(paths))
     if column.setting not in results.settings:
@@ -85,19 +80,19 @@ def compare(rows: Path, column: Column) -> tuple[Summary, Summary, Difference] |
     if OWN not in found or not others:
         return None
     best = max(others, key=lambda s: s.average.value)
-    return found[OWN], best, less(found[OWN], best)
+    return found[OWN], best, less(found[OWN], best), dtypes(results)
 
 
 def page(rows: Path) -> str:
     """The page, of the columns that have rows."""
     found = [(column, made) for column in COLUMNS if (made := compare(rows, column)) is not None]
-    adjusted = holm([d.p for _, (_, _, d) in found])
+    adjusted = holm([d.p for _, (_, _, d, _) in found])
     lines = []
-    for (column, (own, best, d)), p in zip(found, adjusted, strict=True):
+    for (column, (own, best, d, dtype)), p in zip(found, adjusted, strict=True):
         said = "a tie" if p > ALPHA else "ahead" if d.value > 0 else "behind"
         scores = (f"{own.average.value:.1f}", f"{best.method} {best.average.value:.1f}")
         shown = f"{(d.high - d.low) / 2:.1f}"
-        about = f"{column.note}; {' and '.join(dtypes(paths_of(rows, column)))}"
+        about = f"{column.note}; {dtype}"
         lines.append(
             (column.name, str(own.num_prompts), *scores, told(d), f"{d.p:.3f}", f"{p:.3f}", said, shown, about)
         )
@@ -124,11 +119,7 @@ def page(rows: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=HERE.parent, help="the folder of hilora/rows and ramole/rows")
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args()
-    (args.out / "decide.md").write_text(page(args.rows))
+    page_main(__doc__, HERE / "decide.md", HERE.parent, page, "the folder of hilora/rows and ramole/rows")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ A prompt that is answered in several halves has as many rows. Until they were dr
 (`hilora/evaluate/statistics.py`), each counted as a prompt of its own, and intervals were too narrow.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from compared import less, told, useful_tasks, verdict
+from experiments import page_main
 from rounding import note
 from stored import joined, runs_in
 
@@ -106,11 +106,7 @@ def page(rows: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=HERE / "rows")
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args()
-    (args.out / "intervals.md").write_text(page(args.rows))
+    page_main(__doc__, HERE / "intervals.md", HERE / "rows", page)
 
 
 if __name__ == "__main__":

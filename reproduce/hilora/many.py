@@ -8,17 +8,18 @@ Beside them the same methods with the pool's own twenty, on the same rows: the s
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import run as hilora_run
 from compared import less, told, verdict
+from copied import copied
 from experiments import Run, carry_out, stand_on
 from rounding import note
 from stored import joined, runs_in
 
-from hilora import Pool
 from hilora.base.embed import describe_embedder
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.rows import load_rows
@@ -26,24 +27,20 @@ from hilora.evaluate.tables import markdown_table
 
 HERE = Path(__file__).parent
 SAMPLES = 200
-METHODS = ("selection", "lorauter", "lorauter:k=5:temperature=0.05", "hilora-plus")
-RUN = Run("many", ["iid", "cross"], METHODS, "flan_mini/val", per_task=13)
+METHODS = ("selection", "lorauter", hilora_run.CHOSEN, "hilora-plus")
+RUN = Run("many", ["iid", "cross"], METHODS, hilora_run.VAL, per_task=13)
 TITLES = {"iid": "Every adapter in the pool", "cross": "No related adapter"}
 MANY = f", {SAMPLES} samples"
 
 
 def with_many(pool_path: Path, train: Path, out: Path, count: int) -> None:
     """A copy of a pool whose adapters have so many samples, the first of their training data."""
-    part = out.with_name(f"{out.name}.part")  # a pool that is half made must not be taken for one
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(pool_path, part)
-    pool = Pool.open(part)
-    embedder = pool.embedder.load(pool.path)
-    rows = load_rows(train)
-    samples = {name: [row.inputs for row in rows if row.task == name][:count] for name in pool.names}
-    print(f"embedding {sum(map(len, samples.values()))} samples of {len(samples)} adapters", flush=True)
-    pool.reembed(samples, describe_embedder(embedder), embedder)
-    part.replace(out)
+    with copied(pool_path, out) as pool:
+        embedder = pool.embedder.load(pool.path)
+        rows = load_rows(train)
+        samples = {name: [row.inputs for row in rows if row.task == name][:count] for name in pool.names}
+        print(f"embedding {sum(map(len, samples.values()))} samples of {len(samples)} adapters", flush=True)
+        pool.reembed(samples, describe_embedder(embedder), embedder)
 
 
 def both(rows: Path, setting: str) -> dict[str, Summary]:

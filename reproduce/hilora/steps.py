@@ -10,7 +10,6 @@ taken.
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import run as hilora_run
 from compared import less, told, verdict
+from copied import copied
 from experiments import Run, carry_out, stand_on
 from stored import runs_in
 
-from hilora import Pool
 from hilora.evaluate.report import Results, Summary, summarise
 from hilora.evaluate.tables import markdown_table
 from hilora.route import novelty
@@ -56,12 +55,8 @@ def called_unseen(share: float) -> Iterator[None]:
 def recalibrated(pool_path: Path, out: Path, share: float) -> Path:
     """A copy of a pool whose calibration, which it keeps, calls that share of held-out samples unseen."""
     if not out.exists():
-        part = out.with_name(f"{out.name}.part")  # a pool that is half made must not be taken for one
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(pool_path, part)
-        with called_unseen(share):
-            Pool.open(part).tune(always=True)
-        part.replace(out)
+        with copied(pool_path, out) as pool, called_unseen(share):
+            pool.tune(always=True)
     return out
 
 

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import bases
 import paper
 from charts import chart
-from compared import against_table, clusters_table, finished, lead_table, less, told, useful_tasks, verdict
+from compared import against_table, clusters_table, dtypes, finished, lead_table, less, told, useful_tasks, verdict
 from experiments import section, stand_on, tables_main
 from rounding import note
-from stored import dtypes, joined, runs_in
+from stored import joined, runs_in
 
 from hilora.evaluate.report import Results, Summary, cluster_means, summarise
 from hilora.evaluate.tables import REFERENCES, by_cost, by_method, by_task, grid, markdown_table
@@ -212,14 +212,14 @@ def factor_section(rows: Path) -> list[str]:
     return [section("The variance factor, within (on the first halves)", basis, markdown_table(heading, cells))]
 
 
-def fresh_sections(rows: Path, read: Mapping[str, Results]) -> list[str]:
+def fresh_sections(read: Mapping[str, Results]) -> list[str]:
     """The confirmatory rows: all that was measured on them, and hilora-plus beside each."""
     text = []
     for (name, setting), title in FRESH.items():
         if name not in read or "hilora-plus" not in read[name].methods(setting):
             continue
         summaries = whole(read[name], setting)
-        about = f"{stand_on(summaries)} Generated in {' and '.join(dtypes(runs_in(rows, name)))}."
+        about = f"{stand_on(summaries)} Generated in {dtypes(read[name])}."
         text += [section(title, about, markdown_table(*by_method(summaries)), cost_table(summaries))]
         text += [section(f"{title}: against hilora-plus", against_table(summaries, "hilora-plus"))]
     return text
@@ -269,7 +269,7 @@ def sections(rows: Path, out: Path) -> list[str]:
         ]
     if "gamma" in read:
         text += [section("Fig. 6: gamma", gamma_figure(read["gamma"], out / "fig6.svg"), "![Fig. 6](fig6.svg)")]
-    text += fresh_sections(rows, read)
+    text += fresh_sections(read)
     for name, title in CHOSEN.items():
         for setting in read[name].settings if name in read else ():
             summaries = summarise(read[name], setting)

@@ -7,7 +7,6 @@ Beside each method's score it says which adapter had the largest weight, and how
 it gave most often: one that always says the same scores like the most frequent answer does.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from experiments import page_main
 from rounding import note
 from stored import runs_in
 
@@ -71,11 +71,7 @@ def page(rows: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=HERE / "rows")
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args()
-    (args.out / "wording.md").write_text(page(args.rows))
+    page_main(__doc__, HERE / "wording.md", HERE / "rows", page)
 
 
 if __name__ == "__main__":

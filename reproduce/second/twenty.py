@@ -5,10 +5,11 @@ python reproduce/second/twenty.py --of pools/flan-mini --out runs/smollm2-20    
 """
 
 import argparse
-import shutil
+import sys
 from pathlib import Path
 
-from hilora import Pool
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from copied import copied
 
 TASKS = (
     "sst2",
@@ -36,11 +37,10 @@ TASKS = (
 
 def some(source: Path, out: Path) -> None:
     """A pool with the adapters of these tasks alone."""
-    shutil.copytree(source, out)
-    pool = Pool.open(out)
-    for name in sorted(set(pool.names) - set(TASKS)):
-        pool.remove(name)
-    pool.tune(always=True)
+    with copied(source, out) as pool:
+        for name in sorted(set(pool.names) - set(TASKS)):
+            pool.remove(name)
+        pool.tune(always=True)
     print(f"{out}: {len(pool)} adapters")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pool: Any, tin
     return pool, model
 
 
-def use_tiny(module: Any, model: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load_base", lambda *a, **k: (model, tokenizer))
-    monkeypatch.setattr("hilora.base.embed.Embedder", lambda *a, **k: embedder)
-    monkeypatch.setattr(module, "Embedder", lambda *a, **k: embedder, raising=False)
+@pytest.fixture
+def use_tiny(world: Any, tokenizer: Any, embedder: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Puts the tiny model and embedder in place of those that a script, or a module of the scripts, loads."""
+    _, model = world
+
+    def use(module: Any) -> None:
+        monkeypatch.setattr(module, "load_base", lambda *a, **k: (model, tokenizer))
+        monkeypatch.setattr("hilora.base.embed.Embedder", lambda *a, **k: embedder)
+        monkeypatch.setattr(module, "Embedder", lambda *a, **k: embedder, raising=False)
+
+    return use

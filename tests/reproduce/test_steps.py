@@ -8,23 +8,18 @@ from typing import Any
 
 import pytest
 
+from hilora import Pool
 from hilora.jsonl import read_lines
 from hilora.route import novelty
-from tests.reproduce.conftest import use_tiny
 
 
 @pytest.mark.usefixtures("quick_tuning")
 def test_every_step_is_measured_and_a_step_that_changes_nothing_gains_nothing(
-    world: Any,
-    tokenizer: Any,
-    embedder: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    scripts: Any,
+    world: Any, use_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: Any
 ) -> None:
-    pool, model = world
+    pool, _ = world
     script = scripts.load("reproduce/hilora/steps.py")
-    use_tiny(sys.modules["experiments"], model, tokenizer, embedder, monkeypatch)
+    use_tiny(sys.modules["experiments"])
     rows, share = tmp_path / "rows", novelty.UNSEEN_SHARE
     whole = script.replace(script.CONFIRM, per_task=4, skip=0)
     monkeypatch.setattr(script, "CONFIRM", whole)
@@ -54,7 +49,7 @@ def test_the_pool_of_a_step_keeps_the_calibration_of_its_share(
     _, pool = shared_pool("llama")
     script = scripts.load("reproduce/hilora/steps.py")
     made = [script.recalibrated(pool.path, tmp_path / str(share), share) for share in (0.05, 0.5)]
-    few, many = (script.Pool.open(path).calibration.seen_above for path in made)
+    few, many = (Pool.open(path).calibration.seen_above for path in made)
     assert few < many
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hilora import Pool
 from hilora.errors import InputError
 from hilora.jsonl import read_text
 
@@ -83,3 +84,24 @@ def test_runs_are_listed_by_name_packed_or_plain(stored: Any, tmp_path: Path) ->
     names = [each.name.removesuffix(".gz") for each in stored.runs_in(tmp_path)]
     assert names == [each.name for each in plain] == ["a-b.jsonl", "a.jsonl", "b.jsonl"]
     assert [each.name for each in stored.runs_in(tmp_path, "b", "none", "a")] == ["b.jsonl", "a.jsonl.gz"]
+
+
+def test_a_pool_made_of_another_is_there_once_it_is_whole(shared_pool: Any, tmp_path: Path, scripts: Any) -> None:
+    _, pool = shared_pool("llama")
+    copied, out = scripts.load("reproduce/copied.py").copied, tmp_path / "made"
+
+    def without_one(fails: bool) -> None:
+        with copied(pool.path, out) as found:
+            found.remove(pool.names[0])
+            if fails:
+                raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        without_one(fails=True)
+    assert not out.exists()
+    without_one(fails=False)
+    assert Pool.open(out).names == pool.names[1:]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    with pytest.raises(FileExistsError, match="already"):
+        without_one(fails=False)
+    assert Pool.open(out).names == pool.names[1:]
